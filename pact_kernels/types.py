@@ -1,0 +1,93 @@
+"""The values that the ops take and return beside plain tensors.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """How far a row's target moves from the full-context reference f to the post-only one p.
+
+    With k(x) the least number of entries of softmax(x / temperature), in descending order, whose sum
+    reaches top_p, and u the student's K selected logits at answer step t:
+
+        c = sigmoid(alpha (k(u)/K - k(p)/K - bias)) * decay(t) * prefix_boost
+        decay(t) = exp(-max(t - prefix_length, 0) / decay_tau)   if decay_tau > 0
+                 = 1 if t < prefix_length else 0                 otherwise
+
+    Source: arXiv 2603.07445 and the values of its released implementation.
+    """
+
+    top_p: float = 0.9
+    """Probability mass, in (0, 1], that defines k."""
+    alpha: float = 2.0
+    """Slope of the sigmoid."""
+    bias: float = 0.0
+    """Difference of k/K at which the sigmoid is one half."""
+    temperature: float = 1.0
+    """Temperature of the softmax over the K logits from which k is counted."""
+    prefix_length: int = 8
+    """Answer steps before the decay sets in."""
+    decay_tau: float = 8.0
+    """Decay length in answer steps; 0 cuts the gate off at prefix_length."""
+    prefix_boost: float = 1.0
+    """Factor on the whole gate."""
+
+    def __post_init__(self) -> None:
+        for name, valid, need in (
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("temperature", self.temperature > 0.0, "positive"),
+            ("prefix_length", self.prefix_length >= 0, "at least 0"),
+            ("decay_tau", self.decay_tau >= 0.0, "at least 0 (0 is a hard cut)"),
+            ("prefix_boost", self.prefix_boost >= 0.0, "at least 0"),
+        ):
+            if not valid:
+                raise ValueError(f"gate {name} must be {need}, got {getattr(self, name)}")
+
+
+class ReferenceLogits(NamedTuple):
+    """The reference's selected logits, formed earlier (a cache); no gradient reaches them."""
+
+    full: Tensor
+    """(N, K) on the full context."""
+    post: Tensor | None = None
+    """(N, K) on the post-only input; None only where gate=None."""
+    full_lse: Tensor | None = None
+    """(N,) log-sum-exp over the vocabulary; needed by over="vocabulary"."""
+    post_lse: Tensor | None = None
+    """(N,) log-sum-exp of the post-only logits; needed by over="vocabulary" with a gate."""
+
+
+class ReferenceStates(NamedTuple):
+    """The reference's hidden states: the op forms its logits itself; no gradient reaches them."""
+
+    full_hidden: Tensor
+    """(N, D) on the full context."""
+    post_hidden: Tensor | None
+    """(N, D) on the post-only input; None only where gate=None."""
+    weight: Tensor
+    """(V, D) the reference's head."""
+    bias: Tensor | None = None
+    """(V,) the reference's head bias; None takes the bias given to the op."""
+
+
+class PactLoss(NamedTuple):
+    """What `pact_loss` returns. Only `loss` carries a gradient; the others are for reports."""
+
+    loss: Tensor
+    """cross_entropy + kl_weight * kl."""
+    cross_entropy: Tensor
+    """Cross-entropy in nats, reduced like the loss."""
+    kl: Tensor
+    """KL to the reference's target in nats, reduced like the loss, before kl_weight."""
+    num_rows: Tensor
+    """() int64: rows of this call whose target was not ignored."""
+    mean_gate: Tensor
+    """() mean of the gate c over these rows; 0 with gate=None."""
