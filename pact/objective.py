@@ -1,0 +1,103 @@
+"""The training objective: cross-entropy plus the pull on the safety tokens. Tensors in, `PactLoss` out.
+
+Legend: N rows, D hidden size, V vocabulary, K safety tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import pact_kernels as pk
+from pact.config import PactConfig
+
+if TYPE_CHECKING:
+    from pact.models import Head
+
+
+class PactObjective:
+    """Loss of a batch of answer rows: mean cross-entropy + kl_weight * mean KL to the reference's target.
+
+    Args:
+        token_ids: (K,) int64, the safety tokens.
+        token_weights: (K,) their weights; only positive parts count, and only for over="selection".
+        config: the objective's settings.
+    """
+
+    def __init__(self, token_ids: Tensor, token_weights: Tensor, config: PactConfig) -> None:
+        if token_ids.numel() == 0:
+            raise ValueError("token_ids must hold at least one safety token, got none: run `pact discover`")
+        self.token_ids = token_ids
+        self.token_weights = token_weights
+        self.config: PactConfig | None = config
+
+    @classmethod
+    def plain(cls) -> PactObjective:
+        """Cross-entropy alone: ordinary fine-tuning, through the same fused op."""
+        objective = cls.__new__(cls)
+        objective.token_ids = torch.empty(0, dtype=torch.int64)
+        objective.token_weights = torch.empty(0)
+        objective.config = None
+        return objective
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.config is not None
+
+    @property
+    def needs_post_only(self) -> bool:
+        return self.config is not None and self.config.gate
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        target: Tensor,
+        step: Tensor,
+        reference: pk.ReferenceLogits | pk.ReferenceStates | None,
+        *,
+        num_items: int | Tensor | None = None,
+    ) -> pk.PactLoss:
+        """Loss of N answer rows.
+
+        Args:
+            hidden: (N, D) the student's states that predict the rows' tokens.
+            head: the student's output head.
+            target: (N,) int64, the tokens to predict.
+            step: (N,) int64, each row's step within its answer.
+            reference: the frozen model's states or cached logits of the same rows; None for `plain`.
+            num_items: denominator of both means; the number of rows of the whole optimiser step.
+        """
+        if self.config is None:
+            return self._cross_entropy(hidden, head, target, num_items)
+        if reference is None:
+            raise ValueError("this objective needs the reference of the batch, got None")
+        device = hidden.device
+        return pk.pact_loss(
+            hidden,
+            head.weight,
+            target,
+            self.token_ids.to(device),
+            self.token_weights.to(device),
+            step,
+            reference,
+            kl_weight=self.config.kl_weight,
+            gate=self.config.gate_config(),
+            temperature=self.config.kl_temperature,
+            over=self.config.over,
+            num_items=num_items,
+            **head.options,
+        )
+
+    @staticmethod
+    def _cross_entropy(
+        hidden: Tensor, head: Head, target: Tensor, num_items: int | Tensor | None
+    ) -> pk.PactLoss:
+        loss = pk.linear_cross_entropy(
+            hidden, head.weight, target, num_items=num_items, **head.options
+        )
+        zero = torch.zeros((), device=loss.device)
+        rows = torch.full((), target.numel(), device=loss.device)
+        return pk.PactLoss(loss, loss.detach(), zero, rows, zero)

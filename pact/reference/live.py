@@ -1,0 +1,97 @@
+"""References that run a backbone for every batch: the student with its adapters off, or a second model.
+
+Legend: B sequences, L positions, N answer rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import pact_kernels as pk
+from pact.models import causal_lm, hidden_states, output_head
+
+
+class Reference(Protocol):
+    """Anything that yields the reference of a collated batch, row by row."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates | pk.ReferenceLogits: ...
+
+
+class FrozenModel:
+    """A second model, never trained: for full fine-tuning, or when the aligned model is another one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates:
+        return _reference_states(self.model, batch)
+
+
+class AdaptersOff:
+    """The student without its adapters: no second model in memory.
+
+    Raises:
+        ValueError: the model has no adapters, or trains anything else beside them (its head, its embeddings,
+            `modules_to_save`), so that switching the adapters off would not give back the aligned model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not hasattr(model, "disable_adapter"):
+            raise ValueError(
+                f"adapters can only be switched off on a PEFT model, got {type(model).__name__}: "
+                "use FrozenModel(copy.deepcopy(model))"
+            )
+        adapter_names = tuple(getattr(model, "peft_config", {}))
+        prefixes = tuple(getattr(getattr(model, "base_model", None), "prefix", "lora_").split(","))
+        others = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not any(prefix in name for prefix in prefixes)
+        ]
+        if others:
+            raise ValueError(
+                f"beside its adapters {adapter_names} the model trains {others[0]} and "
+                f"{len(others) - 1} more: without adapters it is no longer the aligned model; use FrozenModel "
+                "with a copy, or take them out of modules_to_save"
+            )
+        self.model = model
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates:
+        with adapters_off(self.model):
+            return _reference_states(self.model, batch)
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Evaluation mode with adapters off; every module's mode and every `requires_grad` is put back after."""
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+
+
+@torch.no_grad()
+def _reference_states(model: nn.Module, batch: Mapping[str, Tensor]) -> pk.ReferenceStates:
+    states = hidden_states(model, batch["input_ids"], batch["attention_mask"])  # (B, L, D)
+    full = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
+    post = None
+    if "post_input_ids" in batch:
+        if batch["post_input_ids"].shape[0] == 0:
+            post = full
+        else:
+            states = hidden_states(model, batch["post_input_ids"], batch["post_attention_mask"])
+            post = states[batch["post_sequence"], batch["post_position"]]  # (N, D)
+    head = output_head(causal_lm(model))
+    return pk.ReferenceStates(full, post, head.weight.detach(), head.bias)

@@ -1,0 +1,69 @@
+"""Which code runs an op, and how much memory it may take: two settings, each a context manager."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+IMPLEMENTATIONS = ("naive", "chunked", "triton")
+MIB = 2**20
+DEFAULT_WORKSPACE_MIB = {"cpu": 64.0, "cuda": 256.0}
+
+_override: str | None = None
+_workspace_mib: float | None = None
+
+
+@contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Run every op inside the block with one implementation instead of the device's default.
+
+    Args:
+        name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace, any
+            device) or "triton" (the kernels; on CPU tensors Triton's interpreter).
+
+    Raises:
+        ValueError: the name is unknown, or "triton" in a build without kernels.
+    """
+    global _override
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
+    if name == "triton":
+        raise ValueError(
+            "this version holds no Triton kernels yet: use implementation('chunked'), the default"
+        )
+    previous, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+@contextmanager
+def workspace(mib: float) -> Iterator[None]:
+    """Cap the memory that an op may take beyond its inputs and outputs inside the block.
+
+    Args:
+        mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. One slab holds at least one
+            row of the vocabulary, however small the cap.
+    """
+    global _workspace_mib
+    if not mib > 0:
+        raise ValueError(f"workspace must be positive, got {mib} MiB")
+    previous, _workspace_mib = _workspace_mib, float(mib)
+    try:
+        yield
+    finally:
+        _workspace_mib = previous
+
+
+def is_naive() -> bool:
+    """Whether the dense formula was asked for."""
+    return _override == "naive"
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """The cap in force for `device`, in bytes."""
+    mib = _workspace_mib or DEFAULT_WORKSPACE_MIB.get(device.type, DEFAULT_WORKSPACE_MIB["cuda"])
+    return int(mib * MIB)

@@ -1,0 +1,1 @@
+"""The oracle: every op as its formula, dense, in any dtype, differentiated by autograd."""

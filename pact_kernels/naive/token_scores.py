@@ -1,0 +1,38 @@
+"""How far the aligned model's confidence in every token exceeds the base model's, from all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_kernels.naive.logits import logits
+
+
+def token_scores(
+    aligned_hidden: Tensor,
+    aligned_weight: Tensor,
+    base_hidden: Tensor,
+    base_weight: Tensor,
+    sample: Tensor,
+    *,
+    mode: str = "p_diff",
+    temperature: float = 1.0,
+    aligned_bias: Tensor | None = None,
+    base_bias: Tensor | None = None,
+    **head: Any,
+) -> tuple[Tensor, Tensor]:
+    """Mean over each sample's rows, then over samples, of the difference and of P_aligned: (V,) twice."""
+    z_aligned = logits(aligned_hidden, aligned_weight, bias=aligned_bias, **head) / temperature
+    z_base = logits(base_hidden, base_weight, bias=base_bias, **head) / temperature
+    log_aligned, log_base = z_aligned.log_softmax(-1), z_base.log_softmax(-1)
+    p_aligned = log_aligned.exp()
+    if mode == "p_diff":
+        change = p_aligned - log_base.exp()
+    else:
+        change = p_aligned * (log_base - log_aligned)
+    members = [sample == s for s in sample.unique()]
+    means = [(change[m].mean(0), p_aligned[m].mean(0)) for m in members]
+    difference, confidence = zip(*means, strict=True)
+    return torch.stack(difference).mean(0), torch.stack(confidence).mean(0)

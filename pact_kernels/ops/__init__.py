@@ -1,0 +1,1 @@
+"""The public ops: validation, registration with torch.library, autograd."""

@@ -1,0 +1,102 @@
+"""The operator behind every loss that needs the whole vocabulary: `pact_kernels::head_loss`.
+
+4 NDV flops for a frozen head and 6 for a trainable one; 2 NDV more where each row is returned by itself.
+
+Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
+K selected tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pact_kernels.chunked import head_loss as chunked
+from pact_kernels.chunked.spec import HeadSpec, KlSpec
+from pact_kernels.ops.gate import gate_from_values
+from pact_kernels.ops.row_loss import RowLossOperator, RowResult, Wanted
+from pact_kernels.ops.validation import check_token_values
+
+ARGUMENTS = (
+    "Tensor hidden",  # (R, D)
+    "Tensor weight",  # (V, D)
+    "Tensor? target",  # (R,)
+    "Tensor? bias",  # (V,)
+    "Tensor? token_ids",  # (K,); None: no KL
+    "Tensor? token_weights",  # (K,)
+    "Tensor? step",  # (N,)
+    "Tensor? reference_full",  # (N, K) logits, or (N, D') states if reference_weight is given
+    "Tensor? reference_post",  # likewise
+    "Tensor? reference_weight",  # (K, D')
+    "Tensor? reference_bias",  # (K,)
+    "Tensor? full_lse",  # (N,)
+    "Tensor? post_lse",  # (N,)
+    "Tensor? row_weight",  # (N,)
+    "str term",  # "cross_entropy", "logsumexp" or "none"
+    "int ignore_index",
+    "float? softcap",
+    "float logit_scale",
+    "float label_smoothing",
+    "float z_loss",
+    "float[]? gate",  # the fields of GateConfig, in order
+    "str over",
+    "float temperature",
+    "float kl_weight",
+)
+
+
+class HeadLossValues(NamedTuple):
+    """Results of the operator: sums, or (R,) values without `reduce`. `loss` alone is differentiable."""
+
+    loss: Tensor
+    """term + kl_weight * kl."""
+    term: Tensor
+    kl: Tensor
+    gate: Tensor
+    num_rows: Tensor
+    """() int64"""
+
+
+def head_loss(reduce: bool, **arguments: Any) -> HeadLossValues:
+    """Call the operator; what is left out is None, or the value that switches its part off."""
+    off = {
+        "ignore_index": -100,
+        "label_smoothing": 0.0,
+        "z_loss": 0.0,
+        "over": "selection",
+        "temperature": 1.0,
+        "kl_weight": 1.0,
+    }
+    return HeadLossValues(*_operator(reduce, **{**off, **arguments}))
+
+
+def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResult:
+    spec = HeadSpec(**{name: a[name] for name in HeadSpec.__dataclass_fields__})
+    kl = None
+    if a["token_ids"] is not None:
+        weights = a["token_weights"] if a["over"] == "selection" else None
+        check_token_values(a["token_ids"], weights, a["weight"].shape[0])
+        fields = {name: a[name] for name in KlSpec.__dataclass_fields__}
+        kl = KlSpec(**{**fields, "gate": gate_from_values(a["gate"])})
+    out = chunked.head_loss(
+        *(a[name] for name in ("hidden", "weight", "target", "bias", "token_ids")),
+        spec=spec,
+        kl=kl,
+        row_grad=row_grad,
+        wanted=wanted,
+        limit_bytes=a["workspace_bytes"],
+    )
+    loss = out.term + a["kl_weight"] * out.kl
+    gradients = (out.grad_hidden, out.grad_weight, out.grad_bias)
+    return RowResult((loss, out.term, out.kl, out.gate), (out.num_rows,), gradients)
+
+
+_operator = RowLossOperator(
+    "head_loss",
+    ARGUMENTS,
+    ("hidden", "weight", "bias"),
+    _run,
+    num_rows_values=4,
+    num_counts=1,
+)

@@ -1,0 +1,100 @@
+"""Cross-entropy of a linear head, without its logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pact_kernels.implementation import is_naive
+from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.validation import (
+    autocast_inputs,
+    check_head,
+    check_numbers,
+    check_reduction,
+    check_target,
+)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    num_items: int | float | Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of softcap(logit_scale (hidden weight^T + bias)) with the targets, in nats.
+
+    With z a row's logits, y its target, e the label smoothing and lse = log sum_v exp(z_v):
+
+        row = (1 - e)(lse - z_y) + e (lse - mean_v z_v) + z_loss lse^2
+
+    Rows whose target is `ignore_index` are dropped before any product. A weight that does not require a
+    gradient gets no gradient work.
+
+    Args:
+        hidden: (N, D) or (B, L, D), fp32, bf16, fp16 or fp64.
+        weight: (V, D), like hidden.
+        target: (N,) or (B, L) int64, already shifted: the token that each state predicts.
+        bias: (V,) or None.
+        ignore_index: the target of positions that do not count.
+        reduction: "mean" over counted rows, "sum", or "none" for the shape of target with 0 where ignored.
+        softcap: cap of softcap * tanh(z / softcap), or None.
+        logit_scale: factor on the logits, before the cap.
+        label_smoothing: e, in [0, 1).
+        z_loss: weight of lse^2.
+        num_items: the mean's denominator instead of the number of counted rows, e.g. that of a whole
+            optimiser step; a 0-d tensor stays on its device.
+
+    Returns:
+        () or target's shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also a target outside [0, V).
+    """
+    check_head(*autocast_inputs(hidden, weight, bias))
+    check_numbers(
+        softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    check_reduction(reduction, num_items)
+    flat_target = check_target(hidden, target)
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    if is_naive():
+        from pact_kernels.naive.linear_cross_entropy import linear_cross_entropy as dense
+
+        return dense(
+            hidden,
+            weight,
+            target.long(),
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            num_items=num_items,
+            bias=bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+        )
+    values = head_loss(
+        reduction != "none",
+        hidden=hidden.reshape(-1, hidden.shape[-1]),
+        weight=weight,
+        target=flat_target,
+        bias=bias,
+        term="cross_entropy",
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    if reduction == "none":
+        return values.loss.reshape(target.shape)
+    return mean_of(values.loss, values.num_rows, num_items) if reduction == "mean" else values.loss

@@ -1,0 +1,51 @@
+"""Log-sum-exp of a linear head's logits, without them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pact_kernels.implementation import is_naive
+from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers
+
+
+def linear_logsumexp(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """lse_n = log sum_v exp(z_nv), z = softcap(logit_scale (hidden weight^T + bias)).
+
+    Args:
+        hidden: (N, D) or (B, L, D).
+        weight: (V, D), like hidden.
+        bias: (V,) or None.
+        softcap: cap of softcap * tanh(z / softcap), or None.
+        logit_scale: factor on the logits, before the cap.
+
+    Returns:
+        (N,) or (B, L), fp32 (fp64 for fp64 inputs), in nats; differentiable by hidden, weight and bias.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit.
+    """
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias)
+    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    if is_naive():
+        from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
+
+        return dense(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
+    values = head_loss(
+        False,
+        hidden=hidden.reshape(-1, hidden.shape[-1]),
+        weight=weight,
+        bias=bias,
+        term="logsumexp",
+        softcap=softcap,
+        logit_scale=logit_scale,
+    )
+    return values.loss.reshape(hidden.shape[:-1])

@@ -1,0 +1,143 @@
+"""KL of the selected tokens to the gated mixture of both references, alone.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pact_kernels.implementation import is_naive
+from pact_kernels.ops.gate import gate_values
+from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.references import reference_tensors
+from pact_kernels.ops.selected_logits import selected_rows
+from pact_kernels.ops.selection_kl import selection_kl
+from pact_kernels.ops.validation import (
+    autocast_inputs,
+    check_head,
+    check_numbers,
+    check_reduction,
+    check_token_values,
+    check_tokens,
+    flat_rows,
+    resolve_temperature,
+)
+from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
+
+
+def pact_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor,
+    step: Tensor,
+    reference: ReferenceLogits | ReferenceStates,
+    *,
+    gate: GateConfig | None = GateConfig(),  # noqa: B008  (frozen)
+    temperature: float | None = None,
+    over: str = "selection",
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+    num_items: int | float | Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """KL of every row's target to the student's confidences on the K selected tokens, in nats.
+
+    With u, f, p the selected logits of the student, of the reference on the full context and on the
+    post-only input, and c the gate (`GateConfig`; 0 with gate=None, and no gradient flows through it):
+
+        over="selection":   m = (1 - c) f + c p,   q = normalise(softmax(m / T) max(weights, 0))
+                            kl = T^2 sum_s q_s (log q_s - log softmax(u / T)_s)
+        over="vocabulary":  K + 1 classes, the tokens' confidences and the rest of the mass (at least
+                            1e-6); q mixes the references' log-masses by c and is renormalised
+                            kl = sum_s q_s log(q_s / P_s) + q_rest log(q_rest / P_rest)
+
+    Two properties of "selection": a common shift of all K logits is not penalised, and the weights make
+    the loss positive even where student and reference agree. "vocabulary" is 0 exactly where the
+    confidences agree; it needs the student's log-sum-exp, so it costs the products of a cross-entropy
+    (inside `pact_loss` they are shared). Source: arXiv 2603.07445 (selection); this package (vocabulary).
+
+    Args:
+        hidden: (N, D) or (B, L, D) the student's states; every position is a row.
+        weight: (V, D) the student's head.
+        token_ids: (K,) int64, distinct.
+        token_weights: (K,), used by over="selection": positive parts count, and one must be positive.
+        step: (N,) or (B, L) integers, each row's step within its answer.
+        reference: logits (N, K) or states (N, D) of the same rows; no gradient reaches it.
+        gate: the gate's settings, or None for the full-context reference alone.
+        temperature: T; unset is 2 for "selection" and 1, the only one, for "vocabulary".
+        over: "selection" or "vocabulary".
+        row_weight: (N,) factor on each row's kl, or None.
+        reduction: "mean" over the rows, "sum", or "none" for the rows.
+        num_items: the mean's denominator instead of the number of rows.
+        bias: (V,) or None.
+        softcap: cap of softcap * tanh(z / softcap), or None.
+        logit_scale: factor on the logits, before the cap.
+
+    Returns:
+        () or hidden's leading shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given twice,
+            or no positive weight for over="selection".
+    """
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias)
+    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    check_tokens(token_ids, token_weights, weight.shape[0])
+    check_reduction(reduction, num_items)
+    temperature = resolve_temperature(over, temperature)
+    step, reference, row_weight = flat_rows(
+        step, reference, row_weight, num_tokens=token_ids.numel(), gate=gate, over=over
+    )
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if rows.shape[0] != step.shape[0]:
+        raise ValueError(
+            f"step must have one entry per row of hidden, {rows.shape[0]}, got {step.shape[0]}"
+        )
+    head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+    if is_naive():
+        from pact_kernels.naive.pact_kl import pact_kl as dense
+
+        return dense(
+            rows,
+            weight,
+            token_ids,
+            token_weights,
+            step,
+            reference,
+            reduction=reduction,
+            num_items=num_items,
+            gate=gate,
+            temperature=temperature,
+            over=over,
+            row_weight=row_weight,
+            **head,
+        )
+    given: dict[str, Any] = {
+        "step": step,
+        "token_weights": token_weights.detach(),
+        **reference_tensors(reference, token_ids, gate=gate, over=over, **head),
+        "row_weight": row_weight,
+        "gate": gate_values(gate),
+        "softcap": softcap,
+        "logit_scale": logit_scale,
+    }
+    reduce = reduction != "none"
+    if over == "vocabulary":
+        given |= {"weight": weight, "bias": bias, "token_ids": token_ids, "term": "none"}
+        loss = head_loss(reduce, hidden=rows, over=over, **given).loss
+    else:
+        check_token_values(token_ids, token_weights, weight.shape[0])
+        selected_weight, selected_bias = selected_rows(weight, bias, token_ids)
+        given |= {"selected_weight": selected_weight, "selected_bias": selected_bias}
+        loss = selection_kl(reduce, hidden=rows, temperature=temperature, **given)
+    if reduction == "none":
+        return loss.reshape(hidden.shape[:-1])
+    return mean_of(loss, rows.shape[0], num_items) if reduction == "mean" else loss

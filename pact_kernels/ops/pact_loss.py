@@ -1,0 +1,191 @@
+"""Cross-entropy and the KL on the selected tokens, in one pass over the head.
+
+Legend: B sequences, L positions, N rows, D hidden size, V vocabulary, K selected tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_kernels.implementation import is_naive
+from pact_kernels.ops.gate import gate_values
+from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.references import reference_tensors
+from pact_kernels.ops.validation import (
+    autocast_inputs,
+    check_head,
+    check_numbers,
+    check_reduction,
+    check_target,
+    check_tokens,
+    flat_rows,
+    resolve_temperature,
+)
+from pact_kernels.types import GateConfig, PactLoss, ReferenceLogits, ReferenceStates
+
+
+def pact_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor,
+    step: Tensor,
+    reference: ReferenceLogits | ReferenceStates,
+    *,
+    kl_weight: float = 1.0,
+    gate: GateConfig | None = GateConfig(),  # noqa: B008  (frozen)
+    temperature: float | None = None,
+    over: str = "selection",
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+    num_items: int | float | Tensor | None = None,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> PactLoss:
+    """cross_entropy + kl_weight * kl over the rows whose target is not ignored.
+
+    The terms are those of `linear_cross_entropy` and `pact_kl`. Both share the only two products with the
+    vocabulary (three with a trainable head); the KL adds K entries per row to the logits' gradient.
+
+    Args:
+        hidden: (N, D) or (B, L, D) the student's states.
+        weight: (V, D) the student's head.
+        target: (N,) or (B, L) int64, already shifted.
+        token_ids: (K,) int64, distinct.
+        token_weights: (K,), used by over="selection".
+        step: integers, each row's step within its answer. step, reference and row_weight have one entry
+            per row in the order in which the rows stand in target once ignored ones are dropped, or one
+            entry per position of target.
+        reference: logits (N, K) or states (N, D); no gradient reaches it.
+        kl_weight: lambda.
+        gate, temperature, over, row_weight: as in `pact_kl`.
+        reduction: "mean" over the rows, "sum", or "none" for the shape of target with 0 where ignored.
+        num_items: the denominator of both means instead of the number of rows, e.g. the rows of the whole
+            optimiser step over all micro-batches and ranks.
+        bias, ignore_index, softcap, logit_scale, label_smoothing, z_loss: as in `linear_cross_entropy`.
+
+    Returns:
+        PactLoss(loss, cross_entropy, kl, num_rows, mean_gate); only loss carries a gradient.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also targets or ids outside [0, V), ids
+            given twice, or no positive weight for over="selection".
+    """
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias)
+    check_numbers(
+        softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    check_tokens(token_ids, token_weights, weight.shape[0])
+    check_reduction(reduction, num_items)
+    flat_target = check_target(hidden, target)
+    temperature = resolve_temperature(over, temperature)
+    step, reference, row_weight = flat_rows(
+        step, reference, row_weight, num_tokens=token_ids.numel(), gate=gate, over=over
+    )
+    head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+    terms: dict[str, Any] = {
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "kl_weight": float(kl_weight),
+        "over": over,
+        "temperature": temperature,
+    }
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if is_naive():
+        return _dense(
+            rows,
+            weight,
+            flat_target,
+            token_ids,
+            token_weights,
+            step,
+            reference,
+            target.shape,
+            row_weight=row_weight,
+            gate=gate,
+            reduction=reduction,
+            num_items=num_items,
+            **head,
+            **terms,
+        )
+    values = head_loss(
+        reduction != "none",
+        hidden=rows,
+        weight=weight,
+        target=flat_target,
+        token_ids=token_ids,
+        token_weights=token_weights.detach(),
+        step=step,
+        **reference_tensors(reference, token_ids, gate=gate, over=over, **head),
+        row_weight=row_weight,
+        term="cross_entropy",
+        gate=gate_values(gate),
+        **head,
+        **terms,
+    )
+    mean_gate = values.gate.sum() / values.num_rows.clamp(min=1)
+    losses = [values.loss, values.term, values.kl]
+    if reduction == "mean":
+        losses = [mean_of(total, values.num_rows, num_items) for total in losses]
+    elif reduction == "none":
+        losses = [row.reshape(target.shape) for row in losses]
+    return PactLoss(losses[0], losses[1], losses[2], values.num_rows, mean_gate)
+
+
+def _dense(
+    rows: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor,
+    step: Tensor,
+    reference: ReferenceLogits | ReferenceStates,
+    shape: torch.Size,
+    *,
+    row_weight: Tensor | None,
+    **options: Any,
+) -> PactLoss:
+    """The dense formula; per-position arguments are cut to the kept rows first."""
+    from pact_kernels.naive.pact_loss import pact_loss as dense
+
+    keep = target != options["ignore_index"]
+    if step.numel() != int(keep.sum()):
+        weight_of_head = reference.weight if isinstance(reference, ReferenceStates) else None
+        reference = reference._replace(
+            **{
+                name: value[keep]
+                for name, value in reference._asdict().items()
+                if value is not None and value is not weight_of_head and name != "bias"
+            }
+        )
+        step = step[keep]
+        row_weight = None if row_weight is None else row_weight[keep]
+    out = dense(
+        rows,
+        weight,
+        target,
+        token_ids,
+        token_weights,
+        step,
+        reference,
+        row_weight=row_weight,
+        **options,
+    )
+    if options["reduction"] != "none":
+        return out
+    return out._replace(
+        loss=out.loss.reshape(shape),
+        cross_entropy=out.cross_entropy.reshape(shape),
+        kl=out.kl.reshape(shape),
+    )

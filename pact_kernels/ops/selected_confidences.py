@@ -1,0 +1,58 @@
+"""Softmax confidences of a few tokens, without the full logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pact_kernels.ops.linear_logsumexp import linear_logsumexp
+from pact_kernels.ops.selected_logits import selected_logits
+from pact_kernels.ops.validation import autocast_inputs
+
+
+def selected_confidences(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    over: str = "vocabulary",
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """Softmax of the logits / temperature at the selected tokens.
+
+        over="vocabulary":  exp(z_k / T - log sum_{v in V} exp(z_v / T))
+        over="selection":   exp(z_k / T - log sum_{s in S} exp(z_s / T))
+
+    Args:
+        hidden: (N, D) or (B, L, D).
+        weight: (V, D), like hidden.
+        token_ids: (K,) int64, distinct.
+        over: what the softmax runs over.
+        temperature: T, positive.
+        bias: (V,) or None.
+        softcap: cap of softcap * tanh(z / softcap), or None.
+        logit_scale: factor on the logits, before the cap.
+
+    Returns:
+        (N, K) or (B, L, K), fp32 (fp64 for fp64 inputs); differentiable by hidden, weight and bias.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit.
+    """
+    if over not in ("selection", "vocabulary"):
+        raise ValueError(f"over must be 'selection' or 'vocabulary', got {over!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
+    softcap = None if softcap is None else softcap / temperature
+    logit_scale = logit_scale / temperature
+    logits = selected_logits(
+        hidden, weight, token_ids, bias=bias, softcap=softcap, logit_scale=logit_scale
+    )
+    if over == "selection":
+        return logits.softmax(-1)
+    lse = linear_logsumexp(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
+    return (logits - lse.unsqueeze(-1)).exp()

@@ -1,0 +1,172 @@
+"""Scores from which the safety tokens are chosen, streamed over the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_kernels.chunked import token_scores as chunked
+from pact_kernels.chunked.slab import accumulator_dtype
+from pact_kernels.implementation import is_naive, workspace_bytes
+from pact_kernels.ops.library import register
+from pact_kernels.ops.validation import check_head, check_numbers
+
+MODES = ("p_diff", "pref_logratio")
+
+
+@torch.no_grad()
+def token_scores(
+    aligned_hidden: Tensor,
+    aligned_weight: Tensor,
+    base_hidden: Tensor,
+    base_weight: Tensor,
+    sample: Tensor,
+    *,
+    mode: str = "p_diff",
+    temperature: float = 1.0,
+    aligned_bias: Tensor | None = None,
+    base_bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Mean over samples of the mean over a sample's rows, for every token of the vocabulary, of
+
+        difference = P_aligned - P_base                              mode="p_diff"
+                   = P_aligned (log P_base - log P_aligned)          mode="pref_logratio"
+        confidence = P_aligned
+
+    Nothing of size N x V is formed. Source: safety-token discovery of arXiv 2603.07445. Not differentiable.
+
+    Args:
+        aligned_hidden: (N, D) states of the aligned model that predict the rows' tokens.
+        aligned_weight: (V, D) its head.
+        base_hidden: (N, D') states of the base model on the same rows.
+        base_weight: (V, D') its head.
+        sample: (N,) int64, the sample that each row belongs to; any numbering.
+        mode: "p_diff" or "pref_logratio".
+        temperature: both models' logits are divided by it.
+        aligned_bias: (V,) or None.
+        base_bias: (V,) or None.
+        softcap: cap of softcap * tanh(z / softcap) of both heads, or None.
+        logit_scale: factor on the logits of both heads, before the cap.
+
+    Returns:
+        difference (V,) and confidence (V,), fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: shapes, dtypes or numbers do not fit, or there is no row.
+    """
+    check_head(aligned_hidden, aligned_weight, aligned_bias, "aligned_hidden")
+    check_head(base_hidden, base_weight, base_bias, "base_hidden")
+    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    num_rows = sample.numel()
+    if aligned_hidden.shape[:-1].numel() != num_rows or base_hidden.shape[:-1].numel() != num_rows:
+        raise ValueError(
+            f"aligned_hidden, base_hidden and sample must have the same rows, got "
+            f"{tuple(aligned_hidden.shape)}, {tuple(base_hidden.shape)} and {tuple(sample.shape)}"
+        )
+    if num_rows == 0:
+        raise ValueError("token_scores needs at least one row, got none")
+    if aligned_weight.shape[0] != base_weight.shape[0]:
+        raise ValueError(
+            f"both heads must have one vocabulary, got {aligned_weight.shape[0]} and "
+            f"{base_weight.shape[0]}: the base model is of another family"
+        )
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    aligned_hidden = aligned_hidden.reshape(num_rows, -1)
+    base_hidden = base_hidden.reshape(num_rows, -1)
+    if is_naive():
+        from pact_kernels.naive.token_scores import token_scores as dense
+
+        return dense(
+            aligned_hidden,
+            aligned_weight,
+            base_hidden,
+            base_weight,
+            sample.reshape(-1),
+            mode=mode,
+            temperature=temperature,
+            aligned_bias=aligned_bias,
+            base_bias=base_bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+        )
+    return _token_scores(
+        aligned_hidden,
+        aligned_weight,
+        aligned_bias,
+        base_hidden,
+        base_weight,
+        base_bias,
+        _row_share(sample.reshape(-1)),
+        mode,
+        temperature,
+        softcap,
+        logit_scale,
+        workspace_bytes(aligned_hidden.device),
+    )
+
+
+def _row_share(sample: Tensor) -> Tensor:
+    """(N,) fp64: 1 / (rows of the row's sample * number of samples), without a device sync."""
+    ordered, order = sample.sort()
+    first = torch.ones_like(ordered)
+    first[1:] = (ordered[1:] != ordered[:-1]).long()
+    group = torch.empty_like(sample)
+    group[order] = first.cumsum(0) - 1  # (N,) samples numbered from 0
+    rows = torch.zeros_like(sample).scatter_add_(0, group, torch.ones_like(sample))
+    return 1.0 / (rows[group] * first.sum()).to(torch.float64)
+
+
+def _run(
+    aligned_hidden: Tensor,
+    aligned_weight: Tensor,
+    aligned_bias: Tensor | None,
+    base_hidden: Tensor,
+    base_weight: Tensor,
+    base_bias: Tensor | None,
+    row_share: Tensor,
+    mode: str,
+    temperature: float,
+    softcap: float | None,
+    logit_scale: float,
+    limit_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    return chunked.token_scores(
+        aligned_hidden,
+        aligned_weight,
+        aligned_bias,
+        base_hidden,
+        base_weight,
+        base_bias,
+        row_share,
+        mode=mode,
+        temperature=temperature,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        limit_bytes=limit_bytes,
+    )
+
+
+def _fake(aligned_hidden: Tensor, aligned_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = accumulator_dtype(aligned_hidden.dtype)
+    vocabulary = aligned_weight.shape[:1]
+    return (
+        aligned_weight.new_empty(vocabulary, dtype=dtype),
+        aligned_weight.new_empty(vocabulary, dtype=dtype),
+    )
+
+
+_token_scores = register(
+    "token_scores",
+    "(Tensor aligned_hidden, Tensor aligned_weight, Tensor? aligned_bias, Tensor base_hidden, "
+    "Tensor base_weight, Tensor? base_bias, Tensor row_share, str mode, float temperature, "
+    "float? softcap, float logit_scale, int workspace_bytes) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
