@@ -1,13 +1,13 @@
 """The package's torch.library namespace and how an operator is registered in it.
 
-An operator is defined once by its schema; the CPU and CUDA keys share one Python function, a fake function
-gives its output shapes, and a backward is an operator of its own that refuses to be differentiated again.
+An operator is defined once by its schema; the CPU and CUDA keys share one Python function, and a fake
+function gives its output shapes. A backward is an operator of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,19 +28,19 @@ def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[...
 def register_autograd(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
-    """Differentiate `pact_kernels::name` by `backward`."""
+    """Differentiate `pact_kernels::name` once, by `backward`; a second time is refused.
+
+    A gradient formed in the forward pass, or by a fused backward, has no graph of its own.
+    """
+
+    def once(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{NAMESPACE}::{name} has no second derivative: drop create_graph=True, or use "
+                "pk.implementation('naive')"
+            )
+        return backward(ctx, *grads)
+
     torch.library.register_autograd(
-        f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY
+        f"{NAMESPACE}::{name}", once, setup_context=setup_context, lib=LIBRARY
     )
-
-
-def refuse_double_backward(name: str) -> None:
-    """Let the backward operator `name` raise when it is differentiated in turn."""
-
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise RuntimeError(
-            f"{NAMESPACE}::{name} has no second derivative, since its gradient is formed in the forward "
-            "pass or by a fused backward: drop create_graph=True, or use pk.implementation('naive')"
-        )
-
-    register_autograd(name, backward, lambda ctx, inputs, output: None)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import workspace_bytes
-from pact_kernels.ops.library import refuse_double_backward, register, register_autograd
+from pact_kernels.ops.library import register, register_autograd
 from pact_kernels.ops.scale_gradient import scale_gradient
 
 Wanted = tuple[bool, bool, bool]
@@ -75,7 +75,6 @@ class RowLossOperator:
             self._rows_backward_fake,
         )
         register_autograd(name, self._backward, self._setup_context)
-        refuse_double_backward(f"{name}_backward")
 
     def __call__(self, reduce: bool, **arguments: Any) -> tuple[Tensor, ...]:
         """Rows' values (summed with `reduce`) and counts; an argument left out is None."""

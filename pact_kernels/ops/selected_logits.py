@@ -9,7 +9,7 @@ from torch import Tensor
 from pact_kernels.chunked import selected_logits as chunked
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import is_naive, workspace_bytes
-from pact_kernels.ops.library import refuse_double_backward, register, register_autograd
+from pact_kernels.ops.library import register, register_autograd
 from pact_kernels.ops.validation import check_head, check_numbers, check_token_values, check_tokens
 
 ARGUMENTS = (
@@ -129,4 +129,3 @@ _selected_logits_backward = register(
     _gradients_fake,
 )
 register_autograd("selected_logits", _backward, _setup_context)
-refuse_double_backward("selected_logits_backward")
