@@ -1,0 +1,68 @@
+"""`pact <command>`: each command is one module here, imported when it is run."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "discover": "find the safety tokens of an aligned model",
+    "show": "print or draw a file of safety tokens",
+    "train": "fine-tune a chat model and keep its alignment",
+    "evaluate": "measure refusals, drift and what was learnt",
+    "demo": "all of it in minutes on a CPU, on a small model",
+    "convert-tokens": "read the safety direction that the paper's authors released",
+}
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else USER_ERROR
+    name, *rest = arguments
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(COMMANDS)}"
+        print(f"pact: error: no command {name!r}: {hint}", file=sys.stderr)
+        return USER_ERROR
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("pact").setLevel(logging.INFO)
+    try:
+        import_module(f"pact.cli.{name.replace('-', '_')}").run(rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("pact"):
+            raise
+        return _failed(name, f"{error}: pip install 'pact-kernels[demo]'")
+    except (ValueError, OSError) as error:
+        return _failed(name, str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _failed(name: str, message: str) -> int:
+    print(f"pact {name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name.ljust(width)}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: pact <command> [--help] [--config run.yaml] [flags]",
+            "",
+            "Fine-tune a chat model while its confidence on a few safety tokens stays as it was.",
+            "",
+            *commands,
+            "",
+            "pact <command> --help lists its flags. A YAML file sets them by name; flags win.",
+        ]
+    )

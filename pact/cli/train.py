@@ -1,0 +1,22 @@
+"""`pact train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def run(argv: Sequence[str]) -> None:
+    from pact.cli.arguments import parse
+    from pact.config import PactConfig
+    from pact.training.config import TrainConfig
+
+    config, pact = parse("train", [TrainConfig, PactConfig], argv)
+
+    from pact.training.run import train
+
+    result = train(config, pact)
+    last = result.records[-1]
+    print(
+        f"{last['step']:.0f} steps, cross-entropy {last['cross_entropy']:.4f}, "
+        f"KL {last['kl']:.4f}: saved in {result.output_dir}"
+    )

@@ -1,0 +1,76 @@
+"""Encoded examples to one padded batch that knows its answer rows.
+
+Legend: B sequences, L positions, N answer rows, A answers, P positions of a post-only line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact.data.spans import IGNORE, answer_rows, post_only_inputs
+from pact.data.template import Encoded
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads to the longest example of the batch; the mask goes by length, never by the pad id.
+
+    The batch holds, all int64:
+
+        input_ids, attention_mask, labels                   (B, L)
+        row_sequence, row_position, row_step, row_answer    (N,)    see `spans.AnswerRows`
+        row_target                                          (N,)    the tokens to predict
+        post_input_ids, post_attention_mask                 (A, P)  with `post_only`
+        post_sequence, post_position                        (N,)    with `post_only`
+    """
+
+    header_ids: Sequence[int]
+    """The assistant header, `pact.data.template.header_ids`; unused without `post_only`."""
+    pad_token_id: int
+    """Fills ids beyond an example's end; it may be the end-of-turn token."""
+    post_only: bool = True
+    """Whether the gate needs the post-only inputs."""
+
+    def __call__(self, examples: Sequence[Encoded | Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate examples with `input_ids` and `labels`, each a list or tensor of its length."""
+        pairs = [_tensors(example) for example in examples]
+        lengths = torch.tensor([ids.numel() for ids, _ in pairs])  # (B,)
+        shape = len(pairs), int(lengths.max())
+        input_ids = torch.full(shape, self.pad_token_id)  # (B, L)
+        labels = torch.full(shape, IGNORE)  # (B, L)
+        for line, (ids, marks) in enumerate(pairs):
+            input_ids[line, : ids.numel()] = ids
+            labels[line, : marks.numel()] = marks
+        mask = torch.arange(shape[1]) < lengths[:, None]  # (B, L)
+        rows = answer_rows(labels)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": mask.long(),
+            "labels": labels,
+            "row_sequence": rows.sequence,
+            "row_position": rows.position,
+            "row_step": rows.step,
+            "row_answer": rows.answer,
+            "row_target": labels[rows.sequence, rows.position + 1],
+        }
+        if self.post_only:
+            post = post_only_inputs(input_ids, rows, self.header_ids, self.pad_token_id)
+            batch |= {f"post_{name}": value for name, value in post._asdict().items()}
+        return batch
+
+
+def _tensors(example: Encoded | Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The example's ids and labels, (L,) int64 each."""
+    fields = example._asdict() if isinstance(example, Encoded) else example
+    ids, labels = (torch.as_tensor(fields[name]).long() for name in ("input_ids", "labels"))
+    if ids.numel() != labels.numel():
+        raise ValueError(
+            f"an example must have one label per token, got {ids.numel()} ids and {labels.numel()} "
+            "labels: encode it with pact.data.template.encode"
+        )
+    return ids, labels

@@ -1,0 +1,207 @@
+"""Find the safety tokens: teacher-force answers through the aligned and the base model.
+
+Legend: V vocabulary, K safety tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from pact.data.dataset import encode_examples
+from pact.data.examples import load_examples
+from pact.discovery.scores import Mode, mean_scores, model_name
+from pact.discovery.tokens import SafetyTokens, tokenizer_hash
+from pact.models import DTYPES, check_head, load_model, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscoverConfig:
+    """Which models and refusals to compare, and how many tokens to keep."""
+
+    aligned: str
+    """The aligned chat model, a folder or a hub name; its tokenizer and template read the data."""
+    base: str
+    """The model it was aligned from, with the same vocabulary."""
+    data: str
+    """Harmful prompts with the refusals that the aligned model gives them."""
+    output: str
+    """The file of safety tokens to write."""
+    overwrite: bool = False
+    """Replace the output if it is there."""
+    mode: Mode = "p_diff"
+    """Score of a token: P_aligned - P_base, or P_aligned (log P_base - log P_aligned)."""
+    top_k: int = 50
+    """Tokens to keep, by the aligned model's mean confidence in them."""
+    max_response_length: int = 64
+    """Answer tokens of each sample that count."""
+    num_samples: int = 512
+    """Most samples to take from the data; the seed draws them."""
+    temperature: float = 1.0
+    """Divides both models' logits."""
+    max_length: int = 2048
+    """Tokens kept of a conversation, from its beginning."""
+    max_tokens: int = 8192
+    """Positions in one forward pass, padding included."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the models; the scores are fp32 in any case."""
+    seed: int = 0
+    """Draws the samples."""
+
+    def __post_init__(self) -> None:
+        _check_settings(self.mode, self.top_k, self.max_response_length, self.temperature)
+        for name in ("num_samples", "max_length", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {self.dtype!r}")
+
+
+def run_discover(config: DiscoverConfig) -> SafetyTokens:
+    """Load what `config` names, find the safety tokens, and save them.
+
+    Raises:
+        ValueError: the output exists, the data or a model are missing, or the tokenizers differ,
+            all found before a model is loaded; and what `discover` refuses.
+    """
+    output = Path(config.output).expanduser()
+    if output.is_dir() or (output.exists() and not config.overwrite):
+        raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
+    tokenizer = load_tokenizer(config.aligned)
+    _check_tokenizers(tokenizer, load_tokenizer(config.base), config)
+    conversations = load_examples(config.data)
+    size = min(config.num_samples, len(conversations))
+    drawn = sorted(random.Random(config.seed).sample(range(len(conversations)), size))
+    dataset = encode_examples([conversations[n] for n in drawn], tokenizer, config.max_length)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    aligned = load_model(config.aligned, dtype=config.dtype).to(device)
+    base = load_model(config.base, dtype=config.dtype).to(device)
+    check_head(aligned)
+    check_head(base)
+    tokens = discover(
+        aligned,
+        base,
+        dataset,
+        mode=config.mode,
+        top_k=config.top_k,
+        max_response_length=config.max_response_length,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        tokenizer=tokenizer,
+    )
+    names = ("aligned", "base", "data", "dtype", "seed")
+    settings = {name: str(getattr(config, name)) for name in names}
+    tokens = replace(tokens, metadata={**tokens.metadata, **settings})
+    tokens.save(output)
+    return tokens
+
+
+def discover(
+    aligned_model: nn.Module,
+    base_model: nn.Module,
+    dataset: Sequence[Mapping[str, Any]],
+    *,
+    mode: Mode = "p_diff",
+    top_k: int = 50,
+    max_response_length: int = 64,
+    temperature: float = 1.0,
+    max_tokens: int = 8192,
+    tokenizer: Any = None,
+    progress: bool = True,
+) -> SafetyTokens:
+    """Find the tokens on which the two models' confidence in the given answers differs most.
+
+    A sample's score of a token is the mean over its answer rows at steps below
+    max_response_length, of all its answers; the score is the mean over samples, from which
+    `SafetyTokens.from_scores` chooses. Only the backbones run, and only answer rows enter a
+    product with the vocabulary.
+
+    Args:
+        aligned_model: the chat model, in evaluation mode.
+        base_model: the model it was aligned from: same vocabulary, same device.
+        dataset: answers, mostly refusals, as `pact.data.dataset.encode_examples` makes them.
+        mode: "p_diff" for P_aligned - P_base, "pref_logratio" for
+            P_aligned (log P_base - log P_aligned).
+        top_k: tokens to keep, by the aligned model's mean confidence.
+        max_response_length: answer steps that count.
+        temperature: divides the logits of both.
+        max_tokens: positions in one forward pass, padding included; no part of the result.
+        tokenizer: if given, its hash is kept, for `SafetyTokens.check_tokenizer`.
+        progress: show a bar.
+
+    Returns:
+        The tokens, on the CPU; `base_confidence` is None in mode "pref_logratio".
+
+    Raises:
+        ValueError: the models cannot be compared, no sample has an answer row, the models agree on
+            all kept tokens, or a setting is out of range.
+
+    Source: arXiv 2603.07445 and the values of its released implementation.
+    """
+    _check_settings(mode, top_k, max_response_length, temperature)
+    scores = mean_scores(
+        aligned_model,
+        base_model,
+        dataset,
+        mode=mode,
+        max_response_length=max_response_length,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    tokens = SafetyTokens.from_scores(scores.difference, scores.confidence, top_k)
+    base_confidence = (scores.confidence - scores.difference)[tokens.ids].clamp(min=0).float()
+    metadata = {
+        "aligned": model_name(aligned_model),
+        "base": model_name(base_model),
+        "mode": mode,
+        "top_k": top_k,
+        "max_response_length": max_response_length,
+        "temperature": temperature,
+        "num_samples": scores.num_samples,
+        "num_steps": scores.num_steps,
+        "vocab_size": scores.confidence.numel(),
+        "pact_version": _version(),
+    }
+    if tokenizer is not None:
+        metadata["tokenizer_hash"] = tokenizer_hash(tokenizer)
+        metadata["tokenizer_size"] = len(tokenizer)
+    return replace(
+        tokens,
+        base_confidence=base_confidence if mode == "p_diff" else None,
+        metadata={name: str(value) for name, value in metadata.items()},
+    )
+
+
+def _check_settings(mode: str, top_k: int, max_response_length: int, temperature: float) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+    if top_k < 2:
+        raise ValueError(f"top_k must be at least 2, got {top_k}: the paper keeps 50")
+    if max_response_length < 1:
+        raise ValueError(f"max_response_length must be at least 1, got {max_response_length}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check_tokenizers(aligned: Any, base: Any, config: DiscoverConfig) -> None:
+    if tokenizer_hash(aligned) != tokenizer_hash(base):
+        raise ValueError(
+            f"the aligned and the base model must share one tokenizer, got other vocabularies in "
+            f"{config.aligned} ({len(aligned)} tokens) and {config.base} ({len(base)}): give the "
+            "model that the aligned one was made from"
+        )
+
+
+def _version() -> str:
+    try:
+        return version("pact-kernels")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,68 @@
+"""Settings of an evaluation, as flags and YAML keys see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which model, on what data, and how. Each data source adds its measures; one is needed."""
+
+    model: str
+    """The chat model: a folder (adapters load their base too), or a hub name."""
+    output_dir: str
+    """Folder for the results; it must be absent or empty."""
+    harmful: str | None = None
+    """Prompts to refuse, a .jsonl file with `prompt` or `messages`."""
+    benign: str | None = None
+    """Prompts to answer, likewise: a refusal here is over-refusal."""
+    heldout: str | None = None
+    """Conversations whose answers' loss and perplexity are taken."""
+    task: str | None = None
+    """Conversations whose last answer the model must give word for word."""
+    drift: str | None = None
+    """Conversations, mostly refusals, on which confidence is compared with the reference's."""
+    tokens: str | None = None
+    """Safety tokens for drift, the file that `pact discover` writes."""
+    reference: str | None = None
+    """The aligned model for drift; unset is the model with its adapters off."""
+    judge: str = "keyword"
+    """Who says what a refusal is: keyword, classifier:PATH, guard:PATH, or a registered name."""
+    refusal_label: str | None = None
+    """The label that means refusal; for classifier:PATH."""
+    max_new_tokens: int = 64
+    """Most tokens of an answer to a prompt; answers to task get as many as they need."""
+    prefill: str = ""
+    """Words put at the beginning of every answer to a harmful prompt: an attack."""
+    batch_size: int = 16
+    """Prompts or conversations in one forward pass; the results do not depend on it."""
+    max_length: int | None = None
+    """Tokens kept of each conversation of heldout and drift; unset keeps all."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the models."""
+
+    def __post_init__(self) -> None:
+        if not any((self.harmful, self.benign, self.heldout, self.task, self.drift)):
+            raise ValueError(
+                "an evaluation needs data, got none: give harmful, benign, heldout, task or drift"
+            )
+        if self.drift and not self.tokens:
+            raise ValueError(
+                "drift needs the safety tokens, got tokens unset: give the file of `pact discover`"
+            )
+        for name in ("tokens", "reference"):
+            if getattr(self, name) and not self.drift:
+                raise ValueError(
+                    f"{name} is for drift alone, got {name}={getattr(self, name)!r} without drift: "
+                    "give conversations as drift, or leave it out"
+                )
+        for name, valid, need in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("max_length", self.max_length is None or self.max_length >= 2, "at least 2, or unset"),
+            ("dtype", self.dtype in ("fp32", "bf16", "fp16"), "'fp32', 'bf16' or 'fp16'"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")

@@ -1,0 +1,131 @@
+"""From files to files: check, load, evaluate, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from pact.data.examples import Conversation, load_examples
+from pact.data.template import prompt_text
+from pact.discovery import SafetyTokens
+from pact.evaluation.config import EvaluateConfig
+from pact.evaluation.heldout import expected_answers
+from pact.evaluation.judges.registry import make_judge
+from pact.evaluation.judges.verdict import JudgeOptions
+from pact.evaluation.measure import evaluate
+from pact.evaluation.prompts import load_prompts
+from pact.evaluation.report import save_evaluation
+from pact.evaluation.result import Evaluation
+from pact.models import check_head, load_model, load_tokenizer
+from pact.reference import AdaptersOff, FrozenModel, Reference
+
+
+def run_evaluate(config: EvaluateConfig) -> Evaluation:
+    """Load what `config` names, evaluate, and write the result; a run that fails writes nothing.
+
+    Raises:
+        ValueError: the output folder holds something; data, tokens, judge or a model are missing or
+            do not fit; all of it before a model is loaded.
+    """
+    output = Path(config.output_dir).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(
+            f"output_dir must be absent or an empty folder, got {output}: name another"
+        )
+    tokenizer = load_tokenizer(config.model)
+    prompt_text("Hello", tokenizer)  # a missing chat template is an error now rather than later
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = JudgeOptions(
+        refusal_label=config.refusal_label,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        device=device,
+    )
+    judge = make_judge(config.judge, options)
+    sources = {name: getattr(config, name) for name in _LOADERS}
+    data: dict[str, Any] = {name: _LOADERS[name](path) for name, path in sources.items() if path}
+    tokens = _load_tokens(config, tokenizer)
+    with _whole_folder(output) as folder:
+        model = _load_checked(config.model, config, device)
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            **data,
+            tokens=tokens,
+            reference=_load_reference(config, model, device),
+            judge=judge,
+            max_new_tokens=config.max_new_tokens,
+            prefill=config.prefill,
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+        )
+        evaluation = replace(evaluation, settings=asdict(config))
+        save_evaluation(evaluation, folder)
+    return evaluation
+
+
+def _load_task(source: str) -> list[Conversation]:
+    """Conversations that end with the answer wanted."""
+    conversations = load_examples(source)
+    expected_answers(conversations)
+    return conversations
+
+
+_LOADERS: dict[str, Callable[[str], list[Conversation]]] = {
+    "harmful": load_prompts,
+    "benign": load_prompts,
+    "heldout": load_examples,
+    "task": _load_task,
+    "drift": load_examples,
+}
+
+
+def _load_tokens(config: EvaluateConfig, tokenizer: Any) -> SafetyTokens | None:
+    """The safety tokens, checked against the tokenizers of the model and its reference."""
+    if config.drift is None or config.tokens is None:
+        return None
+    tokens = SafetyTokens.load(config.tokens)
+    tokens.check_tokenizer(tokenizer)
+    if config.reference is not None:
+        tokens.check_tokenizer(load_tokenizer(config.reference))
+    folder = Path(config.model).expanduser()
+    if not config.reference and folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"drift needs a reference, got none for {config.model}, which has no adapters to "
+            "switch off: give the aligned model as reference"
+        )
+    return tokens
+
+
+def _load_reference(config: EvaluateConfig, model: nn.Module, device: str) -> Reference | None:
+    if config.drift is None:
+        return None
+    if config.reference is None:
+        return AdaptersOff(model)
+    return FrozenModel(_load_checked(config.reference, config, device))
+
+
+def _load_checked(name: str, config: EvaluateConfig, device: str) -> Any:
+    model = load_model(name, dtype=config.dtype).to(device)
+    check_head(model)
+    return model
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `output` only if all goes well."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        folder = Path(temporary) / output.name
+        folder.mkdir()
+        yield folder
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)

@@ -1,0 +1,85 @@
+"""What a run needs to go on after a stop: the trained weights and the optimiser's state at a step.
+
+The order of the data, the learning rate and the dropout are functions of the step (`schedule`), so
+nothing else is state. A checkpoint is written under another name and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CHECKPOINTS = "checkpoints"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def save_checkpoint(
+    output_dir: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> Path:
+    """Write the state after `step` steps, then delete the older checkpoints.
+
+    Args:
+        output_dir: the run's folder; the checkpoint is `checkpoints/step-<step>` in it.
+        step: optimiser steps done.
+        parameters: what is trained, by name.
+        optimizer: its state is kept whole.
+    """
+    folder = output_dir / CHECKPOINTS
+    partial = folder / f"partial-{step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    save_file(weights, partial / "weights.safetensors")
+    torch.save({"step": step, "optimizer": optimizer.state_dict()}, partial / "state.pt")
+    complete = folder / f"step-{step:08d}"
+    shutil.rmtree(complete, ignore_errors=True)
+    partial.rename(complete)
+    for other in folder.iterdir():
+        if other != complete:
+            shutil.rmtree(other)
+    return complete
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The complete checkpoint with the most steps, if there is one."""
+    found = [p for p in (output_dir / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(p.name)]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+@torch.no_grad()
+def load_checkpoint(
+    checkpoint: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Put a checkpoint's state into the parameters and the optimiser, in place.
+
+    Returns:
+        The number of optimiser steps that it has seen.
+
+    Raises:
+        ValueError: it is of other parameters.
+    """
+    weights = load_file(checkpoint / "weights.safetensors")
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+    if shapes != wanted:
+        names = sorted(name for name, _ in shapes.items() ^ wanted.items())
+        raise ValueError(
+            f"checkpoint {checkpoint} must hold the parameters that this run trains, got others "
+            f"({names[0]} and {len(names) - 1} more): resume with the model and adapters of before"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]

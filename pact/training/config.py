@@ -1,0 +1,151 @@
+"""Settings of a training run, as flags and YAML keys see them, and the file that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The loop: how long, how fast, how precise."""
+
+    learning_rate: float = 3e-5
+    """Peak learning rate of AdamW (the paper's)."""
+    epochs: int = 3
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Optimiser steps in all; unset follows epochs."""
+    batch_size: int = 8
+    """Examples of one optimiser step, over all processes."""
+    micro_batch_size: int | None = None
+    """Examples of one forward pass, without effect on the result; unset is the whole batch."""
+    warmup_ratio: float = 0.03
+    """Share of the steps over which the learning rate rises; after it, half a cosine down to 0."""
+    weight_decay: float = 0.0
+    """AdamW's decay of every trained matrix; biases and norms are spared."""
+    max_grad_norm: float = 1.0
+    """Longest gradient that is not scaled down."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16. What is trained is kept in float32 either way."""
+    gradient_checkpointing: bool = False
+    """Form each layer's activations again in the backward pass: less memory, more time."""
+    seed: int = 0
+    """Order of the data, dropout and the adapters' first values depend on it alone."""
+    save_every: int | None = 500
+    """Steps between checkpoints, of which the newest is kept; unset writes none."""
+    log_every: int = 1
+    """Steps between records of the metrics, each the mean over them."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the output folder; without one, start anew."""
+
+    def __post_init__(self) -> None:
+        for name, valid, need in (
+            ("learning_rate", self.learning_rate > 0, "positive"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or unset"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            (
+                "micro_batch_size",
+                self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
+                f"from 1 to batch_size={self.batch_size}, or unset",
+            ),
+            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("max_grad_norm", self.max_grad_norm > 0, "positive"),
+            ("dtype", self.dtype in ("fp32", "bf16"), "'fp32' or 'bf16'"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("save_every", self.save_every is None or self.save_every >= 1, "at least 1, or unset"),
+            ("log_every", self.log_every >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(FitConfig):
+    """The run: what is trained, on what, and where it goes."""
+
+    model: str
+    """The aligned chat model: a folder, or a hub name."""
+    train_file: str
+    """Conversations: .jsonl, .json, a saved data set, or a hub name."""
+    output_dir: str
+    """Folder for the trained model, its config, metrics and checkpoints; it must be empty."""
+    method: Literal["pact", "plain"] = "pact"
+    """pact: cross-entropy and the pull on the safety tokens; plain: cross-entropy alone."""
+    tokens: str | None = None
+    """Safety tokens, the file that `pact discover` writes; unused by method=plain."""
+    max_length: int = 512
+    """Tokens kept of each conversation, from its beginning."""
+    full_finetuning: bool = False
+    """Train every weight; off trains LoRA adapters."""
+    lora_r: int = 8
+    """Rank of the adapters (the paper's)."""
+    lora_alpha: int = 32
+    """Scale of the adapters, times 1 / rank (the paper's)."""
+    lora_dropout: float = 0.0
+    """Dropout at the adapters' input."""
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter (the paper's)."""
+    reference_model: str | None = None
+    """Another aligned model to hold to; unset is the model itself, adapters off or copied."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in ("pact", "plain"):
+            raise ValueError(f"method must be 'pact' or 'plain', got {self.method!r}")
+        if self.method == "pact" and self.tokens is None:
+            raise ValueError(
+                "method=pact needs the safety tokens, got tokens unset: give the file that "
+                "`pact discover` writes, or use method=plain"
+            )
+        for name, valid, need in (
+            ("max_length", self.max_length >= 2, "at least 2"),
+            ("lora_r", self.lora_r >= 1, "at least 1"),
+            ("lora_alpha", self.lora_alpha > 0, "positive"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
+            ("lora_targets", len(self.lora_targets) > 0, "at least one name"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
+
+
+def save_configs(folder: Path, configs: Sequence[Any]) -> Path:
+    """Write the fields of several configs as one YAML file, which `--config` reads back.
+
+    Args:
+        folder: an existing folder.
+        configs: dataclasses without a field name in common.
+
+    Returns:
+        The file's path.
+    """
+    path = folder / CONFIG_FILE
+    path.write_text(yaml.safe_dump(_resolved(configs), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def config_changes(folder: Path, configs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ from those saved in `folder`: name -> (saved, now)."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return {}
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    now = _resolved(configs)
+    return {
+        name: (saved.get(name), now.get(name))
+        for name in saved | now
+        if saved.get(name) != now.get(name)
+    }
+
+
+def _resolved(configs: Sequence[Any]) -> dict[str, Any]:
+    fields = {name: value for config in configs for name, value in asdict(config).items()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}

@@ -1,0 +1,208 @@
+"""The loop: read `fit` from top to bottom, then `_optimizer_step`.
+
+A step has `batch_size` examples, cut over processes and micro-batches; N are a micro-batch's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pact.data.spans import IGNORE
+from pact.models import output_head
+from pact.objective import PactObjective
+from pact.reference import FrozenModel, Reference
+from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pact.training.config import FitConfig
+from pact.training.metrics import Meter, MetricsLog, Record
+from pact.training.schedule import Plan
+from pact.training.student import Student, batch_loss, trainable_parameters
+
+Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
+
+
+def fit(
+    model: Any,
+    dataset: Sequence[Mapping[str, Any]] | Any,
+    objective: PactObjective,
+    reference: Reference | None,
+    collator: Collate,
+    config: FitConfig,
+    *,
+    output_dir: Path | None = None,
+) -> list[Record]:
+    """Train what is trainable in `model`, in place.
+
+    A step's loss is a mean over the answer rows of all its examples, so neither micro_batch_size
+    nor the number of processes changes it. Torch's generator is seeded anew at every step.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters; it ends on the accelerator's
+            device, in evaluation mode.
+        dataset: examples with `input_ids` and `labels`, by index.
+        objective: what to minimise.
+        reference: the frozen model; None where the objective needs none.
+        collator: examples -> one batch on the CPU, as `pact.data.collate.Collator`.
+        config: the settings.
+        output_dir: an existing folder for metrics and checkpoints; None writes nothing.
+
+    Returns:
+        The records: step, epoch, loss, cross_entropy and kl in nats, gate, rows of a step,
+        tokens_per_s, learning_rate, and grad_norm before clipping.
+
+    Raises:
+        ValueError: the objective needs a reference and has none; a token is not in the model's
+            vocabulary; nothing is trainable; the loss is not finite.
+    """
+    plan = Plan(config, len(dataset))
+    parts = _prepare(model, objective, reference, config)
+    accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
+    first = _resume(output_dir, parts) if config.resume else 0
+    log = MetricsLog(output_dir if is_main else None, resume_step=first)
+    meter = Meter(accelerator)
+    progress = tqdm(
+        total=plan.num_steps, initial=first, unit="step", disable=None if is_main else True
+    )
+    for step in range(first, plan.num_steps):
+        torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
+        batches = _read_step(plan, step, dataset, collator, parts)
+        grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
+        progress.update()
+        done = step + 1
+        is_last = done == plan.num_steps
+        if is_last or done % config.log_every == 0:
+            record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
+            record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
+            log.append(record)
+            progress.set_postfix_str(_summary(record))
+        if output_dir and config.save_every and (is_last or done % config.save_every == 0):
+            if is_main:
+                save_checkpoint(output_dir, done, parts.parameters, parts.optimizer)
+                log.plot()
+            accelerator.wait_for_everyone()
+    progress.close()
+    log.plot()
+    model.eval()
+    return log.records
+
+
+class _Parts(NamedTuple):
+    """What a step works with."""
+
+    accelerator: Accelerator
+    config: FitConfig
+    model: Any
+    student: nn.Module  # the model as accelerate wraps it
+    objective: PactObjective
+    reference: Reference | None
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+
+def _prepare(
+    model: Any, objective: PactObjective, reference: Reference | None, config: FitConfig
+) -> _Parts:
+    """Place the model, wrap it for several processes, and make its optimiser."""
+    if objective.needs_reference and reference is None:
+        raise ValueError(
+            "this objective needs a reference, got None: use AdaptersOff or FrozenModel"
+        )
+    parameters = trainable_parameters(model)
+    # Autocast is ours, since it covers the reference and the loss too.
+    accelerator = Accelerator(mixed_precision="no")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    student = accelerator.prepare(Student(model.train()))
+    if isinstance(reference, FrozenModel):
+        reference.model.to(accelerator.device)
+    optimizer = _adamw(parameters, config)
+    return _Parts(accelerator, config, model, student, objective, reference, parameters, optimizer)
+
+
+def _optimizer_step(
+    parts: _Parts, batches: Sequence[dict[str, Tensor]], learning_rate: float, meter: Meter
+) -> Tensor:
+    """Gradients of all micro-batches, clipped together, then one update; returns their norm."""
+    accelerator = parts.accelerator
+    device = accelerator.device
+    rows = torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
+    num_items = accelerator.reduce(rows, reduction="sum").clamp(min=1)  # () of all processes
+    for place, batch in enumerate(batches):
+        meter.tokens += int(batch["attention_mask"].sum())
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        is_last = place == len(batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(parts.student):
+            with torch.autocast(device.type, torch.bfloat16, parts.config.dtype == "bf16"):
+                loss = batch_loss(
+                    parts.student, parts.model, parts.objective, parts.reference, batch, num_items
+                )
+            # DDP averages over the processes what num_items makes a sum over them.
+            accelerator.backward(loss.loss * accelerator.num_processes)
+        meter.add(loss, num_items)
+    meter.steps += 1
+    parameters = list(parts.parameters.values())
+    grad_norm = accelerator.clip_grad_norm_(parameters, parts.config.max_grad_norm)
+    for group in parts.optimizer.param_groups:
+        group["lr"] = learning_rate
+    parts.optimizer.step()
+    parts.optimizer.zero_grad()
+    return grad_norm
+
+
+def _read_step(
+    plan: Plan, step: int, dataset: Any, collator: Collate, parts: _Parts
+) -> list[dict[str, Tensor]]:
+    """This process's micro-batches of a step, on the CPU.
+
+    A process without a share takes an example without its labels, since all must join the
+    backward pass.
+    """
+    process, num_processes = parts.accelerator.process_index, parts.accelerator.num_processes
+    shares = plan.micro_batches(step, process, num_processes)
+    micro_batches = [[dataset[index] for index in share] for share in shares]
+    if not micro_batches:
+        example = dataset[0]
+        micro_batches = [[{**example, "labels": [IGNORE] * len(example["labels"])}]]
+    batches = [collator(examples) for examples in micro_batches]
+    vocabulary = output_head(parts.model).weight.shape[0]
+    for batch in batches:
+        largest = max(int(batch["input_ids"].max()), int(batch["labels"].max()))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"every token id must be below the model's vocabulary of {vocabulary}, got "
+                f"{largest} in step {step}: encode the data with the tokenizer of this model"
+            )
+    return batches
+
+
+def _adamw(parameters: Mapping[str, nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices alone."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _resume(output_dir: Path | None, parts: _Parts) -> int:
+    """Take up the newest checkpoint; returns the steps done."""
+    checkpoint = newest_checkpoint(output_dir) if output_dir else None
+    if checkpoint is None:
+        return 0
+    return load_checkpoint(checkpoint, parts.parameters, parts.optimizer)
+
+
+def _summary(record: Record) -> str:
+    return (
+        f"loss {record['loss']:.4f}  ce {record['cross_entropy']:.4f}  kl {record['kl']:.4f}  "
+        f"gate {record['gate']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+    )

@@ -1,0 +1,149 @@
+"""A record every few steps: summed on the device, written as JSON lines, drawn as one picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_kernels import PactLoss
+
+METRICS_FILE = "metrics.jsonl"
+PLOT_FILE = "metrics.png"
+COLOURS = ("#1f4e79", "#d9822b")
+
+Record = dict[str, float]
+
+
+class Meter:
+    """Sums since the last record; the device is waited for only when they are read."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums = torch.zeros(5, device=self.accelerator.device)  # loss, CE, KL, gate, rows
+        self.steps = 0
+        self.tokens = 0  # of the student's input in this process
+        self.start_s = time.perf_counter()
+
+    def add(self, loss: PactLoss, num_items: Tensor) -> None:
+        """Count one micro-batch of a step with `num_items` rows."""
+        gate = loss.mean_gate * loss.num_rows / num_items
+        parts = loss.loss.detach(), loss.cross_entropy, loss.kl, gate, loss.num_rows
+        self.sums += torch.stack([part.float() for part in parts])
+
+    def read(self) -> Record:
+        """Means per step over all processes, and the speed; then start anew.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        sums = torch.cat([self.sums, self.sums.new_tensor([self.tokens])])
+        *values, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        loss, cross_entropy, kl, gate, rows = (value / self.steps for value in values)
+        tokens_per_s = tokens / (time.perf_counter() - self.start_s)
+        self._reset()
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss must be finite, got {loss}: lower learning_rate or raise warmup_ratio"
+            )
+        return {
+            "loss": loss,
+            "cross_entropy": cross_entropy,
+            "kl": kl,
+            "gate": gate,
+            "rows": rows,
+            "tokens_per_s": tokens_per_s,
+        }
+
+
+class MetricsLog:
+    """The records of a run, in memory and, with a folder, as JSON lines and a plot.
+
+    Args:
+        folder: where to write; None keeps them in memory.
+        resume_step: later records are dropped, since the resumed run makes them again.
+    """
+
+    def __init__(self, folder: Path | None, resume_step: int = 0) -> None:
+        self.folder = folder
+        self.records: list[Record] = []
+        if folder is None:
+            return
+        path = folder / METRICS_FILE
+        if resume_step and path.is_file():
+            read = [json.loads(line) for line in path.read_text().splitlines()]
+            self.records = [record for record in read if record["step"] <= resume_step]
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+        if self.folder is not None:
+            with (self.folder / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def plot(self) -> None:
+        if self.folder is not None and self.records:
+            plot_metrics(self.records, self.folder / PLOT_FILE)
+
+
+def plot_metrics(records: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw loss, KL, gate and speed over the steps; what is 0 throughout gets no panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [
+        (title, lines)
+        for title, lines in (
+            ("Loss, nats per token", {"loss": "loss", "cross-entropy": "cross_entropy"}),
+            ("KL to the reference, nats per token", {"KL": "kl"}),
+            ("Gate, mean over rows", {"gate": "gate"}),
+            ("Speed, tokens per second", {"speed": "tokens_per_s"}),
+        )
+        if any(record[key] for record in records for key in lines.values())
+    ]
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (title, lines) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, min(len(panels), 2), place)
+        _draw(axes, title, lines, records)
+    figure.savefig(path, dpi=150)
+
+
+def _draw(
+    axes: Any, title: str, lines: Mapping[str, str], records: Sequence[Mapping[str, float]]
+) -> None:
+    """One panel: for each label the values of its key, faint, under their running mean."""
+    steps = [record["step"] for record in records]
+    window = max(1, len(records) // 30)
+    for (label, key), colour in zip(lines.items(), COLOURS, strict=False):
+        values = [record[key] for record in records]
+        if window > 1:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, _running_mean(values, window), color=colour, linewidth=1.5, label=label)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("optimiser step", fontsize=9)
+    axes.tick_params(labelsize=8, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Each value's mean with those before it, `window` of them or as many as there are."""
+    recent = (values[max(0, place + 1 - window) : place + 1] for place in range(len(values)))
+    return [sum(part) / len(part) for part in recent]

@@ -1,0 +1,57 @@
+"""What depends on the settings and the step alone: a resumed run needs no state for it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from pact.training.config import FitConfig
+
+
+class Plan(NamedTuple):
+    """The steps of a run over `num_examples` examples."""
+
+    config: FitConfig
+    num_examples: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may be smaller than the others."""
+        return math.ceil(self.num_examples / self.config.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.config.max_steps or self.config.epochs * self.steps_per_epoch
+
+    @property
+    def num_warmup_steps(self) -> int:
+        return math.ceil(self.config.warmup_ratio * self.num_steps)
+
+    def indices(self, step: int) -> list[int]:
+        """The examples of a step, drawn anew without replacement in every epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(self.num_examples)
+        size = self.config.batch_size
+        return order[place * size : (place + 1) * size].tolist()
+
+    def micro_batches(self, step: int, process: int, num_processes: int) -> list[list[int]]:
+        """A process's share of a step, cut to micro_batch_size; a small step may leave it empty."""
+        share = self.indices(step)[process::num_processes]
+        size = self.config.micro_batch_size or self.config.batch_size
+        return [share[start : start + size] for start in range(0, len(share), size)]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up from 0, then half a cosine down to 0: transformers' "cosine" schedule."""
+        warmup = self.num_warmup_steps
+        if step < warmup:
+            return self.config.learning_rate * step / warmup
+        progress = (step - warmup) / max(self.num_steps - warmup, 1)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def noise_seed(self, step: int, process: int) -> int:
+        """Seed of a step's dropout in one process."""
+        entropy = np.random.SeedSequence((self.config.seed, step, process))
+        return int(entropy.generate_state(1, np.uint64)[0])

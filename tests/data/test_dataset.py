@@ -1,0 +1,67 @@
+"""The encoded table: its columns, what it drops, what it refuses."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from pact.data.dataset import encode_examples
+from pact.data.template import encode
+from tests.tiny import tiny_tokenizer
+
+SHORT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure"}]
+LONG = [{"role": "user", "content": "bread " * 30}, {"role": "assistant", "content": "Sure"}]
+SILENT = SHORT[:1]
+
+
+def test_columns_are_int32_lists_of_the_encoded_conversations() -> None:
+    tokenizer = tiny_tokenizer()
+    table = encode_examples([SHORT, LONG], tokenizer, None)
+    assert {name: str(column) for name, column in table.features.items()} == {
+        "input_ids": "List(Value('int32'))",
+        "labels": "List(Value('int32'))",
+    }
+    for row, conversation in zip(table, [SHORT, LONG], strict=True):
+        assert (row["input_ids"], row["labels"]) == encode(conversation, tokenizer)
+
+
+def test_examples_without_a_row_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        table = encode_examples([LONG, SHORT, SILENT], tiny_tokenizer(), 40)
+    assert len(table) == 1
+    assert "dropped 2 of 3 examples: no answer token within max_length=40" in caplog.text
+
+
+def test_nothing_is_logged_where_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    encode_examples([SHORT], tiny_tokenizer(), 40)
+    assert not caplog.records
+
+
+def test_no_example_left_is_refused() -> None:
+    with pytest.raises(ValueError, match="within max_length=5, got none of 2: raise max_length"):
+        encode_examples([SHORT, SHORT], tiny_tokenizer(), 5)
+
+
+def test_a_token_at_position_0_alone_is_no_row() -> None:
+    template = "{% generation %}{{ messages[-1]['content'] }}{% endgeneration %}"
+    tokenizer = tiny_tokenizer(template)
+    assert encode(SHORT, tokenizer, max_length=1).labels != [-100]
+    with pytest.raises(ValueError, match="within max_length=1, got none of 1"):
+        encode_examples([SHORT], tokenizer, 1)
+
+
+def test_ids_beyond_the_tokenizers_length_are_refused() -> None:
+    words = Tokenizer(WordLevel({"user": 0, "assistant": 1, "Hi": 2, "Sure": 7}))  # a gap: 3 .. 6
+    words.pre_tokenizer = WhitespaceSplit()
+    template = (
+        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, chat_template=template)
+    with pytest.raises(ValueError, match="below the tokenizer's length 4, got 7"):
+        encode_examples([SHORT], tokenizer, None)

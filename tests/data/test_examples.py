@@ -1,0 +1,143 @@
+"""Every source of conversations, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from pact.data import examples
+from pact.data.examples import load_examples
+
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+ROWS = [{"messages": MESSAGES}, {"messages": [{"role": "system", "content": "x"}, *MESSAGES]}]
+EXPECTED = [row["messages"] for row in ROWS]
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_source_gives_the_same(tmp_path: Path) -> None:
+    lines = "\n\n".join(json.dumps(row) for row in ROWS) + "\n"  # a blank line is no row
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    parts = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])})
+    parts.save_to_disk(tmp_path / "parts")
+    sources = [
+        written(tmp_path / "a.jsonl", lines),
+        str(
+            written(tmp_path / "b.jsonl", "\ufeff" + lines)
+        ),  # a byte-order mark, as Windows writes it
+        written(tmp_path / "c.json", json.dumps(ROWS, indent=1)),
+        tmp_path / "one",
+        tmp_path / "parts",
+        Dataset.from_list(ROWS),
+        parts,
+        ROWS,
+    ]
+    for source in sources:
+        assert load_examples(source) == EXPECTED, source
+    assert load_examples(tmp_path / "parts", split="test") == EXPECTED[:1]
+    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], got split='dev'"):
+        load_examples(tmp_path / "parts", split="dev")
+
+
+def test_only_a_newline_ends_a_json_line(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three"  # line breaks to str.splitlines, plain characters to JSON
+    row = {"prompt": "Hi", "completion": text}
+    path = written(tmp_path / "a.jsonl", json.dumps(row, ensure_ascii=False) + "\r\n")
+    assert load_examples(path)[0][1]["content"] == text
+
+
+def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str, split: str) -> Dataset:
+        asked.append((name, split))
+        if name == "gone":
+            raise FileNotFoundError("no such data set")
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(examples, "load_dataset", load)
+    assert load_examples("owner/name", split="train_sft") == EXPECTED
+    assert asked == [("owner/name", "train_sft")]
+    with pytest.raises(ValueError, match="gone is neither a file.*no such data set"):
+        load_examples("gone")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": "Hello"},
+        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+        {"prompt": "Hi", "completion": MESSAGES[1:], "messages": None},  # a missing Arrow column
+        {"messages": [{**message, "name": "x"} for message in MESSAGES], "id": 3},
+    ],
+)
+def test_forms_of_a_row(row: dict[str, Any]) -> None:
+    assert load_examples([row]) == [MESSAGES]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "at least one row, got none in the given list"),
+        (
+            [{"text": "Hi"}],
+            r"row 0 of the given list must hold 'messages'.*got the keys \['text'\]",
+        ),
+        ([{"prompt": "Hi"}], "must hold 'messages', or 'prompt' and 'completion'"),
+        ([ROWS[0], "Hi"], "row 1 of the given list must be an object, got str"),
+        ([{"messages": []}], "must hold a list of messages"),
+        ([{"messages": "Hi"}], "must hold a list of messages, got 'Hi'"),
+        (
+            [{"messages": [{"role": "user"}]}],
+            "row 0 of .*, message 0 must have a role and a content",
+        ),
+        ([{"messages": [{"role": "tool", "content": "x"}]}], "role must be one of .*got 'tool'"),
+        ([{"messages": [{"role": "user", "content": None}]}], "content must be a string, got None"),
+        ([{"messages": MESSAGES[:1]}], "no assistant turn in the data: none of the 1 rows"),
+        (3, "a Dataset or a list of dicts, got int"),
+        ("no/such/data.jsonl", "data file no/such/data.jsonl does not exist"),
+        ("./nowhere", "neither a file nor a folder"),
+        (Path("nowhere"), "neither a file nor a folder"),
+    ],
+)
+def test_refused(source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_examples(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.jsonl",
+            json.dumps(ROWS[0]) + '\n{"messages": [\n',
+            "line 2: every line must be one JSON",
+        ),
+        ("a.jsonl", "\n", "at least one row, got none"),
+        ("a.json", "[\n{},\n{,]", "line 3: a .json file must be one array"),
+        (
+            "a.json",
+            '{"messages": []}',
+            r"must hold one array of rows, got a dict: wrap it in \[...\]",
+        ),
+        ("a.csv", "prompt,completion", "must end in .jsonl or .json"),
+    ],
+)
+def test_refused_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_examples(written(tmp_path / name, text))
+
+
+def test_refused_bytes_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match="must be UTF-8 text"):
+        load_examples(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="must be written by Dataset.save_to_disk"):
+        load_examples(tmp_path)

@@ -1,0 +1,68 @@
+"""Settings: what is refused, and the file that keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pact.config import PactConfig
+from pact.training.config import CONFIG_FILE, FitConfig, TrainConfig, config_changes, save_configs
+
+RUN = {"model": "m", "train_file": "t.jsonl", "output_dir": "o", "method": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or unset, got 0"),
+        ({"micro_batch_size": 9}, "micro_batch_size must be from 1 to batch_size=8"),
+        ({"warmup_ratio": 1.5}, r"warmup_ratio must be in \[0, 1\], got 1.5"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm must be positive, got nan"),
+        ({"dtype": "fp16"}, "dtype must be 'fp32' or 'bf16', got 'fp16'"),
+        ({"save_every": 0}, "save_every must be at least 1, or unset, got 0"),
+    ],
+)
+def test_the_loop_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FitConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "pact"}, "method=pact needs the safety tokens, got tokens unset"),
+        ({"method": "sft"}, "method must be 'pact' or 'plain', got 'sft'"),
+        ({"max_length": 1}, "max_length must be at least 2, got 1"),
+        ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\), got 1.0"),
+        ({"lora_targets": ()}, "lora_targets must be at least one name"),
+        ({"epochs": 0}, "epochs must be at least 1"),  # the base's checks run too
+    ],
+)
+def test_the_run_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**(RUN | settings))
+
+
+def test_saved_settings_are_all_settings(tmp_path: Path) -> None:
+    config = TrainConfig(**RUN, lora_targets=("q_proj",))
+    save_configs(tmp_path, (config, PactConfig(gate=False)))
+    saved = yaml.safe_load((tmp_path / CONFIG_FILE).read_text())
+    assert saved["lora_targets"] == ["q_proj"]
+    assert saved["learning_rate"] == FitConfig.learning_rate
+    assert saved["gate"] is False
+    saved["lora_targets"] = tuple(saved["lora_targets"])
+    names = TrainConfig.__dataclass_fields__
+    assert TrainConfig(**{name: saved[name] for name in names}) == config
+
+
+def test_changes_name_saved_and_new_value(tmp_path: Path) -> None:
+    first = TrainConfig(**RUN)
+    assert config_changes(tmp_path, (first,)) == {}  # nothing was saved
+    save_configs(tmp_path, (first,))
+    assert config_changes(tmp_path, (first,)) == {}
+    other = TrainConfig(**RUN, learning_rate=1e-4)
+    assert config_changes(tmp_path, (other,)) == {"learning_rate": (3e-5, 1e-4)}

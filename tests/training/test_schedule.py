@@ -1,0 +1,67 @@
+"""Order of the data, learning rate and noise: functions of the settings and the step alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from pact.training.config import FitConfig
+from pact.training.schedule import Plan
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.25, 1.0])  # none, rounded up, whole, all
+def test_learning_rate_is_the_cosine_of_transformers(warmup_ratio: float) -> None:
+    plan = Plan(FitConfig(learning_rate=0.5, max_steps=24, warmup_ratio=warmup_ratio), 100)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    theirs = get_cosine_schedule_with_warmup(optimizer, plan.num_warmup_steps, 24)
+    for step in range(24):
+        assert plan.learning_rate(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+def test_every_epoch_holds_every_example_once_in_its_own_order() -> None:
+    plan = Plan(FitConfig(batch_size=8, epochs=2), 21)  # 21: the last step of an epoch has 5
+    assert (plan.steps_per_epoch, plan.num_steps) == (3, 6)
+    epochs = [[i for step in steps for i in plan.indices(step)] for steps in ((0, 1, 2), (3, 4, 5))]
+    assert [len(plan.indices(step)) for step in range(3)] == [8, 8, 5]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(21))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    plan = Plan(FitConfig(seed=3), 50)
+    same = Plan(FitConfig(seed=3, epochs=9, learning_rate=1.0, micro_batch_size=2), 50)
+    other = Plan(FitConfig(seed=4), 50)
+    assert [plan.indices(s) for s in range(7)] == [same.indices(s) for s in range(7)]
+    assert plan.indices(0) != other.indices(0)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_micro_batches_share_a_step_out(num_processes: int) -> None:
+    plan = Plan(FitConfig(batch_size=8, micro_batch_size=3), 21)
+    for step in range(3):
+        shares = [plan.micro_batches(step, p, num_processes) for p in range(num_processes)]
+        examples = [i for share in shares for micro_batch in share for i in micro_batch]
+        assert sorted(examples) == sorted(plan.indices(step))
+        assert max(len(micro_batch) for share in shares for micro_batch in share) <= 3
+
+
+def test_a_step_smaller_than_the_processes_leaves_some_without_a_share() -> None:
+    plan = Plan(FitConfig(batch_size=4), 5)
+    assert plan.micro_batches(1, process=1, num_processes=2) == []
+
+
+def test_max_steps_goes_beyond_and_stops_before_the_epochs() -> None:
+    assert Plan(FitConfig(batch_size=5, epochs=1, max_steps=9), 10).num_steps == 9
+    assert Plan(FitConfig(batch_size=5, epochs=7, max_steps=1), 10).num_steps == 1
+
+
+def test_noise_differs_between_steps_processes_and_seeds() -> None:
+    plans = [Plan(FitConfig(seed=seed), 10) for seed in (0, 1)]
+    seeds = {
+        plan.noise_seed(step, process) for plan in plans for step in (0, 1) for process in (0, 1)
+    }
+    assert len(seeds) == 8
+    assert plans[0].noise_seed(1, 0) == plans[0].noise_seed(1, 0)
