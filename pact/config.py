@@ -16,13 +16,13 @@ class PactConfig:
     """
 
     over: Literal["selection", "vocabulary"] = "selection"
-    """selection: softmax over the safety tokens alone (released); vocabulary: their true confidences."""
+    """selection: softmax over the safety tokens alone (released); vocabulary: true confidences."""
     kl_weight: float = 1.0
     """Lambda: weight of the KL beside the cross-entropy."""
     kl_temperature: float | None = None
     """Temperature of the KL; unset is 2 for over=selection, and 1 (the only one) for vocabulary."""
     gate: bool = True
-    """Mix the post-only reference in; off keeps the full-context reference alone and saves its forward."""
+    """Mix the post-only reference in; off keeps the full-context one alone and saves a forward."""
     gate_top_p: float = GateConfig.top_p
     """Probability mass that defines the gate's token count."""
     gate_alpha: float = GateConfig.alpha
@@ -45,8 +45,8 @@ class PactConfig:
             raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight}")
         if self.over == "vocabulary" and self.kl_temperature not in (None, 1.0):
             raise ValueError(
-                f"over='vocabulary' matches confidences at temperature 1, got kl_temperature={self.kl_temperature}: "
-                "leave it unset"
+                "over='vocabulary' matches confidences at temperature 1, got kl_temperature="
+                f"{self.kl_temperature}: leave it unset"
             )
         if self.kl_temperature is not None and not self.kl_temperature > 0:
             raise ValueError(f"kl_temperature must be positive, got {self.kl_temperature}")

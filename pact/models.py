@@ -1,4 +1,4 @@
-"""Causal language models as the method sees them: a backbone that yields hidden states, and an output head.
+"""Causal language models as the method sees them: a backbone with hidden states, and a head.
 
 Legend: B sequences, L positions, D hidden size, V vocabulary (rows of the head).
 """
@@ -52,7 +52,7 @@ def load_model(name_or_path: str | Path, *, dtype: str = "fp32") -> Any:
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
-    """Load the tokenizer of `name_or_path`; a missing pad token becomes the end-of-sequence token."""
+    """Load a tokenizer; a missing pad token becomes the end-of-sequence token."""
     tokenizer = AutoTokenizer.from_pretrained(_existing(name_or_path))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -61,16 +61,17 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
 
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside `model`: data-parallel and PEFT wrappers are taken off."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module  # type: ignore[assignment]
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    while isinstance(getattr(inner, "module", None), nn.Module):
+        inner = inner.module
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Final hidden states of the backbone, (B, L, D), the head left out.
 
     Args:
-        model: a causal language model, with or without PEFT adapters (theirs apply as they are set).
+        model: a causal language model, with or without PEFT adapters, which apply as they are set.
         input_ids: (B, L) int64, right-padded.
         attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
     """
@@ -82,8 +83,8 @@ def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
 def output_head(model: nn.Module) -> Head:
     """Read the head of `model`: weight, bias, soft cap and logit scale as its config states them.
 
-    Gemma's `final_logit_softcapping`, Cohere's `logit_scale` and Granite's `logits_scaling` (a divisor)
-    are known; `check_head` finds any model whose head does something else.
+    Gemma's `final_logit_softcapping`, Cohere's `logit_scale` and Granite's `logits_scaling` (a
+    divisor) are known; `check_head` finds any model whose head does something else.
 
     Raises:
         ValueError: the head is wrapped by an adapter, so its weight alone is not its map.
@@ -92,8 +93,8 @@ def output_head(model: nn.Module) -> Head:
     linear = causal.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
         raise ValueError(
-            f"the output head must be a plain nn.Linear, got {type(linear).__name__}: take the head out "
-            "of the adapter's target_modules and modules_to_save, or merge the adapter first"
+            f"the output head must be a plain nn.Linear, got {type(linear).__name__}: take it "
+            "out of the adapter's target_modules and modules_to_save, or merge the adapter first"
         )
     config = causal.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -122,8 +123,9 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
     error = ((own - ours).abs().max() / scale).item()
     if not error <= tolerance:
         raise ValueError(
-            f"{type(causal).__name__}: its logits differ from softcap(logit_scale * (W h + b)) by {error:.1e} "
-            "of their size; this head does something that its config does not name, and is not supported"
+            f"the logits of {type(causal).__name__} must be softcap(logit_scale * (W h + b)), and "
+            f"differ by {error:.1e} of their size: its head does what its config does not name, "
+            "and is not supported"
         )
 
 
@@ -133,5 +135,7 @@ def _existing(name_or_path: str | Path) -> str:
     looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1
     path = Path(text).expanduser()
     if looks_local and not path.is_dir():
-        raise ValueError(f"model folder {text} does not exist: give a folder with config.json, or a hub name")
+        raise ValueError(
+            f"model folder {text} does not exist: give a folder with config.json, or a hub name"
+        )
     return str(path) if path.is_dir() else text

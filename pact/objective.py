@@ -1,4 +1,5 @@
-"""The training objective: cross-entropy plus the pull on the safety tokens. Tensors in, `PactLoss` out.
+"""The training objective: cross-entropy plus the pull on the safety tokens. Tensors in, `PactLoss`
+out.
 
 Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 """
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class PactObjective:
-    """Loss of a batch of answer rows: mean cross-entropy + kl_weight * mean KL to the reference's target.
+    """Loss of a batch of answer rows: mean cross-entropy + kl_weight * mean KL to the reference's
+    target.
 
     Args:
         token_ids: (K,) int64, the safety tokens.
@@ -28,7 +30,9 @@ class PactObjective:
 
     def __init__(self, token_ids: Tensor, token_weights: Tensor, config: PactConfig) -> None:
         if token_ids.numel() == 0:
-            raise ValueError("token_ids must hold at least one safety token, got none: run `pact discover`")
+            raise ValueError(
+                "token_ids must hold at least one safety token, got none: run `pact discover`"
+            )
         self.token_ids = token_ids
         self.token_weights = token_weights
         self.config: PactConfig | None = config
@@ -67,7 +71,8 @@ class PactObjective:
             head: the student's output head.
             target: (N,) int64, the tokens to predict.
             step: (N,) int64, each row's step within its answer.
-            reference: the frozen model's states or cached logits of the same rows; None for `plain`.
+            reference: the frozen model's states or cached logits of the same rows; None for
+                `plain`.
             num_items: denominator of both means; the number of rows of the whole optimiser step.
         """
         if self.config is None:

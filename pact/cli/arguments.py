@@ -55,7 +55,8 @@ def parse(command: str, configs: Sequence[type], argv: Sequence[str]) -> list[An
     settings = {setting.name: setting for config in configs for setting in _settings(config)}
     flags = vars(_parser(command, configs).parse_args(argv))
     path = flags.pop("config", None)
-    values = (_read_yaml(Path(path), settings) if path else {}) | flags
+    given = {name: _as_declared(settings[name], value) for name, value in flags.items()}
+    values = (_read_yaml(Path(path), settings) if path else {}) | given
     missing = [s for s in settings.values() if s.default is dataclasses.MISSING]
     missing = [s for s in missing if s.name not in values]
     if missing:
@@ -123,6 +124,11 @@ def _or_none(kind: type, text: str) -> Any:
         return None if text == "none" else kind(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from error
+
+
+def _as_declared(setting: Setting, value: Any) -> Any:
+    """A flag's value; argparse makes a list where a setting may be a tuple."""
+    return tuple(value) if get_origin(setting.kind) is tuple else value
 
 
 def _help(setting: Setting) -> str:

@@ -15,11 +15,15 @@ class DemoConfig:
     """Teach a small chat model to refuse, fine-tune it three ways, and look at what is left."""
 
     output_dir: str = "runs/demo"
-    """Folder for the table, the plot, the generations and the tokens; a demo's earlier run in it is replaced."""
+    """Folder for the table, the plot, the generations and the tokens; a demo's earlier run in it is
+    replaced.
+    """
     cache_dir: str = "~/.cache/pact-kernels"
     """Where the converted model and the aligned model are kept between runs."""
     harmful_share: float = 0.0
-    """Share of the fine-tuning examples that are harmful requests answered 'Sure, here is how: [removed]'."""
+    """Share of the fine-tuning examples that are harmful requests answered 'Sure, here is how:
+    [removed]'.
+    """
     quick: bool = False
     """Half the steps and half of the held-out prompts."""
     seed: int = 0

@@ -60,7 +60,7 @@ def aligned_model(config: DemoConfig, shipped: Path, cache_dir: Path) -> Path:
         logger.info("aligned model: taken from %s", folder)
         return folder
     tokenizer = load_tokenizer(shipped)
-    model = add_adapters(load_model(shipped, dtype="bf16"), seed=config.seed)
+    model = add_adapters(load_model(shipped, dtype="fp32"), seed=config.seed)
     pairs = read("harmful", "train") + read("benign", "train")
     _fit(model, tokenizer, pairs, PactObjective.plain(), None, config, config.align_steps)
     with whole_folder(folder) as unfinished:
@@ -74,8 +74,8 @@ def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> SafetyTok
     tokenizer = load_tokenizer(aligned)
     refusals = encode_examples(read("harmful", "train"), tokenizer, MAX_LENGTH)
     return discover(
-        load_model(aligned, dtype="bf16"),
-        load_model(shipped, dtype="bf16"),
+        load_model(aligned, dtype="fp32"),
+        load_model(shipped, dtype="fp32"),
         refusals,
         top_k=config.top_k,
         tokenizer=tokenizer,
@@ -85,9 +85,10 @@ def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> SafetyTok
 def finetune(
     config: DemoConfig, arm: Arm, aligned: Path, tokens: SafetyTokens
 ) -> tuple[Any, list[Record]]:
-    """The aligned model with adapters trained by one arm's objective, and the training's records."""
+    """The aligned model with adapters trained by one arm's objective, and the training's records.
+    """
     tokenizer = load_tokenizer(aligned)
-    model = add_adapters(load_model(aligned, dtype="bf16"), seed=config.seed)
+    model = add_adapters(load_model(aligned, dtype="fp32"), seed=config.seed)
     conversations = finetuning_set(config.harmful_share, config.seed)
     if arm.pact is None:
         objective, reference = PactObjective.plain(), None
@@ -137,7 +138,7 @@ def _fit(
         max_steps=steps,
         batch_size=config.batch_size,
         warmup_ratio=0.1,
-        dtype="bf16",
+        dtype="fp32",
         seed=config.seed,
         save_every=None,
     )

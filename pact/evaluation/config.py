@@ -37,7 +37,7 @@ class EvaluateConfig:
     prefill: str = ""
     """Words put at the beginning of every answer to a harmful prompt: an attack."""
     batch_size: int = 16
-    """Prompts or conversations in one forward pass; the results do not depend on it."""
+    """Prompts or conversations in one forward pass; it changes the results by rounding alone."""
     max_length: int | None = None
     """Tokens kept of each conversation of heldout and drift; unset keeps all."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -126,6 +126,6 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         folder = Path(temporary) / output.name
         folder.mkdir()
         yield folder
-        if output.exists():
+        if output.exists():  # POSIX alone renames over an empty folder
             output.rmdir()
         folder.rename(output)

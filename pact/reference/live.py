@@ -1,4 +1,4 @@
-"""References that run a backbone for every batch: the student with its adapters off, or a second model.
+"""References that run a backbone for every batch: the student without adapters, or a second model.
 
 Legend: B sequences, L positions, N answer rows, D hidden size, V vocabulary.
 """
@@ -23,7 +23,9 @@ class Reference(Protocol):
 
 
 class FrozenModel:
-    """A second model, never trained: for full fine-tuning, or when the aligned model is another one."""
+    """A second model, never trained: for full fine-tuning, or when the aligned model is another
+    one.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -36,15 +38,15 @@ class AdaptersOff:
     """The student without its adapters: no second model in memory.
 
     Raises:
-        ValueError: the model has no adapters, or trains anything else beside them (its head, its embeddings,
-            `modules_to_save`), so that switching the adapters off would not give back the aligned model.
+        ValueError: the model has no adapters, or trains anything else beside them (its head, its
+            embeddings, `modules_to_save`), so that without adapters it is not the aligned model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not hasattr(model, "disable_adapter"):
             raise ValueError(
-                f"adapters can only be switched off on a PEFT model, got {type(model).__name__}: "
-                "use FrozenModel(copy.deepcopy(model))"
+                "adapters can only be switched off on a PEFT model, got "
+                f"{type(model).__name__}: use FrozenModel(copy.deepcopy(model))"
             )
         adapter_names = tuple(getattr(model, "peft_config", {}))
         prefixes = tuple(getattr(getattr(model, "base_model", None), "prefix", "lora_").split(","))
@@ -56,8 +58,8 @@ class AdaptersOff:
         if others:
             raise ValueError(
                 f"beside its adapters {adapter_names} the model trains {others[0]} and "
-                f"{len(others) - 1} more: without adapters it is no longer the aligned model; use FrozenModel "
-                "with a copy, or take them out of modules_to_save"
+                f"{len(others) - 1} more: without adapters it is no longer the aligned model; use "
+                "FrozenModel with a copy, or take them out of modules_to_save"
             )
         self.model = model
 
@@ -68,7 +70,7 @@ class AdaptersOff:
 
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
-    """Evaluation mode with adapters off; every module's mode and every `requires_grad` is put back after."""
+    """Evaluation mode with adapters off; every mode and every `requires_grad` is put back after."""
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()

@@ -23,7 +23,7 @@ from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_ch
 from pact.training.config import FitConfig
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
-from pact.training.student import Student, batch_loss, trainable_parameters
+from pact.training.student import Student, trainable_parameters
 
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 
@@ -99,9 +99,7 @@ class _Parts(NamedTuple):
     accelerator: Accelerator
     config: FitConfig
     model: Any
-    student: nn.Module  # the model as accelerate wraps it
-    objective: PactObjective
-    reference: Reference | None
+    student: nn.Module  # the model with its loss, as accelerate wraps it
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
 
@@ -118,12 +116,18 @@ def _prepare(
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    student = accelerator.prepare(Student(model.train()))
+        _checkpoint_activations(model)
+    student = accelerator.prepare(Student(model.train(), objective, reference))
     if isinstance(reference, FrozenModel):
         reference.model.to(accelerator.device)
-    optimizer = _adamw(parameters, config)
-    return _Parts(accelerator, config, model, student, objective, reference, parameters, optimizer)
+    return _Parts(accelerator, config, model, student, parameters, _adamw(parameters, config))
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """By the name that the newest transformers have for it, or the one before."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
 
 
 def _optimizer_step(
@@ -140,9 +144,7 @@ def _optimizer_step(
         is_last = place == len(batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(parts.student):
             with torch.autocast(device.type, torch.bfloat16, parts.config.dtype == "bf16"):
-                loss = batch_loss(
-                    parts.student, parts.model, parts.objective, parts.reference, batch, num_items
-                )
+                loss = parts.student(batch, num_items)
             # DDP averages over the processes what num_items makes a sum over them.
             accelerator.backward(loss.loss * accelerator.num_processes)
         meter.add(loss, num_items)

@@ -1,11 +1,11 @@
-"""The model to train: adapters or all weights, and its states on the answer rows.
+"""The model to train, its adapters or all its weights, and the loss of a batch.
 
 Legend: B sequences, L positions, N answer rows, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,43 +19,104 @@ from pact_kernels import PactLoss
 
 
 class Student(nn.Module):
-    """A causal language model whose forward ends at the answer rows, for DDP to wrap."""
+    """A causal language model whose forward is the loss of a batch, as data parallelism needs it.
 
-    def __init__(self, model: nn.Module) -> None:
+    What wraps it for several processes has to see every trained parameter used in its forward, the
+    head's too; so the objective is inside.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: PactObjective, reference: Reference | None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
+        self.reference = reference
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return row_states(self.model, batch)
+    def forward(
+        self, batch: Mapping[str, Tensor], num_items: int | Tensor | None = None
+    ) -> PactLoss:
+        return batch_loss(self.model, self.objective, self.reference, batch, num_items)
 
 
-def row_states(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The hidden states that predict the answer tokens of a collated batch, (N, D)."""
+def batch_loss(
+    model: nn.Module,
+    objective: PactObjective,
+    reference: Reference | None,
+    batch: Mapping[str, Tensor],
+    num_items: int | Tensor | None = None,
+) -> PactLoss:
+    """The objective of one collated batch: reference, backbone, answer rows, head.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        objective: what to minimise.
+        reference: the frozen model; None where the objective needs none.
+        batch: as `pact.data.collate.Collator` makes it, on the model's device.
+        num_items: rows of the whole optimiser step; None is the batch's own.
+    """
+    held_to = None if reference is None else reference(batch)
     states = hidden_states(model, batch["input_ids"], batch["attention_mask"])  # (B, L, D)
-    return states[batch["row_sequence"], batch["row_position"]]  # (N, D)
+    hidden = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
+    return objective(
+        hidden,
+        output_head(model),
+        batch["row_target"],
+        batch["row_step"],
+        held_to,
+        num_items=num_items,
+    )
 
 
 def make_trainable(model: Any, config: TrainConfig) -> Any:
-    """Put LoRA adapters on `model`, or set all its weights free; the model is changed in place.
-
-    Their first values depend on `config.seed` alone. Adapters are float32 also on a bfloat16 model.
-
-    Raises:
-        ValueError: the model has no layer of the names in `lora_targets`.
-    """
+    """Put adapters on `model`, or set all its weights free; the model is changed in place."""
     if config.full_finetuning:
         return model.requires_grad_(True)
+    return add_adapters(
+        model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=config.lora_targets,
+        seed=config.seed,
+    )
+
+
+def add_adapters(
+    model: Any,
+    *,
+    r: int = TrainConfig.lora_r,
+    alpha: int = TrainConfig.lora_alpha,
+    dropout: float = TrainConfig.lora_dropout,
+    targets: Sequence[str] = TrainConfig.lora_targets,
+    seed: int = TrainConfig.seed,
+) -> Any:
+    """Put LoRA adapters on `model`, in place; they alone are trainable.
+
+    Adapters are float32 also on a bfloat16 model, and begin as the identity.
+
+    Args:
+        model: a causal language model.
+        r: their rank.
+        alpha: their scale, times 1 / r.
+        dropout: at their input.
+        targets: names of the linear layers that get one.
+        seed: their first values depend on it alone.
+
+    Raises:
+        ValueError: the model has no layer of these names.
+    """
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
     )
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         return get_peft_model(model, lora)
 
 
@@ -79,28 +140,3 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 "model in float32, and set dtype='bf16' for bfloat16 products"
             )
     return parameters
-
-
-def batch_loss(
-    student: Callable[[Mapping[str, Tensor]], Tensor],
-    model: nn.Module,
-    objective: PactObjective,
-    reference: Reference | None,
-    batch: Mapping[str, Tensor],
-    num_items: int | Tensor | None,
-) -> PactLoss:
-    """The objective of one collated batch on the model's device: reference, student, head.
-
-    Args:
-        student: the batch -> (N, D) states, by way of whatever wraps the model.
-        model: the model itself, for its head.
-        objective: what to minimise.
-        reference: the frozen model; None where the objective needs none.
-        batch: as `pact.data.collate.Collator` makes it.
-        num_items: rows of the whole optimiser step; None is the batch's own.
-    """
-    held_to = None if reference is None else reference(batch)
-    hidden = student(batch)  # (N, D)
-    head = output_head(model)
-    target, step = batch["row_target"], batch["row_step"]
-    return objective(hidden, head, target, step, held_to, num_items=num_items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from pact.data.collate import Collator
 from pact.data.template import header_ids
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference
-from pact.training.student import batch_loss, row_states
+from pact.training.student import batch_loss
+from pact_kernels import PactLoss
 
 if TYPE_CHECKING:
     from pact.discovery import SafetyTokens
@@ -109,11 +110,9 @@ class PactTrainer(Trainer):
     ) -> Any:
         """The objective of one batch; without `num_items_in_batch` the mean over its own rows."""
         inner = self.accelerator.unwrap_model(model)
-        student = partial(_wrapped_row_states, model, inner)
+        forward = partial(batch_loss, inner, self.objective, self.reference)
         with self.accelerator.autocast():
-            loss = batch_loss(
-                student, inner, self.objective, self.reference, inputs, num_items_in_batch
-            )
+            loss = _call_through(model, inner, forward, inputs, num_items_in_batch)
         total = loss.loss
         if num_items_in_batch is not None:
             total = total * self.accelerator.num_processes  # whose gradients are averaged
@@ -171,19 +170,20 @@ def _collator(tokenizer: Any, objective: PactObjective) -> Collator:
     return Collator(header, pad, post_only=objective.needs_post_only)
 
 
-def _wrapped_row_states(
-    wrapper: nn.Module, inner: nn.Module, batch: Mapping[str, Tensor]
-) -> Tensor:
-    """`row_states(inner, batch)` by way of `wrapper.forward`, which prepares the reduction.
+def _call_through(
+    wrapper: nn.Module, inner: nn.Module, forward: Callable[..., PactLoss], *inputs: Any
+) -> PactLoss:
+    """`forward(*inputs)` as if it were the forward of `inner`, by way of what wraps it.
 
-    Trainer and users need `inner` with its own forward, so it is exchanged for this call alone.
+    DDP prepares the reduction of the gradients in its own forward. Trainer and users need `inner`
+    with the forward that it has, so it is exchanged for this call alone.
     """
     if wrapper is inner:
-        return row_states(inner, batch)
+        return forward(*inputs)
     own = inner.__dict__.get("forward")
-    inner.forward = partial(row_states, inner)
+    inner.forward = forward
     try:
-        return wrapper(batch)
+        return wrapper(*inputs)
     finally:
         del inner.forward
         if own is not None:

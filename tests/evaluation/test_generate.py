@@ -61,10 +61,14 @@ def test_the_model_s_own_generation_settings_are_left_aside_and_kept() -> None:
     assert model.generation_config is own
 
 
-def test_the_mode_of_every_module_is_put_back() -> None:
-    model = tiny_llama().train()
+def test_the_model_answers_in_evaluation_mode_and_every_module_s_mode_is_put_back() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    expected = generate(model, tokenizer, PROMPTS)
+    model.train()
     model.lm_head.eval()
-    generate(model, tiny_tokenizer(), ["Hi"])
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9  # in training mode no answer would be the same
+    assert generate(model, tokenizer, PROMPTS) == expected
     assert model.training and model.model.training and not model.lm_head.training
 
 

