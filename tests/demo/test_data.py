@@ -14,7 +14,7 @@ import pytest
 SPLITS = ("train", "dev", "heldout")
 COUNTS = {
     "harmful": {"train": 100, "dev": 20, "heldout": 40},
-    "benign": {"train": 100, "dev": 20, "heldout": 40},
+    "benign": {"train": 240, "dev": 20, "heldout": 40},
     "finetune": {"train": 120, "dev": 20, "heldout": 40},
     "task": {"train": 120, "dev": 20, "heldout": 60},
 }
@@ -174,10 +174,13 @@ def test_benign_completions_are_plain_answers(split: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_quarter_of_the_benign_requests_is_borderline(split: str) -> None:
+def test_the_share_of_borderline_benign_requests(split: str) -> None:
     flags = [row["borderline"] for row in rows("benign", split)]
     assert all(isinstance(flag, bool) for flag in flags)
-    assert 4 * sum(flags) == len(flags)
+    if split == "train":
+        assert 0.25 <= sum(flags) / len(flags) <= 0.40
+    else:
+        assert 4 * sum(flags) == len(flags)
 
 
 @pytest.mark.parametrize("split", SPLITS)
