@@ -1,7 +1,7 @@
-"""Losses of a language model's head, fused: selected-token KL and cross-entropy without full logits.
+"""Losses of a language model's head: selected-token KL and cross-entropy without full logits.
 
-Needs torch alone; triton is imported only where a kernel runs. Each op is registered with `torch.library`,
-so it works under autograd, autocast and `torch.compile(fullgraph=True)`.
+Needs torch alone; triton is imported only where a kernel runs. Each op is registered with
+`torch.library`, so it works under autograd, autocast and `torch.compile(fullgraph=True)`.
 """
 
 from pact_kernels.implementation import implementation, workspace

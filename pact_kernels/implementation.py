@@ -20,8 +20,8 @@ def implementation(name: str) -> Iterator[None]:
     """Run every op inside the block with one implementation instead of the device's default.
 
     Args:
-        name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace, any
-            device) or "triton" (the kernels; on CPU tensors Triton's interpreter).
+        name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace,
+            any device) or "triton" (the kernels; on CPU tensors Triton's interpreter).
 
     Raises:
         ValueError: the name is unknown, or "triton" in a build without kernels.
@@ -45,8 +45,12 @@ def workspace(mib: float) -> Iterator[None]:
     """Cap the memory that an op may take beyond its inputs and outputs inside the block.
 
     Args:
-        mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. One slab holds at least one
-            row of the vocabulary, however small the cap.
+        mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. However small it is, an
+            op holds one row of the vocabulary, the head's K selected rows in fp32, and some 50
+            bytes per row of the input.
+
+    Raises:
+        ValueError: the cap is not positive.
     """
     global _workspace_mib
     if not mib > 0:

@@ -15,8 +15,8 @@ from torch import Tensor
 class GateConfig:
     """How far a row's target moves from the full-context reference f to the post-only one p.
 
-    With k(x) the least number of entries of softmax(x / temperature), in descending order, whose sum
-    reaches top_p, and u the student's K selected logits at answer step t:
+    With k(x) the least number of entries of softmax(x / temperature), in descending order, whose
+    sum reaches top_p, and u the student's K selected logits at answer step t:
 
         c = sigmoid(alpha (k(u)/K - k(p)/K - bias)) * decay(t) * prefix_boost
         decay(t) = exp(-max(t - prefix_length, 0) / decay_tau)   if decay_tau > 0
@@ -26,7 +26,7 @@ class GateConfig:
     """
 
     top_p: float = 0.9
-    """Probability mass, in (0, 1], that defines k."""
+    """Probability mass, in (0, 1], that defines k; near 1 rounding has a say in the count."""
     alpha: float = 2.0
     """Slope of the sigmoid."""
     bias: float = 0.0

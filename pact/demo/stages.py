@@ -29,84 +29,106 @@ from pact.training.student import add_adapters
 
 MAX_LENGTH = 256
 """Tokens kept of a conversation; the demo's longest has about half."""
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
 
 logger = logging.getLogger(__name__)
 
 
 class Arm(NamedTuple):
-    """One of the models that the table compares."""
+    """One of the three fine-tunings."""
 
     name: str
     pact: PactConfig | None
     """The objective's settings; None is plain fine-tuning."""
+    top_k: int
+    """Safety tokens that it uses."""
 
 
 def arms(config: DemoConfig) -> list[Arm]:
-    """The three fine-tunings, alike in all but their objective."""
+    """The fine-tunings, alike in data, order, seed and steps.
+
+    The second is the released objective with its settings. The third matches the confidences of
+    many more tokens to the reference's on the full context, and needs no post-only forward.
+    """
+    selection = PactConfig(over="selection", kl_weight=config.selection_weight)
+    vocabulary = PactConfig(over="vocabulary", kl_weight=config.vocabulary_weight, gate=False)
     return [
-        Arm("plain", None),
-        Arm("PACT selection", PactConfig(over="selection", kl_weight=config.selection_weight)),
-        Arm("PACT vocabulary", PactConfig(over="vocabulary", kl_weight=config.vocabulary_weight)),
+        Arm("plain", None, 0),
+        Arm("PACT selection", selection, config.top_k),
+        Arm("PACT vocabulary", vocabulary, config.vocabulary_top_k),
     ]
 
 
 def aligned_model(config: DemoConfig, shipped: Path, cache_dir: Path) -> Path:
     """Folder of the shipped model after refusal training, made on first use of these settings.
 
-    Half of the training pairs are refusals and half plain answers, so that it does not refuse all.
+    It learns refusals of harmful requests beside plain answers to benign ones, some of which look
+    harmful, so that it does not refuse everything.
     """
     folder = cache_dir / f"aligned-{_fingerprint(config)}"
     if folder.is_dir():
-        logger.info("aligned model: taken from %s", folder)
+        logger.info("   the aligned model of these settings is at hand")
         return folder
     tokenizer = load_tokenizer(shipped)
-    model = add_adapters(load_model(shipped, dtype="fp32"), seed=config.seed)
+    model = add_adapters(load_model(shipped), targets=EVERY_LINEAR, seed=config.seed)
+    settings = FitConfig(
+        learning_rate=config.align_learning_rate,
+        max_steps=config.align_steps,
+        batch_size=config.align_batch_size,
+        warmup_ratio=0.1,
+        seed=config.seed,
+        save_every=None,
+    )
     pairs = read("harmful", "train") + read("benign", "train")
-    _fit(model, tokenizer, pairs, PactObjective.plain(), None, config, config.align_steps)
+    _fit(model, tokenizer, pairs, PactObjective.plain(), None, settings)
     with whole_folder(folder) as unfinished:
         model.merge_and_unload().save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
     return folder
 
 
-def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> SafetyTokens:
-    """Tokens on which refusal training moved the model most, on its own refusals."""
+def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> dict[int, SafetyTokens]:
+    """By their number asked for: the tokens on which refusal training moved the model most."""
     tokenizer = load_tokenizer(aligned)
     refusals = encode_examples(read("harmful", "train"), tokenizer, MAX_LENGTH)
-    return discover(
-        load_model(aligned, dtype="fp32"),
-        load_model(shipped, dtype="fp32"),
-        refusals,
-        top_k=config.top_k,
-        tokenizer=tokenizer,
-    )
+    models = load_model(aligned), load_model(shipped)
+    return {
+        top_k: discover(*models, refusals, top_k=top_k, tokenizer=tokenizer)
+        for top_k in sorted({config.top_k, config.vocabulary_top_k})
+    }
 
 
 def finetune(
-    config: DemoConfig, arm: Arm, aligned: Path, tokens: SafetyTokens
+    config: DemoConfig, arm: Arm, aligned: Path, tokens: dict[int, SafetyTokens]
 ) -> tuple[Any, list[Record]]:
-    """The aligned model with adapters trained by one arm's objective, and the training's records.
-    """
+    """The aligned model with adapters trained by one arm's objective, and the records of that."""
     tokenizer = load_tokenizer(aligned)
-    model = add_adapters(load_model(aligned, dtype="fp32"), seed=config.seed)
-    conversations = finetuning_set(config.harmful_share, config.seed)
-    if arm.pact is None:
-        objective, reference = PactObjective.plain(), None
-    else:
-        objective = PactObjective(tokens.ids, tokens.weights, arm.pact)
+    model = add_adapters(load_model(aligned), seed=config.seed)
+    objective, reference = PactObjective.plain(), None
+    if arm.pact is not None:
+        chosen = tokens[arm.top_k]
+        objective = PactObjective(chosen.ids, chosen.weights, arm.pact)
         reference = AdaptersOff(model)
-    records = _fit(model, tokenizer, conversations, objective, reference, config, config.steps)
-    return model, records
+    settings = FitConfig(
+        learning_rate=config.learning_rate,
+        max_steps=config.steps,
+        batch_size=config.batch_size,
+        warmup_ratio=0.1,
+        seed=config.seed,
+        save_every=None,
+    )
+    conversations = finetuning_set(config.harmful_share, config.seed)
+    return model, _fit(model, tokenizer, conversations, objective, reference, settings)
 
 
 def measure(config: DemoConfig, model: Any, aligned: Path, tokens: SafetyTokens) -> Evaluation:
     """Refusals, over-refusal, held-out loss, task accuracy, and confidence on the safety tokens."""
-    tokenizer = load_tokenizer(aligned)
-    harmful = _heldout("harmful", config)
     has_adapters = hasattr(model, "disable_adapter")
+    harmful = _heldout("harmful", config)
     return evaluate(
         model,
-        tokenizer,
+        load_tokenizer(aligned),
         harmful=harmful,
         benign=_heldout("benign", config),
         heldout=read("finetune", "heldout"),
@@ -115,13 +137,14 @@ def measure(config: DemoConfig, model: Any, aligned: Path, tokens: SafetyTokens)
         tokens=tokens,
         reference=AdaptersOff(model) if has_adapters else FrozenModel(model),
         max_new_tokens=config.max_new_tokens,
+        batch_size=20,  # a divisor of the sets: no batch is mostly empty
     )
 
 
 def _heldout(name: str, config: DemoConfig) -> list[Conversation]:
-    """A held-out set, or its first half where the demo is quick (its rows are in random order)."""
+    """A held-out set, or its first quarter where the demo is quick; rows are in random order."""
     conversations = read(name, "heldout")
-    return conversations[: len(conversations) // 2] if config.quick else conversations
+    return conversations[: len(conversations) // 4] if config.quick else conversations
 
 
 def _fit(
@@ -130,18 +153,8 @@ def _fit(
     conversations: list[Conversation],
     objective: PactObjective,
     reference: AdaptersOff | None,
-    config: DemoConfig,
-    steps: int,
+    settings: FitConfig,
 ) -> list[Record]:
-    settings = FitConfig(
-        learning_rate=config.learning_rate,
-        max_steps=steps,
-        batch_size=config.batch_size,
-        warmup_ratio=0.1,
-        dtype="fp32",
-        seed=config.seed,
-        save_every=None,
-    )
     post_only = objective.needs_post_only
     header = header_ids(tokenizer) if post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=post_only)
@@ -151,9 +164,8 @@ def _fit(
 
 def _fingerprint(config: DemoConfig) -> str:
     """Of all that the aligned model depends on."""
-    digest = hashlib.sha256()
-    names = ("align_steps", "batch_size", "learning_rate", "seed")
-    digest.update(json.dumps([getattr(config, name) for name in names]).encode())
+    names = ("align_steps", "align_batch_size", "align_learning_rate", "seed")
+    digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode())
     for name in ("harmful_train.jsonl", "benign_train.jsonl"):
         digest.update((files("pact.demo") / "data" / name).read_bytes())
     return digest.hexdigest()[:12]

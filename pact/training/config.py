@@ -95,7 +95,7 @@ class TrainConfig(FitConfig):
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter (the paper's)."""
     reference_model: str | None = None
-    """Another aligned model to hold to; unset is the model itself, adapters off or copied."""
+    """A model to hold to, loaded in dtype; unset is the model itself, adapters off or copied."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

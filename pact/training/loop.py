@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -24,6 +24,8 @@ from pact.training.config import FitConfig
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
 from pact.training.student import Student, trainable_parameters
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 
@@ -58,9 +60,11 @@ def fit(
         tokens_per_s, learning_rate, and grad_norm before clipping.
 
     Raises:
-        ValueError: the objective needs a reference and has none; a token is not in the model's
-            vocabulary; nothing is trainable; the loss is not finite.
+        ValueError: there are no data; the objective needs a reference and has none; a token is not
+            in the model's vocabulary; nothing is trainable; the loss is not finite.
     """
+    if len(dataset) == 0:
+        raise ValueError("the data must hold at least one example, got none")
     plan = Plan(config, len(dataset))
     parts = _prepare(model, objective, reference, config)
     accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
@@ -85,7 +89,8 @@ def fit(
         if output_dir and config.save_every and (is_last or done % config.save_every == 0):
             if is_main:
                 save_checkpoint(output_dir, done, parts.parameters, parts.optimizer)
-                log.plot()
+                if not is_last:
+                    log.plot()
             accelerator.wait_for_everyone()
     progress.close()
     log.plot()
@@ -115,6 +120,11 @@ def _prepare(
     parameters = trainable_parameters(model)
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"the loop runs in one process or in several with DDP, got "
+            f"{accelerator.distributed_type.value}: launch it without sharding"
+        )
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     student = accelerator.prepare(Student(model.train(), objective, reference))
@@ -146,7 +156,7 @@ def _optimizer_step(
             with torch.autocast(device.type, torch.bfloat16, parts.config.dtype == "bf16"):
                 loss = parts.student(batch, num_items)
             # DDP averages over the processes what num_items makes a sum over them.
-            accelerator.backward(loss.loss * accelerator.num_processes)
+            (loss.loss * accelerator.num_processes).backward()
         meter.add(loss, num_items)
     meter.steps += 1
     parameters = list(parts.parameters.values())

@@ -80,7 +80,8 @@ class MetricsLog:
             return
         path = folder / METRICS_FILE
         if resume_step and path.is_file():
-            read = [json.loads(line) for line in path.read_text().splitlines()]
+            whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+            read = [json.loads(line) for line in whole_lines]
             self.records = [record for record in read if record["step"] <= resume_step]
         path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 from accelerate import PartialState
+from datasets import Dataset
 
 from pact.config import PactConfig
 from pact.data.collate import Collator
@@ -66,14 +69,14 @@ def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
     tokenizer = load_tokenizer(config.model)
     objective = _objective(config, pact, tokenizer)
     dataset = encode_examples(load_examples(config.train_file), tokenizer, config.max_length)
-    model, reference = _load(config, objective, tokenizer)
+    model, reference = _load(config, objective, dataset)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
 
     processes.wait_for_everyone()  # all have looked at the folder
     if processes.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
-        save_configs(output_dir, (config, pact))
+        save_configs(output_dir, (replace(config, resume=False), pact))
     records = fit(model, dataset, objective, reference, collator, config, output_dir=output_dir)
     if processes.is_main_process:
         model.save_pretrained(output_dir)
@@ -113,7 +116,7 @@ def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> PactObj
 
 
 def _load(
-    config: TrainConfig, objective: PactObjective, tokenizer: Any
+    config: TrainConfig, objective: PactObjective, dataset: Dataset
 ) -> tuple[Any, Reference | None]:
     """The model with what is to be trained in it, and the frozen model that it is held to."""
     # Only what is trained needs float32: under LoRA the model itself may be bfloat16.
@@ -121,18 +124,18 @@ def _load(
     model = load_model(_absolute(config.model), dtype=dtype)
     check_head(model)
     vocabulary = output_head(model).weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
+    largest = pc.max(pc.list_flatten(dataset.data.column("input_ids"))).as_py()
     if largest >= vocabulary:
         raise ValueError(
-            f"the tokenizer's ids must be below the model's vocabulary of {vocabulary}, got "
-            f"{largest}: {config.model} holds another model's tokenizer, or lacks embeddings for "
-            "added tokens (resize_token_embeddings)"
+            f"every token id must be below the model's vocabulary of {vocabulary}, got {largest} "
+            f"in {config.train_file}: {config.model} holds another model's tokenizer, or lacks "
+            "embeddings for added tokens (resize_token_embeddings)"
         )
     reference: Reference | None = None
     if objective.needs_reference and config.reference_model is not None:
         reference = FrozenModel(load_model(config.reference_model, dtype=config.dtype))
     elif objective.needs_reference and config.full_finetuning:
-        reference = FrozenModel(copy.deepcopy(model))
+        reference = FrozenModel(copy.deepcopy(model))  # rounds as the student does
     model = make_trainable(model, config)
     if objective.needs_reference and reference is None:
         reference = AdaptersOff(model)

@@ -9,8 +9,8 @@ vocabulary form of `pact_kl`:
     dH  = G W                                      2 M D V flops, into its place
     dW += G^T H_m                                  2 M D V flops, a trainable head alone
 
-alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's share where it runs over
-the vocabulary. The KL adds K entries per row and no product with the vocabulary.
+alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's share where it runs
+over the vocabulary. The KL adds K entries per row and no product with the vocabulary.
 
 Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
 K selected tokens, M slab rows, B block rows (B <= M).
@@ -18,16 +18,19 @@ K selected tokens, M slab rows, B block rows (B <= M).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked import target as kl_target
-from pact_kernels.chunked.selected_logits import selected_logits
+from pact_kernels.chunked.kl_rows import KlRows
+from pact_kernels.chunked.selected_logits import SelectedHead
 from pact_kernels.chunked.slab import (
+    MAX_SLAB_ROWS,
     accumulator_dtype,
     balanced_rows,
+    bytes_left,
     finish_logits_,
     logit_slope,
     slabs,
@@ -35,7 +38,9 @@ from pact_kernels.chunked.slab import (
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
 
 MAX_BLOCK_ROWS = 64
-"""Rows whose fp32 copies live at once, where a slab is held in 16 bits or its softcap needs a slope."""
+"""Rows with fp32 copies at once, where a slab is held in 16 bits or its softcap needs a slope."""
+WEIGHT_TILE_SHARE = 8
+"""The part of the workspace, one over this, for fp32 copies of a 16-bit slab's gradient."""
 
 
 class HeadLoss(NamedTuple):
@@ -70,15 +75,32 @@ def head_loss(
     if kept is not None:
         target = None if target is None else target[kept]
         row_grad = None if row_grad is None else row_grad[kept]
-    if kl is not None:
-        kl = kl.of_rows(kept, num_rows, num_positions)
     dtype = accumulator_dtype(hidden.dtype)
     values = hidden.new_zeros((3, num_rows), dtype=dtype)  # term, kl, gate
     grad_hidden = hidden.new_zeros(hidden.shape if wanted[0] else (0,))
     grad_weight = hidden.new_zeros(weight.shape if wanted[1] else (0,), dtype=dtype)
     grad_bias = hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=dtype)
-    work = _SlabWork(weight, bias, token_ids, spec, kl, target, row_grad, any(wanted), limit_bytes)
-    slab_rows = work.allocate(hidden, num_rows)
+    kl_rows = None
+    if kl is not None and token_ids is not None:
+        head = SelectedHead(
+            weight.index_select(0, token_ids).to(dtype),
+            None if bias is None else bias.index_select(0, token_ids),
+            spec.softcap,
+            spec.logit_scale,
+        )
+        kl_rows = KlRows(kl, head, kept, num_positions)
+    work = _SlabWork(
+        weight=weight,
+        bias=bias,
+        token_ids=token_ids,
+        spec=spec,
+        kl_rows=kl_rows,
+        target=target,
+        row_grad=row_grad,
+        gradient=any(wanted),
+        grad_bias=grad_bias if wanted[2] else None,
+    )
+    slab_rows = work.allocate(hidden, num_rows, limit_bytes, trained=wanted[1])
     for start, stop in slabs(num_rows, slab_rows):
         rows = hidden[start:stop] if kept is None else hidden[kept[start:stop]]  # (M, D)
         gradient = work.slab(rows, start, values)  # (M, V)
@@ -88,60 +110,58 @@ def head_loss(
             grad_hidden.index_copy_(0, kept[start:stop], gradient @ weight)
         if wanted[1]:
             add_weight_gradient_(grad_weight, gradient, rows, limit_bytes)
-        if wanted[2]:
-            grad_bias += gradient.sum(0, dtype=dtype)
     if kept is not None:
         values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
     count = torch.full((), num_rows, device=hidden.device)
-    term, kl_rows, gate = values.unbind(0)
+    term, kl_values, gate = values.unbind(0)
     return HeadLoss(
-        term.clone(), kl_rows.clone(), gate.clone(), count, grad_hidden, grad_weight, grad_bias
+        term.clone(), kl_values.clone(), gate.clone(), count, grad_hidden, grad_weight, grad_bias
     )
 
 
+@dataclass(kw_only=True)
 class _SlabWork:
     """Everything that happens to one slab of logits between its two products."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        token_ids: Tensor | None,
-        spec: HeadSpec,
-        kl: KlSpec | None,
-        target: Tensor | None,  # (N,)
-        row_grad: Tensor | None,  # (N,)
-        gradient: bool,
-        limit_bytes: int,
-    ) -> None:
-        self.weight, self.bias, self.spec = weight, bias, spec
-        self.target, self.row_grad, self.gradient = target, row_grad, gradient
-        self.limit_bytes, self.dtype = limit_bytes, accumulator_dtype(weight.dtype)
-        self.kl: KlSpec | None = None
-        if kl is not None and token_ids is not None:
-            self.kl, self.token_ids = kl, token_ids
-            self.log_weight = kl.log_weight(self.dtype)  # (K,)
-            self.selected_weight = weight.index_select(0, token_ids)  # (K, D)
-            self.selected_bias = None if bias is None else bias.index_select(0, token_ids)
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    token_ids: Tensor | None  # (K,)
+    spec: HeadSpec
+    kl_rows: KlRows | None
+    target: Tensor | None  # (N,)
+    row_grad: Tensor | None  # (N,)
+    gradient: bool
+    grad_bias: Tensor | None  # (V,) fp32, added to
 
-    def allocate(self, hidden: Tensor, num_rows: int) -> int:
+    def allocate(self, hidden: Tensor, num_rows: int, limit_bytes: int, *, trained: bool) -> int:
         """Make the slab within the limit, and return its rows M."""
         vocabulary, width = self.weight.shape
-        row_bytes = hidden.dtype.itemsize * (vocabulary + 2 * width)
-        if self.kl is not None:  # about a dozen temporaries the size of the selected logits
-            row_bytes += 12 * self.dtype.itemsize * self.token_ids.numel()
-        copies = (hidden.dtype != self.dtype) + (self.spec.softcap is not None)
-        self.block_rows, left = max(num_rows, 1), self.limit_bytes
+        self.dtype = accumulator_dtype(hidden.dtype)
+        narrow, wide = hidden.dtype.itemsize, self.dtype.itemsize
+        # Of a row of a slab: the logits, gathered states, and the product of its gradient.
+        slab_bytes = narrow * (vocabulary + 2 * width)
+        block_bytes, fixed = 0, 0  # of a row of a block, of the whole call
+        if self.kl_rows is not None:
+            block_bytes += self.kl_rows.row_bytes()
+            fixed += self.kl_rows.shared_bytes()
+        if trained and narrow < wide:  # fp32 copies within add_weight_gradient_
+            slab_bytes += wide * width
+            fixed += limit_bytes // WEIGHT_TILE_SHARE
+        left = bytes_left(limit_bytes, fixed)
+        copies = (narrow < wide) + (self.spec.softcap is not None and self.gradient)
         if copies:
-            block_bytes = copies * self.dtype.itemsize * vocabulary  # of one row
-            self.block_rows = max(1, min(left // 4 // block_bytes, MAX_BLOCK_ROWS))
+            block_bytes += copies * wide * vocabulary
+            self.block_rows = max(1, min(left // 4 // block_bytes, MAX_BLOCK_ROWS, num_rows))
             left -= self.block_rows * block_bytes
-        slab_rows = balanced_rows(num_rows, row_bytes, max(left, 1))
+        else:
+            self.block_rows = MAX_SLAB_ROWS
+            slab_bytes += block_bytes
+        slab_rows = balanced_rows(num_rows, slab_bytes, left)
         self.buffer = hidden.new_empty((min(slab_rows, num_rows), vocabulary))  # (M, V)
         return slab_rows
 
     def slab(self, rows: Tensor, start: int, values: Tensor) -> Tensor:
-        """Values (3, N) of rows [start, start + M) and the gradient (M, V) by their raw products."""
+        """Fill `values` (3, N) at rows [start, start + M); the gradient (M, V) by raw products."""
         logits = self.buffer[: rows.shape[0]]  # (M, V)
         torch.mm(rows, self.weight.T, out=logits)
         for low, high in slabs(rows.shape[0], self.block_rows):
@@ -163,9 +183,12 @@ class _SlabWork:
         lse = largest - z.amax(-1).log_()  # the largest probability is at least 1 / V
         alpha = self._term(lse, at_target, mean, values[0])
         sparse = None
-        if self.kl is not None:
-            share, sparse = self._kl(self.kl, rows, lse, index, values)
-            alpha = alpha if share is None else alpha + share
+        if self.kl_rows is not None:
+            row = self.kl_rows(rows, index, lse)
+            values[1], sparse = row.kl, row.sparse
+            if row.gate is not None:
+                values[2] = row.gate
+            alpha = alpha if row.share is None else alpha + row.share
         if not self.gradient:
             return
         if isinstance(alpha, Tensor):
@@ -176,19 +199,21 @@ class _SlabWork:
             z.scatter_add_(1, target, z.new_full(target.shape, spec.label_smoothing - 1.0))
             if spec.label_smoothing:
                 z -= spec.label_smoothing / z.shape[1]
-        if sparse is not None:
+        if sparse is not None and self.token_ids is not None:
             z.scatter_add_(1, self.token_ids.expand_as(sparse), sparse)
         if isinstance(slope, Tensor) or slope != 1.0:
             z *= slope
         if self.row_grad is not None:
             z *= self.row_grad[index, None].to(z.dtype)
+        if self.grad_bias is not None:
+            self.grad_bias += z.sum(0)
         if z is not logits:
             logits.copy_(z)
 
     def _term(
         self, lse: Tensor, at_target: Tensor | None, mean: Tensor | None, out: Tensor
     ) -> Tensor | float:
-        """Row losses beside the KL into `out` (B,); returns the softmax's factor in their gradient."""
+        """Row losses beside the KL into `out` (B,); the softmax's factor in their gradient."""
         spec = self.spec
         if spec.term == "none":
             return 0.0
@@ -202,38 +227,6 @@ class _SlabWork:
             return 1.0
         out += spec.z_loss * lse.square()
         return 1.0 + 2.0 * spec.z_loss * lse
-
-    def _kl(
-        self, kl: KlSpec, rows: Tensor, lse: Tensor, index: slice, values: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """KL and gate into `values`; returns kl_weight times the softmax's factor (B,) and the sparse
-        entries (B, K) of their gradient."""
-        head: dict[str, Any] = {
-            "softcap": self.spec.softcap,
-            "logit_scale": self.spec.logit_scale,
-            "limit_bytes": self.limit_bytes,
-        }
-        student = selected_logits(rows, self.selected_weight, self.selected_bias, **head)  # (B, K)
-        full, post = kl.reference_logits(index, dtype=self.dtype, **head)
-        gate = None
-        if kl.gate is not None and post is not None:
-            # A common shift leaves the counts as they are, so log-confidences do as well as logits.
-            gate = kl_target.gate_value(student, post, kl.step[index], kl.gate)
-            values[2] = gate
-        share = None
-        if kl.over == "selection":
-            mixed = kl_target.mix(full, post, gate)
-            value, sparse = kl_target.selection_kl(student, mixed, self.log_weight, kl.temperature)
-        else:
-            value, share, sparse = kl_target.vocabulary_kl(student - lse[:, None], full, post, gate)
-        values[1] = value
-        factor: Tensor | float = kl.kl_weight
-        if kl.row_weight is not None:
-            row_weight = kl.row_weight[index].to(self.dtype)  # (B,)
-            values[1] *= row_weight
-            factor = factor * row_weight
-        share = None if share is None else share * factor
-        return share, sparse * (factor[:, None] if isinstance(factor, Tensor) else factor)
 
 
 def kept_rows(target: Tensor | None, ignore_index: int, vocabulary: int) -> Tensor | None:
@@ -253,7 +246,8 @@ def kept_rows(target: Tensor | None, ignore_index: int, vocabulary: int) -> Tens
                 f"a target must lie in [0, {vocabulary}) or equal ignore_index={ignore_index}, got "
                 f"{int(target[at])} at position {at}: the labels belong to another vocabulary"
             )
-    return None if bool(keep.all()) else keep.nonzero().squeeze(1)
+    kept = keep.nonzero().squeeze(1)  # waits for the device
+    return None if kept.numel() == target.numel() else kept
 
 
 def add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
@@ -262,6 +256,7 @@ def add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_by
         total.addmm_(gradient.T, rows)
         return
     rows = rows.to(total.dtype)
-    tile = max(1, limit_bytes // 8 // (gradient.shape[0] * total.dtype.itemsize))
+    row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
+    tile = max(1, limit_bytes // WEIGHT_TILE_SHARE // row_bytes)
     for low, high in slabs(total.shape[0], tile):
         total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

@@ -1,17 +1,19 @@
-"""KL over the K selected tokens alone: no product with the vocabulary, 4 NDK flops.
+"""KL over the K selected tokens alone: no product with the vocabulary.
+
+4 NDK flops for the student's side, 2 NDK for each context of a reference that comes as states.
 
 Legend: N rows, D hidden size, K selected tokens, M slab rows.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from pact_kernels.chunked import target as kl_target
-from pact_kernels.chunked.selected_logits import selected_logits
-from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, logit_slope, slabs
+from pact_kernels.chunked.kl_rows import KlRows
+from pact_kernels.chunked.selected_logits import SelectedHead
+from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, bytes_left, slabs
 from pact_kernels.chunked.spec import KlSpec
 
 
@@ -41,7 +43,7 @@ def selection_kl(
     num_rows, width = hidden.shape
     dtype = accumulator_dtype(hidden.dtype)
     weight = selected_weight.to(dtype)  # (K, D)
-    log_weight = kl.log_weight(dtype)  # (K,)
+    kl_rows = KlRows(kl, SelectedHead(weight, selected_bias, softcap, logit_scale), None, num_rows)
     out = SelectionKl(
         hidden.new_zeros(num_rows, dtype=dtype),
         hidden.new_zeros(num_rows, dtype=dtype),
@@ -49,34 +51,20 @@ def selection_kl(
         weight.new_zeros(weight.shape if wanted[1] else (0,)),
         weight.new_zeros(weight.shape[:1] if wanted[2] else (0,)),
     )
-    head: dict[str, Any] = {
-        "softcap": softcap,
-        "logit_scale": logit_scale,
-        "limit_bytes": limit_bytes,
-    }
-    # fp32 copies of three hidden states and a dozen (M, K) temporaries live at once.
-    row_bytes = dtype.itemsize * (3 * width + 12 * weight.shape[0])
-    for start, stop in slabs(num_rows, balanced_rows(num_rows, row_bytes, limit_bytes)):
+    row_bytes = kl_rows.row_bytes() + dtype.itemsize * width  # and a product, gradient @ weight
+    left = bytes_left(limit_bytes, kl_rows.shared_bytes())
+    for start, stop in slabs(num_rows, balanced_rows(num_rows, row_bytes, left)):
         index = slice(start, stop)
         rows = hidden[index].to(dtype)  # (M, D)
-        student = selected_logits(rows, weight, selected_bias, **head)  # (M, K)
-        full, post = kl.reference_logits(index, dtype=dtype, **head)
-        gate = None
-        if kl.gate is not None and post is not None:
-            gate = kl_target.gate_value(student, post, kl.step[index], kl.gate)
-            out.gate[index] = gate
-        mixed = kl_target.mix(full, post, gate)
-        value, gradient = kl_target.selection_kl(student, mixed, log_weight, kl.temperature)
-        out.kl[index] = value
-        if kl.row_weight is not None:
-            row_weight = kl.row_weight[index].to(dtype)  # (M,)
-            out.kl[index] *= row_weight
-            gradient *= row_weight[:, None]
+        value = kl_rows(rows, index)
+        out.kl[index] = value.kl
+        if value.gate is not None:
+            out.gate[index] = value.gate
         if not any(wanted):
             continue
+        gradient = value.sparse * kl_rows.head.slope(value.student)  # (M, K)
         if row_grad is not None:
             gradient *= row_grad[index, None].to(dtype)
-        gradient *= logit_slope(student, softcap, logit_scale)
         if wanted[0]:
             out.grad_hidden[index] = gradient @ weight
         if wanted[1]:

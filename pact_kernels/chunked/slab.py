@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_SLAB_ROWS = 1024
-"""More rows do not make a matrix product faster (2 cores, fp32, 576 x 49152: flat from 128 rows on)."""
+"""More rows make no product faster (2 cores, fp32, 576 x 49152: flat from 128 rows on)."""
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -24,6 +24,11 @@ def balanced_rows(num_rows: int, bytes_per_row: int, limit_bytes: int) -> int:
     most = max(1, min(limit_bytes // max(bytes_per_row, 1), MAX_SLAB_ROWS))
     count = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // count))
+
+
+def bytes_left(limit_bytes: int, taken_bytes: int) -> int:
+    """The limit less what a whole call takes; half of it at least, or slabs would be of one row."""
+    return max(limit_bytes - taken_bytes, limit_bytes // 2)
 
 
 def slabs(num_rows: int, rows_per_slab: int) -> Iterator[tuple[int, int]]:
@@ -49,7 +54,10 @@ def finish_logits_(
 
 
 def logit_slope(logits: Tensor, softcap: float | None, logit_scale: float) -> Tensor | float:
-    """Derivative of the finished logits by the raw product: logit_scale * (1 - (logits / softcap)^2)."""
+    """Derivative of the finished logits by the raw product.
+
+    It is logit_scale * (1 - (logits / softcap)^2).
+    """
     if softcap is None:
         return logit_scale
     return (logits / softcap).square_().neg_().add_(1.0).mul_(logit_scale)

@@ -21,7 +21,7 @@ LEAST_REST = 1e-6
 
 
 class VocabularyKl(NamedTuple):
-    """KL of the K + 1 classes and its gradient by the full logits: scale * P, plus `sparse` at the K ids."""
+    """KL of K + 1 classes; its gradient by the logits: scale * P, plus `sparse` at the K ids."""
 
     kl: Tensor  # (M,)
     scale: Tensor  # (M,)
@@ -29,13 +29,13 @@ class VocabularyKl(NamedTuple):
 
 
 def top_p_count(logits: Tensor, top_p: float, temperature: float) -> Tensor:
-    """(M,) least number of entries of softmax(logits / temperature), largest first, whose sum reaches top_p."""
+    """(M,) entries of softmax(logits / temperature), largest first, until they sum to top_p."""
     mass = (logits / temperature).softmax(-1).sort(-1, descending=True).values.cumsum_(-1)  # (M, K)
     return (mass < top_p).sum(-1).add_(1).clamp_(max=logits.shape[-1])
 
 
 def gate_value(student: Tensor, post: Tensor, step: Tensor, gate: GateConfig) -> Tensor:
-    """(M,) the gate c of every row, from the student's and the post-only reference's (M, K) logits."""
+    """(M,) the gate c, from (M, K) logits of the student and of the post-only reference."""
     width = student.shape[-1]
     count = top_p_count(student, gate.top_p, gate.temperature)
     difference = (count - top_p_count(post, gate.top_p, gate.temperature)).to(student.dtype) / width
@@ -80,8 +80,9 @@ def vocabulary_kl(
 ) -> VocabularyKl:
     """KL of the K confidences and the rest of the mass, and its gradient by the full logits.
 
-    d kl / d z_v = P_v - q_v on the K tokens and P_v (1 - q_rest / P_rest) elsewhere; where the student's
-    rest is clamped it passes no gradient, which leaves P_v (1 - q_rest) - q_v and P_v (1 - q_rest).
+    d kl / d z_v = P_v - q_v on the K tokens and P_v (1 - q_rest / P_rest) elsewhere. Where the
+    student's rest is clamped it passes no gradient, which leaves P_v (1 - q_rest) - q_v and
+    P_v (1 - q_rest).
     """
     mass = student.exp()  # (M, K)
     rest = 1.0 - mass.sum(-1, keepdim=True)  # (M, 1)

@@ -1,9 +1,11 @@
-"""How far the aligned model's confidence in every token exceeds the base model's, streamed over the vocabulary.
+"""How far the aligned model's confidence in a token exceeds the base model's, tile by tile.
 
-Legend: N rows, D hidden size, V vocabulary, M slab rows, S samples, T vocabulary tile.
+Legend: N rows, D hidden size, V vocabulary, M slab rows, T tokens of a vocabulary tile.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,22 @@ from torch import Tensor
 from pact_kernels.chunked.head_loss import head_loss
 from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, finish_logits_, slabs
 from pact_kernels.chunked.spec import HeadSpec
+
+LEAST_TILE = 256
+"""Rows and tokens of a tile, however small the workspace: smaller products are slow."""
+
+
+class _Model(NamedTuple):
+    """States of one model on the rows, and its head."""
+
+    hidden: Tensor  # (N, D)
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+
+    def part(self, rows: slice, tokens: slice) -> _Model:
+        """The same for some rows and some tokens."""
+        bias = None if self.bias is None else self.bias[tokens]
+        return _Model(self.hidden[rows], self.weight[tokens], bias)
 
 
 def token_scores(
@@ -28,88 +46,88 @@ def token_scores(
     logit_scale: float,
     limit_bytes: int,
 ) -> tuple[Tensor, Tensor]:  # (V,), (V,) fp32
-    """Weighted sums over rows of the difference and of P_aligned; two passes, 8 NDV flops for the pair."""
+    """Sums over rows of share * difference and share * P_aligned; two passes, 8 NDV flops."""
+    # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
+    softcap = None if softcap is None else softcap / temperature
+    logit_scale = logit_scale / temperature
     dtype = accumulator_dtype(aligned_hidden.dtype)
-    vocabulary = aligned_weight.shape[0]
+    models = (
+        _Model(aligned_hidden, aligned_weight, aligned_bias),
+        _Model(base_hidden, base_weight, base_bias),
+    )
+    num_rows, vocabulary = aligned_hidden.shape[0], aligned_weight.shape[0]
     difference = aligned_hidden.new_zeros(vocabulary, dtype=dtype)
     confidence = torch.zeros_like(difference)
-    models = (
-        (aligned_hidden, aligned_weight, aligned_bias),
-        (base_hidden, base_weight, base_bias),
-    )
     share = row_share.to(dtype)
-    num_rows = aligned_hidden.shape[0]
-    # Four fp32 tiles (two log-confidences, a probability, a product) of M x T; rows as many as a slab has.
-    tile = min(vocabulary, max(256, limit_bytes // (4 * dtype.itemsize * 256)))
+    # Four M x T tiles live at once: two log-confidences, a probability, a difference.
+    tile = min(vocabulary, max(LEAST_TILE, limit_bytes // (4 * dtype.itemsize * LEAST_TILE)))
     rows_per_slab = balanced_rows(num_rows, 4 * dtype.itemsize * tile, limit_bytes)
     for start, stop in slabs(num_rows, rows_per_slab):
+        rows = slice(start, stop)
         lse = [
-            _lse(hidden[start:stop], weight, bias, softcap, logit_scale, temperature, limit_bytes)
-            for hidden, weight, bias in models
+            _lse(model.part(rows, slice(None)), softcap, logit_scale, limit_bytes)
+            for model in models
         ]  # twice (M,)
         for low, high in slabs(vocabulary, tile):
-            log_p = [
-                _tile_logits(
-                    hidden[start:stop], weight, bias, low, high, softcap, logit_scale, dtype
-                )
-                .div_(temperature)
-                .sub_(row_lse[:, None])
-                for (hidden, weight, bias), row_lse in zip(models, lse, strict=True)
-            ]  # twice (M, T)
-            aligned = log_p[0].exp()
-            if mode == "p_diff":
-                change = aligned - log_p[1].exp_()
-            else:
-                change = log_p[1].sub_(log_p[0]).mul_(aligned)
-            difference[low:high] += share[start:stop] @ change
-            confidence[low:high] += share[start:stop] @ aligned
+            tokens = slice(low, high)
+            aligned, base = (
+                _log_confidences(model.part(rows, tokens), row_lse, softcap, logit_scale, dtype)
+                for model, row_lse in zip(models, lse, strict=True)
+            )  # (M, T) each
+            _add_scores_(difference[tokens], confidence[tokens], aligned, base, share[rows], mode)
+            del aligned, base
     return difference, confidence
 
 
-def _tile_logits(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    low: int,
-    high: int,
+def _add_scores_(
+    difference: Tensor,  # (T,), added to
+    confidence: Tensor,  # (T,), added to
+    aligned: Tensor,  # (M, T) log-confidences
+    base: Tensor,  # (M, T), overwritten
+    share: Tensor,  # (M,)
+    mode: str,
+) -> None:
+    """Add one tile's share to the sums."""
+    p_aligned = aligned.exp()  # (M, T)
+    if mode == "p_diff":
+        change = p_aligned - base.exp_()
+    else:
+        change = base.sub_(aligned).mul_(p_aligned)
+    difference += share @ change
+    confidence += share @ p_aligned
+
+
+def _log_confidences(
+    model: _Model,  # M rows, T tokens
+    lse: Tensor,  # (M,)
     softcap: float | None,
     logit_scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Logits (M, T) of one vocabulary tile in the accumulator dtype."""
-    logits = (hidden @ weight[low:high].T).to(dtype)
-    return finish_logits_(logits, None if bias is None else bias[low:high], softcap, logit_scale)
+    """(M, T) log-confidences of one vocabulary tile in the accumulator dtype."""
+    logits = (model.hidden @ model.weight.T).to(dtype)
+    return finish_logits_(logits, model.bias, softcap, logit_scale).sub_(lse[:, None])
 
 
-def _lse(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    logit_scale: float,
-    temperature: float,
-    limit_bytes: int,
-) -> Tensor:
-    """(M,) log-sum-exp of logits / temperature."""
+def _lse(model: _Model, softcap: float | None, logit_scale: float, limit_bytes: int) -> Tensor:
+    """(M,) log-sum-exp of the logits."""
     spec = HeadSpec(
         term="logsumexp",
         ignore_index=-100,
-        # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
-        softcap=None if softcap is None else softcap / temperature,
-        logit_scale=logit_scale / temperature,
+        softcap=softcap,
+        logit_scale=logit_scale,
         label_smoothing=0.0,
         z_loss=0.0,
     )
-    out = head_loss(
-        hidden,
-        weight,
+    return head_loss(
+        model.hidden,
+        model.weight,
         None,
-        bias,
+        model.bias,
         None,
         spec=spec,
         kl=None,
         row_grad=None,
         wanted=(False, False, False),
         limit_bytes=limit_bytes,
-    )
-    return out.term
+    ).term

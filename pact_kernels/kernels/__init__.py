@@ -1,1 +1,4 @@
-"""Home of the Triton kernels, the only place that may import triton; every op runs through `chunked` today."""
+"""Home of the Triton kernels, the only place that may import triton.
+
+Every op runs through `chunked` today.
+"""

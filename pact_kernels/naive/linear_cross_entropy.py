@@ -22,7 +22,7 @@ def linear_cross_entropy(
     num_items: int | float | Tensor | None = None,
     **head: Any,
 ) -> Tensor:
-    """(1 - e)(lse - z_y) + e (lse - mean z) + z_loss lse^2, over rows whose target is not ignored."""
+    """(1 - e)(lse - z_y) + e (lse - mean z) + z_loss lse^2; 0 where the target is ignored."""
     z = logits(hidden, weight, **head)
     lse = z.logsumexp(-1)
     keep = target != ignore_index

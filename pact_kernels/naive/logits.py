@@ -17,7 +17,8 @@ def logits(
     logit_scale: float = 1.0,
 ) -> Tensor:  # (..., V) in fp32, or float64 for float64 inputs
     """softcap * tanh(logit_scale * (hidden weight^T + bias) / softcap)."""
-    z = torch.nn.functional.linear(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        z = torch.nn.functional.linear(hidden, weight)
     if z.dtype != torch.float64:
         z = z.float()
     if bias is not None:
@@ -29,13 +30,11 @@ def logits(
 def reduce_rows(
     rows: Tensor, keep: Tensor | None, reduction: str, num_items: int | float | Tensor | None
 ) -> Tensor:
-    """Mean (by num_items, or by the number of kept rows), sum, or the rows themselves."""
+    """Mean (by num_items, or by the number of kept rows; 0 counts as 1), sum, or the rows."""
     if reduction == "none":
         return rows
     total = rows.sum()
     if reduction == "sum":
         return total
-    count = (rows.numel() if keep is None else int(keep.sum())) if num_items is None else num_items
-    if not isinstance(count, Tensor):
-        count = max(count, 1)
-    return total / count
+    count = (rows.numel() if keep is None else keep.sum()) if num_items is None else num_items
+    return total / (count + (count == 0))

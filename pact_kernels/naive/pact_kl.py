@@ -1,4 +1,4 @@
-"""KL of the selected tokens to the gated mixture of both references, by its formula (DESIGN: mathematics).
+"""KL of the selected tokens to the gated mixture of both references, by its formula.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
@@ -77,8 +77,8 @@ def pact_kl_rows(
         m = _with_rest(f - known.full_lse[:, None])
         if gate is not None and p is not None and known.post_lse is not None:
             m = (1 - mixing) * m + mixing * _with_rest(p - known.post_lse[:, None])
-        q = torch.softmax(m, -1)
-        kl = (q * (q.log() - log_p)).sum(-1)
+        log_q = torch.log_softmax(m, -1)
+        kl = (log_q.exp() * (log_q - log_p)).sum(-1)
     return (kl if row_weight is None else kl * row_weight), c
 
 

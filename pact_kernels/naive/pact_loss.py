@@ -30,7 +30,7 @@ def pact_loss(
     row_weight: Tensor | None = None,
     **head: Any,
 ) -> PactLoss:
-    """Rows are the positions whose target is not ignored; every argument of the KL follows their order."""
+    """Rows are the positions whose target is not ignored; the KL's arguments follow their order."""
     keep = target != ignore_index
     options: dict[str, Any] = {
         "ignore_index": ignore_index,

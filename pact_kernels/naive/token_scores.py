@@ -1,4 +1,4 @@
-"""How far the aligned model's confidence in every token exceeds the base model's, from all logits."""
+"""How far the aligned model's confidence in a token exceeds the base model's, from all logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def token_scores(
     base_bias: Tensor | None = None,
     **head: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Mean over each sample's rows, then over samples, of the difference and of P_aligned: (V,) twice."""
+    """Mean over a sample's rows, then over samples, of difference and P_aligned: (V,) each."""
     z_aligned = logits(aligned_hidden, aligned_weight, bias=aligned_bias, **head) / temperature
     z_base = logits(base_hidden, base_weight, bias=base_bias, **head) / temperature
     log_aligned, log_base = z_aligned.log_softmax(-1), z_base.log_softmax(-1)

@@ -1,6 +1,7 @@
 """The operator behind every loss that needs the whole vocabulary: `pact_kernels::head_loss`.
 
-4 NDV flops for a frozen head and 6 for a trainable one; 2 NDV more where each row is returned by itself.
+4 NDV flops for a frozen head and 6 for a trainable one; 2 NDV more where each row is returned by
+itself.
 
 Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
 K selected tokens.
@@ -16,7 +17,6 @@ from pact_kernels.chunked import head_loss as chunked
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.ops.gate import gate_from_values
 from pact_kernels.ops.row_loss import RowLossOperator, RowResult, Wanted
-from pact_kernels.ops.validation import check_token_values
 
 ARGUMENTS = (
     "Tensor hidden",  # (R, D)
@@ -47,7 +47,10 @@ ARGUMENTS = (
 
 
 class HeadLossValues(NamedTuple):
-    """Results of the operator: sums, or (R,) values without `reduce`. `loss` alone is differentiable."""
+    """Results of the operator: sums, or (R,) values without `reduce`.
+
+    `loss` alone is differentiable.
+    """
 
     loss: Tensor
     """term + kl_weight * kl."""
@@ -75,8 +78,6 @@ def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResul
     spec = HeadSpec(**{name: a[name] for name in HeadSpec.__dataclass_fields__})
     kl = None
     if a["token_ids"] is not None:
-        weights = a["token_weights"] if a["over"] == "selection" else None
-        check_token_values(a["token_ids"], weights, a["weight"].shape[0])
         fields = {name: a[name] for name in KlSpec.__dataclass_fields__}
         kl = KlSpec(**{**fields, "gate": gate_from_values(a["gate"])})
     out = chunked.head_loss(

@@ -1,6 +1,6 @@
 """The package's torch.library namespace and how an operator is registered in it.
 
-An operator is defined once by its schema; the CPU and CUDA keys share one Python function, and a fake
+An operator is defined once by its schema; one Python function serves every device, and a fake
 function gives its output shapes. A backward is an operator of its own.
 """
 
@@ -17,10 +17,20 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define `pact_kernels::name` with `schema` "(arguments) -> results" and return its overload."""
+    """Define `pact_kernels::name` with `schema` "(Tensor ..., ...) -> results", and return it.
+
+    Autocast ends where the operator begins: its inputs come cast, and its sums stay in fp32.
+    """
+
+    def in_given_dtypes(*inputs: Any) -> Any:
+        device = inputs[0].device.type
+        if not autocast_enabled(device):
+            return run(*inputs)
+        with torch.autocast(device, enabled=False):
+            return run(*inputs)
+
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, "CPU")
-    LIBRARY.impl(name, run, "CUDA")
+    LIBRARY.impl(name, in_given_dtypes, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.pact_kernels, name).default
 
@@ -44,3 +54,8 @@ def register_autograd(
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", once, setup_context=setup_context, lib=LIBRARY
     )
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether an autocast region for this kind of device is open."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

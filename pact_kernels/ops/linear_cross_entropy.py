@@ -36,8 +36,8 @@ def linear_cross_entropy(
 
         row = (1 - e)(lse - z_y) + e (lse - mean_v z_v) + z_loss lse^2
 
-    Rows whose target is `ignore_index` are dropped before any product. A weight that does not require a
-    gradient gets no gradient work.
+    Rows whose target is `ignore_index` are dropped before any product; finding the others waits for
+    a GPU once. A weight that does not require a gradient gets no gradient work.
 
     Args:
         hidden: (N, D) or (B, L, D), fp32, bf16, fp16 or fp64.
@@ -45,13 +45,14 @@ def linear_cross_entropy(
         target: (N,) or (B, L) int64, already shifted: the token that each state predicts.
         bias: (V,) or None.
         ignore_index: the target of positions that do not count.
-        reduction: "mean" over counted rows, "sum", or "none" for the shape of target with 0 where ignored.
+        reduction: "mean" over counted rows, "sum", or "none" for the shape of target with 0 where
+            ignored.
         softcap: cap of softcap * tanh(z / softcap), or None.
         logit_scale: factor on the logits, before the cap.
         label_smoothing: e, in [0, 1).
         z_loss: weight of lse^2.
-        num_items: the mean's denominator instead of the number of counted rows, e.g. that of a whole
-            optimiser step; a 0-d tensor stays on its device.
+        num_items: the mean's denominator instead of the number of counted rows, e.g. that of a
+            whole optimiser step; a 0-d tensor stays on its device, and a 0 in it counts as 1.
 
     Returns:
         () or target's shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
@@ -59,7 +60,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also a target outside [0, V).
     """
-    check_head(*autocast_inputs(hidden, weight, bias))
+    check_head(hidden, weight, bias)
     check_numbers(
         softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
     )

@@ -27,14 +27,15 @@ def linear_logsumexp(
         logit_scale: factor on the logits, before the cap.
 
     Returns:
-        (N,) or (B, L), fp32 (fp64 for fp64 inputs), in nats; differentiable by hidden, weight and bias.
+        (N,) or (B, L), fp32 (fp64 for fp64 inputs), in nats; differentiable by hidden, weight and
+        bias.
 
     Raises:
         ValueError: shapes, dtypes or numbers do not fit.
     """
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias)
     check_numbers(softcap=softcap, logit_scale=logit_scale)
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     if is_naive():
         from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from pact_kernels.implementation import is_naive
 from pact_kernels.ops.gate import gate_values
 from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
 from pact_kernels.ops.reduce import mean_of
-from pact_kernels.ops.references import reference_tensors
+from pact_kernels.ops.references import in_one_dtype, reference_tensors
 from pact_kernels.ops.selected_logits import selected_rows
 from pact_kernels.ops.selection_kl import selection_kl
 from pact_kernels.ops.validation import (
@@ -21,10 +22,6 @@ from pact_kernels.ops.validation import (
     check_head,
     check_numbers,
     check_reduction,
-    check_token_values,
-    check_tokens,
-    flat_rows,
-    resolve_temperature,
 )
 from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
 
@@ -50,25 +47,27 @@ def pact_kl(
     """KL of every row's target to the student's confidences on the K selected tokens, in nats.
 
     With u, f, p the selected logits of the student, of the reference on the full context and on the
-    post-only input, and c the gate (`GateConfig`; 0 with gate=None, and no gradient flows through it):
+    post-only input, and c the gate (`GateConfig`; 0 with gate=None; no gradient flows through it):
 
         over="selection":   m = (1 - c) f + c p,   q = normalise(softmax(m / T) max(weights, 0))
                             kl = T^2 sum_s q_s (log q_s - log softmax(u / T)_s)
-        over="vocabulary":  K + 1 classes, the tokens' confidences and the rest of the mass (at least
-                            1e-6); q mixes the references' log-masses by c and is renormalised
+        over="vocabulary":  K + 1 classes: the tokens' confidences and the rest of the mass, which
+                            is at least 1e-6; q mixes the references' log-masses by c and is
+                            renormalised
                             kl = sum_s q_s log(q_s / P_s) + q_rest log(q_rest / P_rest)
 
-    Two properties of "selection": a common shift of all K logits is not penalised, and the weights make
-    the loss positive even where student and reference agree. "vocabulary" is 0 exactly where the
-    confidences agree; it needs the student's log-sum-exp, so it costs the products of a cross-entropy
-    (inside `pact_loss` they are shared). Source: arXiv 2603.07445 (selection); this package (vocabulary).
+    Two properties of "selection": a common shift of all K logits is not penalised, and the weights
+    make the loss positive even where student and reference agree. "vocabulary" is 0 exactly where
+    the student's confidences are q. It needs the student's log-sum-exp, so it costs the products of
+    a cross-entropy (inside `pact_loss` they are shared), and one product more for each context of a
+    reference that comes as states. Source: arXiv 2603.07445 (selection); this package (vocabulary).
 
     Args:
         hidden: (N, D) or (B, L, D) the student's states; every position is a row.
         weight: (V, D) the student's head.
         token_ids: (K,) int64, distinct.
-        token_weights: (K,), used by over="selection": positive parts count, and one must be positive.
-        step: (N,) or (B, L) integers, each row's step within its answer.
+        token_weights: (K,), used by over="selection": positive parts count, and there must be one.
+        step: (N,) or (B, L) int64 or int32, each row's step within its answer.
         reference: logits (N, K) or states (N, D) of the same rows; no gradient reaches it.
         gate: the gate's settings, or None for the full-context reference alone.
         temperature: T; unset is 2 for "selection" and 1, the only one, for "vocabulary".
@@ -84,28 +83,38 @@ def pact_kl(
         () or hidden's leading shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
 
     Raises:
-        ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given twice,
-            or no positive weight for over="selection".
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given
+            twice, or no positive weight for over="selection".
     """
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias)
     check_numbers(softcap=softcap, logit_scale=logit_scale)
-    check_tokens(token_ids, token_weights, weight.shape[0])
     check_reduction(reduction, num_items)
     temperature = resolve_temperature(over, temperature)
-    step, reference, row_weight = flat_rows(
-        step, reference, row_weight, num_tokens=token_ids.numel(), gate=gate, over=over
+    token_ids, step, reference, row_weight = check_kl(
+        hidden,
+        weight,
+        token_ids,
+        token_weights,
+        step,
+        reference,
+        row_weight,
+        gate=gate,
+        over=over,
     )
     rows = hidden.reshape(-1, hidden.shape[-1])
     if rows.shape[0] != step.shape[0]:
         raise ValueError(
             f"step must have one entry per row of hidden, {rows.shape[0]}, got {step.shape[0]}"
         )
+    if over == "vocabulary" or is_naive():  # the selection alone casts no more than K rows
+        rows, weight, bias = autocast_inputs(rows, weight, bias)
     head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
     if is_naive():
         from pact_kernels.naive.pact_kl import pact_kl as dense
 
-        return dense(
+        if isinstance(reference, ReferenceStates):
+            reference = in_one_dtype(reference)
+        loss = dense(
             rows,
             weight,
             token_ids,
@@ -120,10 +129,11 @@ def pact_kl(
             row_weight=row_weight,
             **head,
         )
+        return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
     given: dict[str, Any] = {
         "step": step,
         "token_weights": token_weights.detach(),
-        **reference_tensors(reference, token_ids, gate=gate, over=over, **head),
+        **reference_tensors(reference, token_ids, over=over, **head),
         "row_weight": row_weight,
         "gate": gate_values(gate),
         "softcap": softcap,
@@ -134,8 +144,9 @@ def pact_kl(
         given |= {"weight": weight, "bias": bias, "token_ids": token_ids, "term": "none"}
         loss = head_loss(reduce, hidden=rows, over=over, **given).loss
     else:
-        check_token_values(token_ids, token_weights, weight.shape[0])
-        selected_weight, selected_bias = selected_rows(weight, bias, token_ids)
+        rows, selected_weight, selected_bias = autocast_inputs(
+            rows, *selected_rows(weight, bias, token_ids)
+        )
         given |= {"selected_weight": selected_weight, "selected_bias": selected_bias}
         loss = selection_kl(reduce, hidden=rows, temperature=temperature, **given)
     if reduction == "none":

@@ -13,17 +13,15 @@ from torch import Tensor
 from pact_kernels.implementation import is_naive
 from pact_kernels.ops.gate import gate_values
 from pact_kernels.ops.head_loss import head_loss
+from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
 from pact_kernels.ops.reduce import mean_of
-from pact_kernels.ops.references import reference_tensors
+from pact_kernels.ops.references import in_one_dtype, reference_tensors
 from pact_kernels.ops.validation import (
     autocast_inputs,
     check_head,
     check_numbers,
     check_reduction,
     check_target,
-    check_tokens,
-    flat_rows,
-    resolve_temperature,
 )
 from pact_kernels.types import GateConfig, PactLoss, ReferenceLogits, ReferenceStates
 
@@ -53,8 +51,10 @@ def pact_loss(
 ) -> PactLoss:
     """cross_entropy + kl_weight * kl over the rows whose target is not ignored.
 
-    The terms are those of `linear_cross_entropy` and `pact_kl`. Both share the only two products with the
+    The terms are those of `linear_cross_entropy` and `pact_kl`. They share two products with the
     vocabulary (three with a trainable head); the KL adds K entries per row to the logits' gradient.
+    Only a reference that comes as states, with over="vocabulary", needs products of its own.
+    Dropping the ignored rows waits for a GPU once.
 
     Args:
         hidden: (N, D) or (B, L, D) the student's states.
@@ -62,36 +62,45 @@ def pact_loss(
         target: (N,) or (B, L) int64, already shifted.
         token_ids: (K,) int64, distinct.
         token_weights: (K,), used by over="selection".
-        step: integers, each row's step within its answer. step, reference and row_weight have one entry
-            per row in the order in which the rows stand in target once ignored ones are dropped, or one
-            entry per position of target.
+        step: int64 or int32, each row's step within its answer. step, reference and row_weight have
+            one entry per row, in the order in which the rows stand in target once ignored ones are
+            dropped, or one entry per position of target.
         reference: logits (N, K) or states (N, D); no gradient reaches it.
         kl_weight: lambda.
         gate, temperature, over, row_weight: as in `pact_kl`.
-        reduction: "mean" over the rows, "sum", or "none" for the shape of target with 0 where ignored.
-        num_items: the denominator of both means instead of the number of rows, e.g. the rows of the whole
-            optimiser step over all micro-batches and ranks.
-        bias, ignore_index, softcap, logit_scale, label_smoothing, z_loss: as in `linear_cross_entropy`.
+        reduction: "mean" over the rows, "sum", or "none" for the shape of target with 0 where
+            ignored.
+        num_items: the denominator of both means instead of the number of rows, e.g. the rows of the
+            whole optimiser step over all micro-batches and ranks.
+        bias, ignore_index, softcap, logit_scale, label_smoothing, z_loss: as in
+            `linear_cross_entropy`.
 
     Returns:
         PactLoss(loss, cross_entropy, kl, num_rows, mean_gate); only loss carries a gradient.
 
     Raises:
-        ValueError: shapes, dtypes or numbers do not fit; on a CPU also targets or ids outside [0, V), ids
-            given twice, or no positive weight for over="selection".
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also targets or ids outside
+            [0, V), ids given twice, or no positive weight for over="selection".
     """
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     check_head(hidden, weight, bias)
     check_numbers(
         softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
     )
-    check_tokens(token_ids, token_weights, weight.shape[0])
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
     temperature = resolve_temperature(over, temperature)
-    step, reference, row_weight = flat_rows(
-        step, reference, row_weight, num_tokens=token_ids.numel(), gate=gate, over=over
+    token_ids, step, reference, row_weight = check_kl(
+        hidden,
+        weight,
+        token_ids,
+        token_weights,
+        step,
+        reference,
+        row_weight,
+        gate=gate,
+        over=over,
     )
+    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
     terms: dict[str, Any] = {
         "ignore_index": ignore_index,
@@ -127,7 +136,7 @@ def pact_loss(
         token_ids=token_ids,
         token_weights=token_weights.detach(),
         step=step,
-        **reference_tensors(reference, token_ids, gate=gate, over=over, **head),
+        **reference_tensors(reference, token_ids, over=over, **head),
         row_weight=row_weight,
         term="cross_entropy",
         gate=gate_values(gate),
@@ -160,6 +169,8 @@ def _dense(
     from pact_kernels.naive.pact_loss import pact_loss as dense
 
     keep = target != options["ignore_index"]
+    if isinstance(reference, ReferenceStates):
+        reference = in_one_dtype(reference)
     if step.numel() != int(keep.sum()):
         weight_of_head = reference.weight if isinstance(reference, ReferenceStates) else None
         reference = reference._replace(

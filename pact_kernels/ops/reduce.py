@@ -8,7 +8,9 @@ from torch import Tensor
 def mean_of(
     total: Tensor, num_rows: int | Tensor, num_items: int | float | Tensor | None
 ) -> Tensor:
-    """total / num_items, or total / num_rows without it; a mean over no row is 0."""
-    if num_items is not None:
-        return total / num_items
-    return total / (num_rows.clamp(min=1) if isinstance(num_rows, Tensor) else max(num_rows, 1))
+    """total / num_items, or total / num_rows without it; 0 of them count as 1."""
+    if num_items is None:
+        num_items = num_rows.clamp(min=1) if isinstance(num_rows, Tensor) else max(num_rows, 1)
+    elif isinstance(num_items, Tensor):  # a number is known to be positive
+        num_items = num_items + (num_items == 0)
+    return total / num_items

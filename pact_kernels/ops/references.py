@@ -1,4 +1,7 @@
-"""The reference of a KL, as the operators take it."""
+"""The reference of a KL, as the operators take it.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
-from pact_kernels.ops.validation import check_head
-from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
+from pact_kernels.ops.validation import autocast_inputs
+from pact_kernels.types import ReferenceLogits, ReferenceStates
 
 
 @torch.no_grad()
@@ -17,7 +20,6 @@ def reference_tensors(
     reference: ReferenceLogits | ReferenceStates,
     token_ids: Tensor,
     *,
-    gate: GateConfig | None,
     over: str,
     bias: Tensor | None,
     softcap: float | None,
@@ -28,28 +30,44 @@ def reference_tensors(
     From states the K logits are formed inside the operator; their log-sum-exp is streamed here.
     """
     if isinstance(reference, ReferenceLogits):
-        post = reference.post if gate is not None else None
-        post_lse = reference.post_lse if gate is not None else None
         return {
             "reference_full": reference.full,
-            "reference_post": post,
+            "reference_post": reference.post,
             "full_lse": reference.full_lse,
-            "post_lse": post_lse,
+            "post_lse": reference.post_lse,
         }
-    full, post, weight, own_bias = reference
-    bias = bias if own_bias is None else own_bias
-    weight = weight.detach()
-    full = full.to(weight.dtype)
-    post = post.to(weight.dtype) if post is not None and gate is not None else None
-    check_head(full, weight, bias, "reference.full_hidden")
-    tensors: dict[str, Tensor | None] = {
+    if reference.bias is None:
+        reference = reference._replace(bias=bias)
+    lse: dict[str, Tensor | None] = {}
+    if over == "vocabulary":
+        reference = in_one_dtype(reference)
+        full, post, weight, bias = reference
+        head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+        lse["full_lse"] = linear_logsumexp(full, weight, **head)
+        lse["post_lse"] = None if post is None else linear_logsumexp(post, weight, **head)
+    full, post, weight, bias = in_one_dtype(_of_tokens(reference, token_ids))
+    return {
         "reference_full": full,
         "reference_post": post,
-        "reference_weight": weight.index_select(0, token_ids),
-        "reference_bias": None if bias is None else bias.detach().index_select(0, token_ids),
+        "reference_weight": weight,
+        "reference_bias": bias,
+        **lse,
     }
-    if over == "vocabulary":
-        head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
-        tensors["full_lse"] = linear_logsumexp(full, weight, **head)
-        tensors["post_lse"] = None if post is None else linear_logsumexp(post, weight, **head)
-    return tensors
+
+
+def in_one_dtype(states: ReferenceStates) -> ReferenceStates:
+    """States and head in the head's dtype, or in autocast's."""
+    full, weight, bias = autocast_inputs(states.full_hidden, states.weight, states.bias)
+    post = states.post_hidden
+    return ReferenceStates(
+        full.to(weight.dtype), None if post is None else post.to(weight.dtype), weight, bias
+    )
+
+
+def _of_tokens(states: ReferenceStates, token_ids: Tensor) -> ReferenceStates:
+    """The same states with the head's rows of the selected tokens alone."""
+    bias = states.bias
+    return states._replace(
+        weight=states.weight.index_select(0, token_ids),
+        bias=None if bias is None else bias.index_select(0, token_ids),
+    )

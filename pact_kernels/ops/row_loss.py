@@ -1,8 +1,8 @@
-"""One registration for the operators that turn rows into losses: forward, backward, fakes, autograd.
+"""One registration for operators that turn rows into losses: forward, backward, fakes, autograd.
 
-With `reduce` the forward sums the rows and forms the gradients of the sum beside it; backward scales them by
-the incoming scalar. Without, every row may come back with its own gradient, so backward runs the rows again.
-The scheme needs the loss to be a sum over rows, which all of ours are.
+With `reduce` the forward sums the rows and forms the gradients of the sum beside it; backward
+scales them by the incoming scalar. Without, every row may come back with its own gradient, so
+backward runs the rows again. The scheme needs the loss to be a sum over rows, which all ours are.
 
 Legend: R rows or positions, D hidden size, V rows of the weight.
 """
@@ -42,7 +42,7 @@ class RowLossOperator:
 
     Args:
         name: the operator's name.
-        arguments: schema entries "type name"; the tensors come first, hidden and the weight before all.
+        arguments: schema entries "type name"; the tensors come first, hidden before all.
         differentiable: names of hidden, weight and bias among them.
         run: run(arguments by name, row_grad (R,) or None for 1, wanted) -> RowResult.
         num_rows_values, num_counts: lengths of RowResult.rows and .counts.
@@ -130,7 +130,7 @@ class RowLossOperator:
         ctx.mark_non_differentiable(*output[1:])
         *rest, ctx.reduce = inputs
         arguments = self._by_name(tuple(rest))
-        ctx.wanted = arguments["wanted"]
+        ctx.wanted, ctx.workspace_bytes = arguments["wanted"], arguments["workspace_bytes"]
         leaves = [arguments[name] for name in self.differentiable]
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
         if ctx.reduce:
@@ -148,7 +148,7 @@ class RowLossOperator:
             leaves = zip(self.differentiable, ctx.wanted, formed, ctx.dtypes, strict=True)
             for name, wanted, gradient, dtype in leaves:
                 if wanted and ctx.reduce:
-                    by_name[name] = scale_gradient(gradient, grad, dtype)
+                    by_name[name] = scale_gradient(gradient, grad, dtype, ctx.workspace_bytes)
                 elif wanted:
                     by_name[name] = gradient.to(dtype)
         return *(by_name.get(name) for name in self.names), None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pact_kernels.implementation import is_naive
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
 from pact_kernels.ops.selected_logits import selected_logits
-from pact_kernels.ops.validation import autocast_inputs
+from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
 
 def selected_confidences(
@@ -45,7 +46,24 @@ def selected_confidences(
         raise ValueError(f"over must be 'selection' or 'vocabulary', got {over!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    check_head(hidden, weight, bias)
+    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    if is_naive():
+        from pact_kernels.naive.selected_confidences import selected_confidences as dense
+
+        hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+        return dense(
+            hidden,
+            weight,
+            check_tokens(hidden, token_ids, weight.shape[0]),
+            over=over,
+            temperature=temperature,
+            bias=bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+        )
+    if over == "vocabulary":  # the selection alone needs no more than K rows of the head cast
+        hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
     softcap = None if softcap is None else softcap / temperature
     logit_scale = logit_scale / temperature
@@ -55,4 +73,4 @@ def selected_confidences(
     if over == "selection":
         return logits.softmax(-1)
     lse = linear_logsumexp(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
-    return (logits - lse.unsqueeze(-1)).exp()
+    return (logits - lse.unsqueeze(-1)).exp_()

@@ -10,7 +10,7 @@ from pact_kernels.chunked import selected_logits as chunked
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import is_naive, workspace_bytes
 from pact_kernels.ops.library import register, register_autograd
-from pact_kernels.ops.validation import check_head, check_numbers, check_token_values, check_tokens
+from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
 ARGUMENTS = (
     "Tensor hidden, Tensor selected_weight, Tensor? selected_bias, float? softcap, "
@@ -27,7 +27,9 @@ def selected_logits(
     softcap: float | None = None,
     logit_scale: float = 1.0,
 ) -> Tensor:
-    """z_nk = softcap(logit_scale (hidden_n . weight[id_k] + bias[id_k])), formed in fp32. 2 NDK flops.
+    """z_nk = softcap(logit_scale (hidden_n . weight[id_k] + bias[id_k])), formed in fp32.
+
+    2 NDK flops: the other rows of the head are not read.
 
     Args:
         hidden: (N, D) or (B, L, D).
@@ -41,18 +43,20 @@ def selected_logits(
         (N, K) or (B, L, K), fp32 (fp64 for fp64 inputs); differentiable by hidden, weight and bias.
 
     Raises:
-        ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given twice.
+        ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given
+            twice.
     """
     check_head(hidden, weight, bias)
     check_numbers(softcap=softcap, logit_scale=logit_scale)
-    check_tokens(token_ids, None, weight.shape[0])
+    token_ids = check_tokens(hidden, token_ids, weight.shape[0])
     if is_naive():
         from pact_kernels.naive.selected_logits import selected_logits as dense
 
+        hidden, weight, bias = autocast_inputs(hidden, weight, bias)
         return dense(hidden, weight, token_ids, bias=bias, softcap=softcap, logit_scale=logit_scale)
+    rows = hidden.reshape(-1, hidden.shape[-1])
     out = _selected_logits(
-        hidden.reshape(-1, hidden.shape[-1]),
-        *selected_rows(weight, bias, token_ids),
+        *autocast_inputs(rows, *selected_rows(weight, bias, token_ids)),
         softcap,
         logit_scale,
         workspace_bytes(hidden.device),
@@ -63,11 +67,9 @@ def selected_logits(
 def selected_rows(
     weight: Tensor, bias: Tensor | None, token_ids: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The head's rows of the selected tokens, (K, D) and (K,); autograd scatters their gradients back."""
-    check_token_values(token_ids, None, weight.shape[0])
-    return weight.index_select(0, token_ids), (
-        None if bias is None else bias.index_select(0, token_ids)
-    )
+    """The head's rows of the selected tokens, (K, D) and (K,); autograd scatters gradients back."""
+    rows = weight.index_select(0, token_ids)
+    return rows, None if bias is None else bias.index_select(0, token_ids)
 
 
 def _options(softcap: float | None, logit_scale: float, limit_bytes: int) -> dict[str, Any]:
@@ -85,19 +87,33 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    limit_bytes: int,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return chunked.selected_logits_backward(grad, hidden, weight, bias, **_options(*options))
+    return chunked.selected_logits_backward(
+        grad,
+        hidden,
+        weight,
+        bias,
+        **_options(softcap, logit_scale, limit_bytes),
+        wanted=(wanted[0], wanted[1], wanted[2]),
+    )
 
 
 def _gradients_fake(
-    grad: Tensor, hidden: Tensor, weight: Tensor, *_: Any
+    grad: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulator_dtype(hidden.dtype)
+    dtype, wanted = accumulator_dtype(hidden.dtype), rest[-1]
     return (
-        hidden.new_empty(hidden.shape),
-        weight.new_empty(weight.shape, dtype=dtype),
-        weight.new_empty(weight.shape[:1], dtype=dtype),
+        hidden.new_empty(hidden.shape if wanted[0] else (0,)),
+        weight.new_empty(weight.shape if wanted[1] else (0,), dtype=dtype),
+        weight.new_empty(weight.shape[:1] if wanted[2] else (0,), dtype=dtype),
     )
 
 
@@ -107,24 +123,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    hidden, weight, bias = ctx.saved_tensors
-    by_hidden, by_weight, by_bias = _selected_logits_backward(
-        grad, hidden, weight, bias, *ctx.options
+    leaves = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:3])
+    gradients = _selected_logits_backward(grad, *leaves, *ctx.options, wanted)
+    by_leaf = (
+        gradient.to(leaf.dtype) if want else None
+        for gradient, leaf, want in zip(gradients, leaves, wanted, strict=True)
     )
-    return (
-        by_hidden,
-        by_weight.to(weight.dtype),
-        None if bias is None else by_bias.to(bias.dtype),
-        None,
-        None,
-        None,
-    )
+    return *by_leaf, *(None for _ in ctx.options)
 
 
 _selected_logits = register("selected_logits", f"({ARGUMENTS}) -> Tensor", _forward, _forward_fake)
 _selected_logits_backward = register(
     "selected_logits_backward",
-    f"(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {ARGUMENTS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )

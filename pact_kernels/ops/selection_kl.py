@@ -1,6 +1,7 @@
-"""The operator of the KL over the K selected tokens alone: `pact_kernels::selection_kl`, 4 NDK flops.
+"""The operator of the KL over the K selected tokens alone: `pact_kernels::selection_kl`.
 
-It sees the head's gathered rows (K, D); autograd scatters their gradient into the head.
+4 NDK flops for the student's side. It sees the head's gathered rows (K, D); autograd scatters their
+gradient into the head.
 
 Legend: N rows, D hidden size, K selected tokens.
 """

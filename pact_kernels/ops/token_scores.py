@@ -11,7 +11,13 @@ from pact_kernels.chunked import token_scores as chunked
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import is_naive, workspace_bytes
 from pact_kernels.ops.library import register
-from pact_kernels.ops.validation import check_head, check_numbers
+from pact_kernels.ops.validation import (
+    INTEGERS,
+    autocast_inputs,
+    check_devices,
+    check_head,
+    check_numbers,
+)
 
 MODES = ("p_diff", "pref_logratio")
 
@@ -37,14 +43,15 @@ def token_scores(
                    = P_aligned (log P_base - log P_aligned)          mode="pref_logratio"
         confidence = P_aligned
 
-    Nothing of size N x V is formed. Source: safety-token discovery of arXiv 2603.07445. Not differentiable.
+    Nothing of size N x V is formed, and nothing is differentiable. Source: safety-token discovery
+    of arXiv 2603.07445.
 
     Args:
         aligned_hidden: (N, D) states of the aligned model that predict the rows' tokens.
         aligned_weight: (V, D) its head.
         base_hidden: (N, D') states of the base model on the same rows.
         base_weight: (V, D') its head.
-        sample: (N,) int64, the sample that each row belongs to; any numbering.
+        sample: (N,) int64 or int32, the sample that each row belongs to; any numbering.
         mode: "p_diff" or "pref_logratio".
         temperature: both models' logits are divided by it.
         aligned_bias: (V,) or None.
@@ -61,6 +68,9 @@ def token_scores(
     check_head(aligned_hidden, aligned_weight, aligned_bias, "aligned_hidden")
     check_head(base_hidden, base_weight, base_bias, "base_hidden")
     check_numbers(softcap=softcap, logit_scale=logit_scale)
+    check_devices(aligned_hidden, "aligned_hidden", base_hidden=base_hidden, sample=sample)
+    if sample.dtype not in INTEGERS:
+        raise ValueError(f"sample must be int64 or int32, got {sample.dtype}")
     num_rows = sample.numel()
     if aligned_hidden.shape[:-1].numel() != num_rows or base_hidden.shape[:-1].numel() != num_rows:
         raise ValueError(
@@ -78,8 +88,13 @@ def token_scores(
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    aligned_hidden = aligned_hidden.reshape(num_rows, -1)
-    base_hidden = base_hidden.reshape(num_rows, -1)
+    sample = sample.reshape(-1).long()
+    aligned_hidden, aligned_weight, aligned_bias = autocast_inputs(
+        aligned_hidden.reshape(num_rows, -1), aligned_weight, aligned_bias
+    )
+    base_hidden, base_weight, base_bias = autocast_inputs(
+        base_hidden.reshape(num_rows, -1), base_weight, base_bias
+    )
     if is_naive():
         from pact_kernels.naive.token_scores import token_scores as dense
 
@@ -88,7 +103,7 @@ def token_scores(
             aligned_weight,
             base_hidden,
             base_weight,
-            sample.reshape(-1),
+            sample,
             mode=mode,
             temperature=temperature,
             aligned_bias=aligned_bias,
@@ -103,7 +118,7 @@ def token_scores(
         base_hidden,
         base_weight,
         base_bias,
-        _row_share(sample.reshape(-1)),
+        _row_share(sample),
         mode,
         temperature,
         softcap,

@@ -151,7 +151,7 @@ def test_a_mistake_is_one_line_without_a_traceback(files: Path, tmp_path: Path) 
             "the tokens were found with the tokenizer of .* vocabulary differs",
         ),
         ({"train_file": "silent.jsonl"}, "no assistant turn in the data"),
-        ({"model": "small"}, "the tokenizer's ids must be below the model's vocabulary of 310"),
+        ({"model": "small"}, "every token id must be below the model's vocabulary of 300, got 3"),
         ({"lora_targets": ["nowhere"]}, "Target modules .*nowhere.* not found"),
         ({"kl_temperature": 2.0, "over": "vocabulary"}, "over='vocabulary' matches confidences"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
@@ -173,7 +173,7 @@ def test_every_mistake_in_training_names_what_to_change(
     SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS, metadata=metadata).save(tmp_path / "foreign")
     if "small" in changes.values():
         save_tiny(tmp_path / "small")
-        tiny_llama(vocab_size=310).save_pretrained(tmp_path / "small")
+        tiny_llama(vocab_size=300).save_pretrained(tmp_path / "small")
     settings = yaml.safe_load((files / "run.yaml").read_text()) | {"output_dir": "run"} | changes
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert main(["train", "--config", "run.yaml"]) == 2

@@ -30,6 +30,7 @@ def small_demo(tmp_path, monkeypatch):
         steps=2,
         batch_size=4,
         top_k=20,
+        vocabulary_top_k=40,
         max_new_tokens=4,
     )
 
@@ -43,8 +44,9 @@ def test_demo_in_a_reduced_form(small_demo, tmp_path, capsys):
     output = tmp_path / "out"
     assert (output / "table.txt").read_text() in printed
     assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
-    tokens = SafetyTokens.load(output / "tokens.safetensors")
-    assert 2 <= tokens.ids.numel() <= small_demo.top_k
+    for top_k in (20, 40):
+        tokens = SafetyTokens.load(output / f"tokens-{top_k}.safetensors")
+        assert 2 <= tokens.ids.numel() <= top_k
     summary = json.loads((output / "results.json").read_text())
     assert summary["config"]["harmful_share"] == 0.1
     for name in NAMES:
@@ -82,7 +84,8 @@ def _refuse_shipped(shipped):
 
 
 def _saved_tokens(tmp_path):
-    return SafetyTokens.load(tmp_path / "out" / "tokens.safetensors")
+    files = {k: tmp_path / "out" / f"tokens-{k}.safetensors" for k in (20, 40)}
+    return {k: SafetyTokens.load(path) for k, path in files.items()}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.12])

@@ -1,4 +1,4 @@
-"""Run by `test_loop`, alone and by torchrun: train with `fit` and `PactTrainer`, save the weights.
+"""Run by `test_loop` in two processes: train with `fit` and with `PactTrainer`, save the weights.
 
 torchrun --nproc-per-node=2 tests/training/distributed.py FOLDER
 """
@@ -59,7 +59,6 @@ def by_trainer(folder: Path, num_processes: int) -> nn.Module:
 
 def main(folder: Path) -> None:
     processes = PartialState(cpu=True)
-    folder.mkdir(exist_ok=True)
     models = {"fit": by_fit(), "trainer": by_trainer(folder, processes.num_processes)}
     if processes.is_main_process:
         for name, model in models.items():

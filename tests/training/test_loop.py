@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from pact.config import PactConfig
@@ -17,6 +18,7 @@ from pact.training.config import FitConfig, TrainConfig
 from pact.training.loop import fit
 from pact.training.student import make_trainable
 from tests.tiny import tiny_llama
+from tests.training.distributed import by_fit, by_trainer
 from tests.training.problem import (
     largest_error,
     parameters_of,
@@ -114,6 +116,17 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     assert largest_error(gradients[1], gradients[0]) == 0.0
 
 
+def test_how_it_was_launched_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch` sets these for scripts that leave them to accelerate."""
+    given = problem(None)
+    (expected,) = given.fit(tiny_llama(), FitConfig(max_steps=1))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    (record,) = given.fit(tiny_llama(), FitConfig(max_steps=1))
+    assert record["loss"] == expected["loss"]
+    assert record["grad_norm"] == expected["grad_norm"]
+
+
 def test_weight_decay_spares_vectors() -> None:
     """One step with a decay so strong that it shows: matrices shrink, norms do not."""
     model, start = tiny_llama(), parameters_of(tiny_llama())
@@ -149,6 +162,12 @@ def test_what_cannot_work_is_refused() -> None:
     given = problem(PactConfig())
     with pytest.raises(ValueError, match="needs a reference, got None"):
         fit(tiny_llama(), given.dataset, given.objective, None, given.collator, FitConfig())
+    with pytest.raises(ValueError, match="the data must hold at least one example, got none"):
+        given._replace(dataset=[]).fit(tiny_llama(), FitConfig())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+        with pytest.raises(ValueError, match="several with DDP, got FSDP: launch it without shard"):
+            given.fit(tiny_llama(), FitConfig())
     small = tiny_llama(vocab_size=200)
     with pytest.raises(ValueError, match=r"below the model's vocabulary of 200, got \d+ in step 0"):
         problem(None).fit(small, FitConfig(max_steps=1))
@@ -161,18 +180,17 @@ def test_what_cannot_work_is_refused() -> None:
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     """Both `fit` and `PactTrainer`, all weights, so that the head's gradient is reduced too."""
-    names = {1: "one", 2: "two"}
-    for processes, name in names.items():
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        script = [str(REPOSITORY / "tests/training/distributed.py"), str(tmp_path / name)]
-        done = subprocess.run(
-            [sys.executable, *(launcher if processes > 1 else ()), *script],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    for program in ("fit", "trainer"):
-        one, two = (load_file(tmp_path / names[n] / f"{program}.safetensors") for n in (1, 2))
-        assert largest_error(two, one) < 1e-3, program
-        assert largest_error(one, parameters_of(tiny_llama())) > 1e-2, program
+    script = [str(REPOSITORY / "tests/training/distributed.py"), str(tmp_path)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *script],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    start = parameters_of(tiny_llama())
+    for name, model in {"fit": by_fit(), "trainer": by_trainer(tmp_path, 1)}.items():
+        one = parameters_of(model)
+        assert largest_error(load_file(tmp_path / f"{name}.safetensors"), one) < 1e-3, name
+        assert largest_error(one, start) > 1e-2, name

@@ -47,6 +47,8 @@ def test_a_resumed_log_drops_what_is_made_again(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     for step in (1, 2, 3):
         log.append(RECORD | {"step": step})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 4, "lo')  # the machine went away in the middle of a line
     resumed = MetricsLog(tmp_path, resume_step=2)
     resumed.append(RECORD | {"step": 3, "loss": 1.0})
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]

@@ -1,0 +1,107 @@
+"""`torch.compile`: whole graphs, one compilation for every number of rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import pact_kernels as pk
+from tests.ops.problem import problem
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> None:
+    torch._dynamo.reset()
+
+
+class Student(torch.nn.Module):
+    """A layer, a head and the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(19, 19, dtype=torch.float64)
+        self.head = torch.nn.Linear(19, 301, dtype=torch.float64)
+
+    def forward(self, x: Tensor, target: Tensor, *kl: Any) -> Tensor:
+        hidden = torch.tanh(self.layer(x))
+        return pk.pact_loss(
+            hidden, self.head.weight, target, *kl, bias=self.head.bias, num_items=50
+        ).loss
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor builds C++ for the CPU")
+def test_inductor_compiles_forward_and_backward_once_for_all_row_counts() -> None:
+    torch.manual_seed(0)
+    student = Student()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(student, fullgraph=True, dynamic=True, backend=counter)
+    compilations = []
+    for rows in (37, 38, 51, 64):
+        p = problem(rows=rows)
+        args = (p.hidden, p.target, p.token_ids, p.token_weights, p.step, p.states)
+        found = []
+        for call in (student, compiled):
+            student.zero_grad()
+            loss = call(*args)
+            loss.backward()
+            found.append([loss.detach(), *(w.grad.clone() for w in student.parameters())])
+        for eager, fast in zip(*found, strict=True):
+            torch.testing.assert_close(fast, eager, rtol=1e-9, atol=1e-12)
+        compilations.append(counter.frame_count)
+    assert compilations[0] > 0
+    assert len(set(compilations)) == 1  # none after the first number of rows
+
+
+def graphs() -> dict[str, Callable[..., Any]]:
+    p = problem(ignored=0.0)
+    kl = (p.token_ids, p.token_weights, p.step)
+    return {
+        "linear_cross_entropy": lambda h, w: pk.linear_cross_entropy(
+            h, w, p.target, reduction="none"
+        ),
+        "linear_logsumexp": lambda h, w: pk.linear_logsumexp(h, w),
+        "selected_logits": lambda h, w: pk.selected_logits(h, w, p.token_ids),
+        "selected_confidences": lambda h, w: pk.selected_confidences(h, w, p.token_ids),
+        "pact_kl": lambda h, w: pk.pact_kl(h, w, *kl, p.states),
+        "pact_kl over the vocabulary": lambda h, w: pk.pact_kl(
+            h, w, *kl, p.logits(), over="vocabulary"
+        ),
+        "pact_loss": lambda h, w: pk.pact_loss(h, w, p.target, *kl, p.states, over="vocabulary"),
+        "token_scores": lambda h, w: pk.token_scores(h, w, h.flip(0), w, p.step % 5),
+    }
+
+
+@pytest.mark.parametrize("name", list(graphs()))
+def test_every_op_is_one_graph(name: str) -> None:
+    """Dynamo and autograd's tracing; what inductor makes of it is the test above's."""
+    p = problem(ignored=0.0)
+    op = graphs()[name]
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for call in (op, compiled):
+        hidden = p.hidden.clone().requires_grad_()
+        weight = p.weight.clone().requires_grad_()
+        out = call(hidden, weight)
+        value = out[0] if isinstance(out, tuple) else out
+        if value.requires_grad:
+            value.sum().backward()
+            gradients.append((value.detach(), hidden.grad, weight.grad))
+        else:
+            gradients.append((value,))
+    for eager, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, eager, rtol=1e-12, atol=1e-14)
+
+
+def test_a_compiled_op_still_looks_at_the_ids() -> None:
+    p = problem()
+    compiled = torch.compile(
+        lambda ids: pk.selected_logits(p.hidden, p.weight, ids), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(ValueError, match="must lie in"):
+        compiled(torch.tensor([3, 301]))
