@@ -21,6 +21,9 @@ class PactConfig:
     """Lambda: weight of the KL beside the cross-entropy."""
     kl_temperature: float | None = None
     """Temperature of the KL; unset is 2 for over=selection, and 1 (the only one) for vocabulary."""
+    kl_step_tau: float | None = None
+    """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal; unset
+    weights all steps alike (released)."""
     gate: bool = True
     """Mix the post-only reference in; off keeps the full-context one alone and saves a forward."""
     gate_top_p: float = GateConfig.top_p
@@ -50,6 +53,8 @@ class PactConfig:
             )
         if self.kl_temperature is not None and not self.kl_temperature > 0:
             raise ValueError(f"kl_temperature must be positive, got {self.kl_temperature}")
+        if self.kl_step_tau is not None and not self.kl_step_tau > 0:
+            raise ValueError(f"kl_step_tau must be positive or unset, got {self.kl_step_tau}")
         self.gate_config()
 
     def gate_config(self) -> GateConfig | None:

@@ -79,7 +79,8 @@ class PactObjective:
             return self._cross_entropy(hidden, head, target, num_items)
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
-        device = hidden.device
+        device, tau = hidden.device, self.config.kl_step_tau
+        row_weight = None if tau is None else torch.exp(step / -tau)  # (N,)
         return pk.pact_loss(
             hidden,
             head.weight,
@@ -92,6 +93,7 @@ class PactObjective:
             gate=self.config.gate_config(),
             temperature=self.config.kl_temperature,
             over=self.config.over,
+            row_weight=row_weight,
             num_items=num_items,
             **head.options,
         )

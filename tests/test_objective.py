@@ -52,6 +52,24 @@ def test_objective_is_pact_loss_with_its_settings(over, gate):
     assert objective.needs_post_only is gate
 
 
+def test_step_weights_fall_off_exponentially():
+    p = problem(ignored=0.0)
+    config = PactConfig(over="vocabulary", kl_step_tau=4.0)
+    objective = PactObjective(p.token_ids, p.token_weights, config)
+    out = objective(p.hidden, head_of(p), p.target, p.step, p.states)
+    rows = pk.pact_kl(
+        p.hidden,
+        p.weight,
+        p.token_ids,
+        p.token_weights,
+        p.step,
+        p.states,
+        over="vocabulary",
+        reduction="none",
+    )
+    torch.testing.assert_close(out.kl, (rows * torch.exp(-p.step.double() / 4.0)).mean())
+
+
 def test_plain_is_cross_entropy_alone():
     p = problem(ignored=0.0)
     hidden = p.hidden.requires_grad_()
@@ -81,6 +99,7 @@ def test_no_token_and_no_reference_are_refused():
         ({"kl_weight": -1.0}, "kl_weight"),
         ({"kl_temperature": 0.0}, "kl_temperature"),
         ({"over": "vocabulary", "kl_temperature": 2.0}, "temperature 1"),
+        ({"kl_step_tau": 0.0}, "kl_step_tau"),
         ({"gate_top_p": 1.5}, "top_p"),
         ({"gate_temperature": 0.0}, "temperature"),
         ({"gate_prefix_length": -1}, "prefix_length"),
