@@ -24,7 +24,7 @@ class DemoConfig:
     """A third of the steps and a quarter of the held-out prompts."""
     seed: int = 0
     """Order of the data and the adapters' first values."""
-    align_steps: int = 72
+    align_steps: int = 70
     """Optimiser steps of refusal training, which makes the aligned model."""
     align_batch_size: int = 8
     """Conversations of a step of refusal training."""
@@ -34,16 +34,21 @@ class DemoConfig:
     """Optimiser steps of each of the three fine-tunings."""
     batch_size: int = 4
     """Conversations of a step of fine-tuning."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 5.5e-4
     """Peak learning rate of fine-tuning."""
     top_k: int = 50
     """Safety tokens of the arm with the released objective, and of the table's confidence."""
     selection_weight: float = 1.0
     """kl_weight of that arm."""
-    vocabulary_top_k: int = 1000
+    vocabulary_top_k: int = 200
     """Safety tokens of the arm that matches confidences over the vocabulary."""
-    vocabulary_weight: float = 1.0
+    vocabulary_weight: float = 2.5
     """kl_weight of that arm."""
+    vocabulary_step_tau: float = 4.0
+    """kl_step_tau of that arm."""
+    max_response_length: int = 8
+    """First tokens of each refusal that discovery looks at: the demo's refusals are short, and
+    their ends would make the end of turn its first safety token."""
     max_new_tokens: int = 24
     """Most tokens of a generated answer."""
 
@@ -58,6 +63,7 @@ class DemoConfig:
             ("learning_rate", self.learning_rate > 0, "positive"),
             ("top_k", self.top_k >= 2, "at least 2 (scores are centred among them)"),
             ("vocabulary_top_k", self.vocabulary_top_k >= 2, "at least 2"),
+            ("max_response_length", self.max_response_length >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
         ):
             if not valid:

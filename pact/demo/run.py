@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pact.demo.config import DemoConfig
+from pact.demo.conversations import finetuning_set
 from pact.demo.report import Result, demo_table, plot_demo
 from pact.demo.shipped import shipped_model
 from pact.demo.stages import aligned_model, arms, finetune, measure, safety_tokens
@@ -36,6 +37,9 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
             shipped.
     """
     config = config.shortened()
+    finetuning_set(
+        config.harmful_share, config.seed
+    )  # refuses a share beyond the data, before work
     output, cache = (Path(p).expanduser() for p in (config.output_dir, config.cache_dir))
     output.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,9 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
                 measure(config, model, aligned, shown), records, seconds / config.steps
             )
     for name, result in results.items():
-        save_evaluation(result.evaluation, output / name.replace(" ", "-"))
+        folder = output / name.replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        save_evaluation(result.evaluation, folder)
     minutes = (time.perf_counter() - start_s) / 60
     table = demo_table(results, config, minutes)
     (output / "table.txt").write_text(table, encoding="utf-8")

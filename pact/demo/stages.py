@@ -52,7 +52,12 @@ def arms(config: DemoConfig) -> list[Arm]:
     many more tokens to the reference's on the full context, and needs no post-only forward.
     """
     selection = PactConfig(over="selection", kl_weight=config.selection_weight)
-    vocabulary = PactConfig(over="vocabulary", kl_weight=config.vocabulary_weight, gate=False)
+    vocabulary = PactConfig(
+        over="vocabulary",
+        kl_weight=config.vocabulary_weight,
+        kl_step_tau=config.vocabulary_step_tau,
+        gate=False,
+    )
     return [
         Arm("plain", None, 0),
         Arm("PACT selection", selection, config.top_k),
@@ -93,8 +98,9 @@ def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> dict[int,
     tokenizer = load_tokenizer(aligned)
     refusals = encode_examples(read("harmful", "train"), tokenizer, MAX_LENGTH)
     models = load_model(aligned), load_model(shipped)
+    settings = {"max_response_length": config.max_response_length, "tokenizer": tokenizer}
     return {
-        top_k: discover(*models, refusals, top_k=top_k, tokenizer=tokenizer)
+        top_k: discover(*models, refusals, top_k=top_k, **settings)
         for top_k in sorted({config.top_k, config.vocabulary_top_k})
     }
 
