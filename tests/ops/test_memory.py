@@ -97,22 +97,21 @@ def test_linear_cross_entropy(
 
 
 @pytest.mark.parametrize(
-    "over, source, selected, reduction, trained, softcap",
+    "over, source, per_position, selected, reduction, trained, softcap",
     [
-        ("selection", "states", 50, "mean", False, None),
-        ("selection", "logits", 500, "mean", True, 5.0),
-        ("selection", "states", 500, "none", True, None),
-        ("vocabulary", "states", 500, "mean", True, None),
-        ("vocabulary", "logits", 500, "none", False, 5.0),
+        ("selection", "states", False, 50, "mean", False, None),
+        ("selection", "logits", True, 500, "mean", True, 5.0),
+        ("selection", "states", True, 500, "none", True, None),
+        ("vocabulary", "states", True, 500, "mean", True, None),
+        ("vocabulary", "logits", False, 500, "none", False, 5.0),
     ],
 )
-@pytest.mark.parametrize("per_position", [False, True], ids=["by row", "by position"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 def test_pact_loss(
     dtype: torch.dtype,
-    per_position: bool,
     over: str,
     source: str,
+    per_position: bool,
     selected: int,
     reduction: str,
     trained: bool,
