@@ -82,12 +82,9 @@ def head_loss(
     grad_bias = hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=dtype)
     kl_rows = None
     if kl is not None and token_ids is not None:
-        head = SelectedHead(
-            weight.index_select(0, token_ids).to(dtype),
-            None if bias is None else bias.index_select(0, token_ids),
-            spec.softcap,
-            spec.logit_scale,
-        )
+        selected_weight = weight.index_select(0, token_ids).to(dtype)  # (K, D)
+        selected_bias = None if bias is None else bias.index_select(0, token_ids)  # (K,)
+        head = SelectedHead(selected_weight, selected_bias, spec.softcap, spec.logit_scale)
         kl_rows = KlRows(kl, head, kept, num_positions)
     work = _SlabWork(
         weight=weight,

@@ -37,4 +37,4 @@ def reduce_rows(
     if reduction == "sum":
         return total
     count = (rows.numel() if keep is None else keep.sum()) if num_items is None else num_items
-    return total / (count + (count == 0))
+    return total / torch.as_tensor(count + (count == 0), dtype=total.dtype)

@@ -40,13 +40,28 @@ def linear_logsumexp(
         from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
 
         return dense(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
-    values = head_loss(
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    lse = streamed_logsumexp(rows, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
+    return lse.reshape(hidden.shape[:-1])
+
+
+def streamed_logsumexp(
+    rows: Tensor,
+    weight: Tensor,
+    *,
+    target: Tensor | None = None,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+) -> Tensor:
+    """(N, D), (V, D) -> (N,); 0 where a target (N,) is given and is -100: no product there."""
+    return head_loss(
         False,
-        hidden=hidden.reshape(-1, hidden.shape[-1]),
+        hidden=rows,
         weight=weight,
+        target=target,
         bias=bias,
         term="logsumexp",
         softcap=softcap,
         logit_scale=logit_scale,
-    )
-    return values.loss.reshape(hidden.shape[:-1])
+    ).loss

@@ -101,6 +101,7 @@ def pact_kl(
         gate=gate,
         over=over,
     )
+    token_weights = token_weights.detach()
     rows = hidden.reshape(-1, hidden.shape[-1])
     if rows.shape[0] != step.shape[0]:
         raise ValueError(
@@ -132,7 +133,7 @@ def pact_kl(
         return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
     given: dict[str, Any] = {
         "step": step,
-        "token_weights": token_weights.detach(),
+        "token_weights": token_weights,
         **reference_tensors(reference, token_ids, over=over, **head),
         "row_weight": row_weight,
         "gate": gate_values(gate),

@@ -100,6 +100,7 @@ def pact_loss(
         gate=gate,
         over=over,
     )
+    token_weights = token_weights.detach()
     hidden, weight, bias = autocast_inputs(hidden, weight, bias)
     head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
     terms: dict[str, Any] = {
@@ -128,15 +129,17 @@ def pact_loss(
             **head,
             **terms,
         )
+    # Where they have an entry per position, the reference's other positions are not read either.
+    counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
     values = head_loss(
         reduction != "none",
         hidden=rows,
         weight=weight,
         target=flat_target,
         token_ids=token_ids,
-        token_weights=token_weights.detach(),
+        token_weights=token_weights,
         step=step,
-        **reference_tensors(reference, token_ids, over=over, **head),
+        **reference_tensors(reference, token_ids, over=over, counted=counted, **head),
         row_weight=row_weight,
         term="cross_entropy",
         gate=gate_values(gate),

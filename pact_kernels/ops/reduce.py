@@ -12,5 +12,5 @@ def mean_of(
     if num_items is None:
         num_items = num_rows.clamp(min=1) if isinstance(num_rows, Tensor) else max(num_rows, 1)
     elif isinstance(num_items, Tensor):  # a number is known to be positive
-        num_items = num_items + (num_items == 0)
+        num_items = (num_items + (num_items == 0)).to(total.dtype)
     return total / num_items

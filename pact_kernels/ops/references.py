@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact_kernels.ops.linear_logsumexp import linear_logsumexp
-from pact_kernels.ops.validation import autocast_inputs
+from pact_kernels.ops.linear_logsumexp import streamed_logsumexp
+from pact_kernels.ops.validation import autocast_inputs, check_head
 from pact_kernels.types import ReferenceLogits, ReferenceStates
 
 
@@ -21,13 +21,15 @@ def reference_tensors(
     token_ids: Tensor,
     *,
     over: str,
+    counted: Tensor | None = None,
     bias: Tensor | None,
     softcap: float | None,
     logit_scale: float,
 ) -> dict[str, Tensor | None]:
     """Operator arguments of a flat reference: logits or states, its rows of the K tokens, and lse.
 
-    From states the K logits are formed inside the operator; their log-sum-exp is streamed here.
+    From states the K logits are formed inside the operator; their log-sum-exp is streamed here,
+    over the counted rows alone where a mask (N,) is given.
     """
     if isinstance(reference, ReferenceLogits):
         return {
@@ -43,8 +45,11 @@ def reference_tensors(
         reference = in_one_dtype(reference)
         full, post, weight, bias = reference
         head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
-        lse["full_lse"] = linear_logsumexp(full, weight, **head)
-        lse["post_lse"] = None if post is None else linear_logsumexp(post, weight, **head)
+        if counted is not None:
+            head["target"] = torch.where(counted, 0, -100)
+        check_head(full, weight, bias, "reference.full_hidden")
+        lse["full_lse"] = streamed_logsumexp(full, weight, **head)
+        lse["post_lse"] = None if post is None else streamed_logsumexp(post, weight, **head)
     full, post, weight, bias = in_one_dtype(_of_tokens(reference, token_ids))
     return {
         "reference_full": full,

@@ -38,6 +38,8 @@ def selected_confidences(
 
     Returns:
         (N, K) or (B, L, K), fp32 (fp64 for fp64 inputs); differentiable by hidden, weight and bias.
+        Over the vocabulary, 16-bit inputs round the logits of the log-sum-exp to 16 bits: a
+        confidence next to 1 may then exceed it by that rounding.
 
     Raises:
         ValueError: shapes, dtypes or numbers do not fit.

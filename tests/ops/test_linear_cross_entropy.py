@@ -97,6 +97,17 @@ def test_no_counted_row_is_zero_with_zero_gradients(rows: int) -> None:
     assert all(not value.any() for value in got.values())
 
 
+@pytest.mark.parametrize("implementation", ["naive", "chunked"])
+def test_the_denominators_dtype_is_not_the_losss(implementation: str) -> None:
+    p = problem()
+    for count in (96, torch.tensor(96), torch.tensor(96.0, dtype=torch.float64)):
+        with pk.implementation(implementation):
+            loss = pk.linear_cross_entropy(
+                p.hidden.float(), p.weight.float(), p.target, num_items=count
+            )
+        assert loss.dtype == torch.float32
+
+
 def test_no_items_in_the_whole_step_is_zero_not_nan() -> None:
     p = problem(rows=5)
     target = torch.full((5,), -100)

@@ -1,0 +1,128 @@
+"""Counts, gate and target against loops over their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import pact_kernels as pk
+from pact_kernels.chunked.target import (
+    LEAST_REST,
+    gate_value,
+    mix,
+    selection_kl,
+    top_p_count,
+    vocabulary_kl,
+)
+
+
+def counted(logits: list[float], top_p: float, temperature: float) -> int:
+    """The definition, by a loop."""
+    weights = sorted((math.exp(value / temperature) for value in logits), reverse=True)
+    total, mass = math.fsum(weights), 0.0
+    for count, weight in enumerate(weights, start=1):
+        mass += weight / total
+        if mass >= top_p:
+            return count
+    return len(logits)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("selected", [1, 2, 11, 1500])
+def test_counts_are_the_definitions(selected: int, top_p: float, temperature: float) -> None:
+    """At K = 1500, too, fp32 counts as fp64 does: no sum of these lies within its rounding."""
+    g = torch.Generator().manual_seed(selected)
+    logits = 2.0 * torch.randn(20, selected, generator=g, dtype=torch.float64)
+    expected = [counted(row, top_p, temperature) for row in logits.tolist()]
+    for dtype in (torch.float64, torch.float32):
+        assert top_p_count(logits.to(dtype), top_p, temperature).tolist() == expected
+
+
+def test_counts_at_the_ends() -> None:
+    flat = torch.zeros(1, 8)
+    assert top_p_count(flat, 0.5, 1.0).tolist() == [4]  # reached exactly by the fourth
+    assert top_p_count(flat, 1.0, 1.0).tolist() == [8]
+    noise = torch.randn(50, 50, generator=torch.Generator().manual_seed(0))
+    assert top_p_count(noise, 1.0, 1.0).le(50).all()  # rounding keeps some sums below 1
+    peak = torch.tensor([[100.0, 0.0, 0.0]])
+    assert top_p_count(peak, 0.9, 1.0).tolist() == [1]
+    assert top_p_count(torch.zeros(0, 4), 0.9, 1.0).tolist() == []
+
+
+def test_a_shift_leaves_the_counts() -> None:
+    logits = torch.randn(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(top_p_count(logits, 0.9, 1.0), top_p_count(logits - 7.5, 0.9, 1.0))
+
+
+GATES = {
+    "default": pk.GateConfig(),
+    "hard cut": pk.GateConfig(decay_tau=0.0, prefix_length=4),
+    "no prefix": pk.GateConfig(prefix_length=0, decay_tau=3.0),
+    "everything": pk.GateConfig(
+        top_p=0.6,
+        alpha=-3.0,
+        bias=0.1,
+        temperature=0.5,
+        prefix_length=2,
+        decay_tau=5.0,
+        prefix_boost=1.7,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("name", GATES)
+def test_the_gate_by_its_formula(name: str, dtype: torch.dtype) -> None:
+    gate = GATES[name]
+    g = torch.Generator().manual_seed(0)
+    student, post = 2.0 * torch.randn(2, 24, 9, generator=g, dtype=torch.float64)
+    step = torch.arange(-4, 20, dtype=dtype)
+    expected = []
+    for u, p, t in zip(student.tolist(), post.tolist(), step.tolist(), strict=True):
+        apart = counted(u, gate.top_p, gate.temperature) - counted(p, gate.top_p, gate.temperature)
+        decay = (
+            math.exp(-max(t - gate.prefix_length, 0) / gate.decay_tau)
+            if gate.decay_tau
+            else float(t < gate.prefix_length)
+        )
+        slope = gate.alpha * (apart / 9 - gate.bias)
+        expected.append(decay * gate.prefix_boost / (1 + math.exp(-slope)))
+    got = gate_value(student, post, step, gate)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_without_a_gate_the_mixture_is_the_full_context() -> None:
+    full, post = torch.randn(2, 3, 4)
+    assert mix(full, None, None) is full
+    assert torch.equal(mix(full, post, torch.zeros(3)), full)
+    assert torch.equal(mix(full, post, torch.ones(3)), post)
+
+
+@pytest.mark.parametrize("weight", [0.0, -0.0, -3.0])
+def test_a_token_without_positive_weight_is_no_target(weight: float) -> None:
+    mixed = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_weight = torch.tensor([1.0, weight, 2.0], dtype=torch.float64).clamp(min=0).log()
+    student = torch.zeros(5, 3, dtype=torch.float64)
+    kl, gradient = selection_kl(student, mixed, log_weight, 2.0)
+    # On it the gradient is T times the student's own confidence: it is pushed down alone.
+    torch.testing.assert_close(gradient[:, 1], torch.full((5,), 2.0 / 3, dtype=torch.float64))
+    assert torch.isfinite(kl).all()
+
+
+@pytest.mark.parametrize("rest", ["some", "clamped"])
+def test_the_vocabularys_gradient_sums_to_zero(rest: str) -> None:
+    """Over all tokens it is the gradient of something that a common shift does not change."""
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 30, generator=g, dtype=torch.float64)
+    logits[:, :5] += 30.0 if rest == "clamped" else 0.0
+    confidence = logits.log_softmax(-1)
+    full = torch.randn(6, 30, generator=g, dtype=torch.float64).log_softmax(-1)
+    kl, scale, sparse = vocabulary_kl(confidence[:, :5], full[:, :5], None, None)
+    assert bool((kl > 0).all())
+    assert ((1 - confidence[:, :5].exp().sum(-1)) < LEAST_REST).all() == (rest == "clamped")
+    torch.testing.assert_close(
+        scale + sparse.sum(-1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12
+    )
