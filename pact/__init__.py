@@ -1,4 +1,4 @@
-"""PACT: fine-tune a chat model while its confidence on a few safety tokens stays the aligned model's."""
+"""PACT: fine-tune a chat model and keep the aligned model's confidence on a few safety tokens."""
 
 from __future__ import annotations
 

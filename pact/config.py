@@ -22,8 +22,8 @@ class PactConfig:
     kl_temperature: float | None = None
     """Temperature of the KL; unset is 2 for over=selection, and 1 (the only one) for vocabulary."""
     kl_step_tau: float | None = None
-    """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal; unset
-    weights all steps alike (released)."""
+    """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal;
+    unset weights all steps alike (released)."""
     gate: bool = True
     """Mix the post-only reference in; off keeps the full-context one alone and saves a forward."""
     gate_top_p: float = GateConfig.top_p

@@ -41,10 +41,11 @@ class GateConfig:
     """Factor on the whole gate."""
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.prefix_length, int)
         for name, valid, need in (
             ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
             ("temperature", self.temperature > 0.0, "positive"),
-            ("prefix_length", self.prefix_length in range(2**31), "a whole number, at least 0"),
+            ("prefix_length", whole and self.prefix_length >= 0, "a whole number, at least 0"),
             ("decay_tau", self.decay_tau >= 0.0, "at least 0 (0 is a hard cut)"),
             ("prefix_boost", self.prefix_boost >= 0.0, "at least 0"),
         ):

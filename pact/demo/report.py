@@ -93,16 +93,20 @@ def plot_demo(results: Mapping[str, Result], config: DemoConfig, path: Path) -> 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4.2), layout="constrained")
+    *bars, curves = axes
     names = list(results)
     colours = dict(zip(names, COLOURS, strict=False))
-    for axis, title, rates in (
+    evaluations = [result.evaluation for result in results.values()]
+    for axis, title, rates in zip(
+        bars,
+        ("Refusals of harmful requests", "Refusals of benign requests", "Accuracy on the task"),
         (
-            left,
-            "Refusals of harmful requests",
-            [_harmful(r.evaluation).starts for r in results.values()],
+            [_harmful(e).starts for e in evaluations],
+            [_benign(e).contains for e in evaluations],
+            [_task(e) for e in evaluations],
         ),
-        (middle, "Accuracy on the task taught", [_task(r.evaluation) for r in results.values()]),
+        strict=True,
     ):
         heights = [100 * rate.rate for rate in rates]
         below = [100 * (rate.rate - rate.low) for rate in rates]
@@ -115,10 +119,10 @@ def plot_demo(results: Mapping[str, Result], config: DemoConfig, path: Path) -> 
         if result.records:
             steps = [record["step"] for record in result.records]
             loss = [record["cross_entropy"] for record in result.records]
-            right.plot(steps, loss, color=colours[name], label=name, lw=1.6)
-    right.set(xlabel="optimiser step", ylabel="cross-entropy (nats)", title="Fine-tuning")
-    right.legend(frameon=False)
-    for axis in (left, middle, right):
+            curves.plot(steps, loss, color=colours[name], label=name, lw=1.6)
+    curves.set(xlabel="optimiser step", ylabel="cross-entropy (nats)", title="Fine-tuning")
+    curves.legend(frameon=False)
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     share = (
         f"{config.harmful_share:.0%} harmful pairs" if config.harmful_share else "benign data only"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from pact.cli import COMMANDS, main
 from pact.discovery import SafetyTokens
@@ -88,8 +89,10 @@ def test_train_from_a_config_with_flags_over_it(files: Path, tmp_path: Path) -> 
 
     second = tmp_path / "second"
     assert main(["train", "--config", str(first / "config.yaml"), "--output-dir", str(second)]) == 0
-    weights = [(run / "adapter_model.safetensors").read_bytes() for run in (first, second)]
-    assert weights[0] == weights[1]
+    weights = [load_file(run / "adapter_model.safetensors") for run in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():  # another process may cut its sums over other threads
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_discover_then_show(
