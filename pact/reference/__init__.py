@@ -1,4 +1,4 @@
-"""The frozen aligned model that the student is held to: its own adapters switched off, or a copy."""
+"""The frozen aligned model: the student with its adapters off, or a copy."""
 
 from pact.reference.live import AdaptersOff, FrozenModel, Reference
 
