@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.config import PactConfig
@@ -11,18 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PactConfig", "PactObjective", "PactTrainer", "train"]
 
-_HOME = {
-    "PactConfig": "pact.config",
-    "PactObjective": "pact.objective",
-    "PactTrainer": "pact.training",
-    "train": "pact.training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `import pact` stays light."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'pact' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PactConfig": "pact.config",
+        "PactObjective": "pact.objective",
+        "PactTrainer": "pact.training",
+        "train": "pact.training",
+    },
+)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pact.demo.config import DemoConfig
+from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.demo.run import run_demo
 
 __all__ = ["DemoConfig", "run_demo"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import `run_demo` on first use, so that reading the settings loads no model code."""
-    if name != "run_demo":
-        raise AttributeError(f"module 'pact.demo' has no attribute {name!r}")
-    from pact.demo.run import run_demo
-
-    return run_demo
+__getattr__ = lazy_names(__name__, {"run_demo": "pact.demo.run"})

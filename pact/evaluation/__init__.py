@@ -19,7 +19,9 @@ The data flow one way, one module a step, and nothing is imported before it is a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.evaluation.config import EvaluateConfig
@@ -38,20 +40,14 @@ __all__ = [
     "run_evaluate",
 ]
 
-_HOME = {
-    "EvaluateConfig": "pact.evaluation.config",
-    "Evaluation": "pact.evaluation.result",
-    "comparison_table": "pact.evaluation.table",
-    "evaluate": "pact.evaluation.measure",
-    "register_judge": "pact.evaluation.judges.registry",
-    "run_evaluate": "pact.evaluation.run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that reading settings loads no transformers."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'pact.evaluation' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "EvaluateConfig": "pact.evaluation.config",
+        "Evaluation": "pact.evaluation.result",
+        "comparison_table": "pact.evaluation.table",
+        "evaluate": "pact.evaluation.measure",
+        "register_judge": "pact.evaluation.judges.registry",
+        "run_evaluate": "pact.evaluation.run",
+    },
+)

@@ -14,7 +14,9 @@ One module a step, each imported when it is asked for:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.training.config import FitConfig, TrainConfig
@@ -24,20 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FitConfig", "PactTrainer", "TrainConfig", "TrainResult", "fit", "train"]
 
-_HOME = {
-    "FitConfig": "pact.training.config",
-    "PactTrainer": "pact.training.trainer",
-    "TrainConfig": "pact.training.config",
-    "TrainResult": "pact.training.run",
-    "fit": "pact.training.loop",
-    "train": "pact.training.run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that reading the settings does not load the Trainer."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'pact.training' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "FitConfig": "pact.training.config",
+        "PactTrainer": "pact.training.trainer",
+        "TrainConfig": "pact.training.config",
+        "TrainResult": "pact.training.run",
+        "fit": "pact.training.loop",
+        "train": "pact.training.run",
+    },
+)
