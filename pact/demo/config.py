@@ -21,7 +21,7 @@ class DemoConfig:
     """Share of the fine-tuning examples that are harmful requests, answered "Sure, here is how:
     [removed]"."""
     quick: bool = False
-    """A third of the steps and a quarter of the held-out prompts."""
+    """A third of the steps, at 2.5 times the rate of fine-tuning, and a quarter of the prompts."""
     seed: int = 0
     """Order of the data and the adapters' first values."""
     align_steps: int = 70
@@ -70,8 +70,12 @@ class DemoConfig:
                 raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
 
     def shortened(self) -> DemoConfig:
-        """These settings with the steps of a quick demo, where it is one."""
+        """These settings or, where the demo is quick, a third of their steps, at a higher rate."""
         if not self.quick:
             return self
-        steps, align_steps = max(1, self.steps // 3), max(1, self.align_steps // 3)
-        return replace(self, steps=steps, align_steps=align_steps)
+        return replace(
+            self,
+            align_steps=max(1, self.align_steps // 3),
+            steps=max(1, self.steps // 3),
+            learning_rate=2.5 * self.learning_rate,
+        )

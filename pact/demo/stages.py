@@ -31,6 +31,8 @@ MAX_LENGTH = 256
 """Tokens kept of a conversation; the demo's longest has about half."""
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
+QUICK_SAMPLES = 40
+"""Refusals that a quick demo's discovery looks at, of 100."""
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,10 @@ def aligned_model(config: DemoConfig, shipped: Path, cache_dir: Path) -> Path:
 def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> dict[int, SafetyTokens]:
     """By their number asked for: the tokens on which refusal training moved the model most."""
     tokenizer = load_tokenizer(aligned)
-    refusals = encode_examples(read("harmful", "train"), tokenizer, MAX_LENGTH)
+    conversations = read("harmful", "train")
+    if config.quick:
+        conversations = conversations[:QUICK_SAMPLES]
+    refusals = encode_examples(conversations, tokenizer, MAX_LENGTH)
     models = load_model(aligned), load_model(shipped)
     settings = {"max_response_length": config.max_response_length, "tokenizer": tokenizer}
     return {
