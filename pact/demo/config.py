@@ -21,7 +21,7 @@ class DemoConfig:
     """Share of the fine-tuning examples that are harmful requests, answered "Sure, here is how:
     [removed]"."""
     quick: bool = False
-    """A third of the steps, at 1.8 times the rate of fine-tuning, and a quarter of the prompts."""
+    """A third of the steps, at twice the rate of fine-tuning, and a quarter of the prompts."""
     seed: int = 0
     """Order of the data and the adapters' first values."""
     align_steps: int = 70
@@ -77,5 +77,5 @@ class DemoConfig:
             self,
             align_steps=max(1, self.align_steps // 3),
             steps=max(1, self.steps // 3),
-            learning_rate=1.8 * self.learning_rate,
+            learning_rate=2 * self.learning_rate,
         )
