@@ -1,0 +1,196 @@
+"""What vendors document of the GPUs that kernels are compiled for: limits and peak rates.
+
+    occupancy = warps resident on one processor / most it can hold
+    roofline  = max(flops / peak, bytes / bandwidth)
+
+A processor (streaming multiprocessor, compute unit) of either vendor has four partitions (SIMDs)
+whose register file holds 512 registers per lane, given out eight at a time: 65536 registers of a
+warp of 32, or 131072 of a wavefront of 64. On gfx942 the 512 count accumulation registers too.
+
+Sources. Limits: the technical specifications by compute capability in NVIDIA's CUDA C++ Programming
+Guide, the register and shared memory granules of `cuda_occupancy.h`; AMD's CDNA 3 instruction set
+and LLVM's AMDGPU usage guide. Peaks: datasheets, dense, at boost clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+
+from pact_kernels.kernels.runtime import KIB, Cost
+
+PARTITIONS = 4
+LANE_REGISTERS = 512
+"""Registers per lane in one partition."""
+REGISTER_GRANULE = 8
+TENSOR_MEMORY_COLUMNS = 512
+"""Of a processor with tcgen05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One card of a target: what its processors hold, and its peak rates."""
+
+    card: str
+    warps: int
+    """Most warps (wavefronts) resident on a processor."""
+    programs: int
+    """Most programs (blocks, workgroups) resident on a processor."""
+    shared_bytes: int
+    """Shared memory (LDS) of a processor."""
+    shared_granule: int
+    shared_reserved_bytes: int
+    """What the driver keeps of it for each program."""
+    tensor_operations: tuple[str, ...]
+    """Patterns of the matrix instructions, the fastest class first."""
+    half_tflops: float
+    """Matrix product of bf16 or fp16, accumulated in fp32."""
+    single_tflops: float
+    """Matrix product that fp32 operands are formed by: of tf32, or on AMD of fp32."""
+    single_products: int
+    """Such products per product of fp32 operands."""
+    vector_tflops: float
+    """fp32 outside the matrix units."""
+    bandwidth_tb_per_s: float
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """What one processor holds of a kernel at a time."""
+
+    programs: int
+    warps: int
+    share: float
+    """Of the warps that it could hold."""
+
+
+GPUS = {
+    "sm_80": Gpu(
+        card="A100 80GB SXM",
+        warps=64,
+        programs=32,
+        shared_bytes=164 * KIB,
+        shared_granule=128,
+        shared_reserved_bytes=KIB,
+        tensor_operations=("HMMA",),
+        half_tflops=312.0,
+        single_tflops=156.0,
+        single_products=3,
+        vector_tflops=19.5,
+        bandwidth_tb_per_s=2.039,
+    ),
+    "sm_89": Gpu(
+        card="RTX 4090",
+        warps=48,
+        programs=24,
+        shared_bytes=100 * KIB,
+        shared_granule=128,
+        shared_reserved_bytes=KIB,
+        tensor_operations=("HMMA",),
+        half_tflops=165.2,
+        single_tflops=82.6,
+        single_products=3,
+        vector_tflops=82.6,
+        bandwidth_tb_per_s=1.008,
+    ),
+    "sm_90": Gpu(
+        card="H100 SXM",
+        warps=64,
+        programs=32,
+        shared_bytes=228 * KIB,
+        shared_granule=128,
+        shared_reserved_bytes=KIB,
+        # wgmma multiplies 64 rows at least; smaller row tiles take the older instruction.
+        tensor_operations=("HGMMA", "HMMA"),
+        half_tflops=989.4,
+        single_tflops=494.7,
+        single_products=3,
+        vector_tflops=66.9,
+        bandwidth_tb_per_s=3.35,
+    ),
+    "sm_100": Gpu(
+        card="B200",
+        warps=64,
+        programs=32,
+        shared_bytes=228 * KIB,
+        shared_granule=128,
+        shared_reserved_bytes=KIB,
+        tensor_operations=("UTC*MMA", "HMMA"),
+        half_tflops=2250.0,
+        single_tflops=1100.0,
+        single_products=3,
+        vector_tflops=75.0,
+        bandwidth_tb_per_s=8.0,
+    ),
+    "gfx942": Gpu(
+        card="MI300X",
+        warps=32,
+        programs=32,
+        shared_bytes=64 * KIB,
+        shared_granule=512,
+        shared_reserved_bytes=0,
+        tensor_operations=("MFMA", "SMFMAC"),
+        half_tflops=1307.4,
+        single_tflops=163.4,
+        single_products=1,
+        vector_tflops=163.4,
+        bandwidth_tb_per_s=5.3,
+    ),
+}
+"""By the name of the target."""
+
+
+def occupancy(
+    gpu: Gpu,
+    *,
+    warps: int,
+    registers: int,
+    shared_bytes: int,
+    tensor_memory_columns: int = 0,
+) -> Occupancy:
+    """How many programs of `warps` warps a processor holds.
+
+    Args:
+        registers: per thread; on AMD vector and accumulation registers together.
+        shared_bytes: of a program.
+        tensor_memory_columns: of a program; none before sm_100.
+    """
+    resident = LANE_REGISTERS // max(_round_up(registers, REGISTER_GRANULE), REGISTER_GRANULE)
+    limits = [
+        PARTITIONS * min(resident, gpu.warps // PARTITIONS) // warps,
+        gpu.programs,
+    ]
+    shared_bytes = _round_up(shared_bytes + gpu.shared_reserved_bytes, gpu.shared_granule)
+    if shared_bytes > 0:
+        limits.append(gpu.shared_bytes // shared_bytes)
+    if tensor_memory_columns > 0:
+        limits.append(TENSOR_MEMORY_COLUMNS // tensor_memory_columns)
+    programs = min(limits)
+    return Occupancy(programs, programs * warps, programs * warps / gpu.warps)
+
+
+def roofline_us(gpu: Gpu, cost: Cost, dtype: torch.dtype, *, product: bool) -> float:
+    """Least time of a launch in microseconds, at the card's peak rates.
+
+    Args:
+        product: its flops are of matrix products.
+    """
+    if not product:
+        tflops = gpu.vector_tflops
+    elif dtype.itemsize == 2:
+        tflops = gpu.half_tflops
+    else:
+        tflops = gpu.single_tflops / gpu.single_products
+    return max(cost.flops / tflops, cost.bytes / gpu.bandwidth_tb_per_s) * 1e-6
+
+
+def has_tensor_operation(gpu: Gpu, operations: dict[str, int], *, fastest: bool = False) -> bool:
+    """Whether some instruction is of the card's own matrix classes, or of the fastest of them."""
+    patterns = gpu.tensor_operations[:1] if fastest else gpu.tensor_operations
+    return any(fnmatch(name, pattern) for name in operations for pattern in patterns)
+
+
+def _round_up(value: int, granule: int) -> int:
+    return -(-value // granule) * granule

@@ -1,0 +1,189 @@
+"""What the compiler makes of every kernel, for GPUs that need not be there.
+
+    python -m benchmarks.kernel_report [--check] [--all] [--json FILE] [--targets sm_80 ...]
+
+The launchers run on meta tensors and name what they would launch; that is compiled for each target,
+and its machine code read. A roofline time is a bound from the datasheet of the card that is named,
+never a measurement.
+
+`--check` fails where a kernel spills registers, forms a product outside the matrix units, asks for
+more shared memory than the target has, or does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.nvidia.compiler import get_ptxas_version
+
+from benchmarks.kernel_cases import CASES
+from benchmarks.kernel_readings import Reading, problems, readings
+from pact_kernels.kernels.runtime import KIB, TARGETS
+
+CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""The targets that every kernel is promised to compile well for."""
+COLUMNS = {
+    "target": "",
+    "dtype": "",
+    "case": "+n: as many more cases launch the same",
+    "warps": "",
+    "stages": "",
+    "regs": "per thread",
+    "spill": "bytes per thread, and moves",
+    "shared": "KiB of a program / limit of the target",
+    "progs": "programs that one processor holds",
+    "occ": "warps that it holds, of its most",
+    "tensor": "matrix instructions in the code; * not of the target's fastest class",
+    "copies": "to shared memory past the registers: UTMALDG is TMA, LDGSTS cp.async",
+    "ld": "bytes of the widest load from global memory, TMA apart",
+    "st": "bytes of the widest store",
+    "MFLOP": "per row tile",
+    "KiB": "per row tile, least traffic",
+    "bound us": "roofline of the launch, from datasheet peaks",
+}
+"""Of the table, with what needs saying of them."""
+
+
+def cells(reading: Reading) -> list[str]:
+    """One line of the table."""
+    compiled, occupancy, cost = reading.compiled, reading.occupancy, reading.cost
+    others = len(reading.cases) - 1
+    left = [
+        reading.target,
+        reading.dtype,
+        reading.cases[0].replace(f" {reading.dtype} ", " ")
+        + (f" +{others}" if others else "")
+        + (": does not compile" if compiled is None else ""),
+        f"{reading.warps}",
+        f"{reading.stages}",
+    ]
+    if compiled is None or occupancy is None:
+        return left + [""] * (len(COLUMNS) - len(left))
+    code, limit = compiled.code, reading.shared_limit_bytes
+    older = code.tensor_operations and not reading.fastest_matrix_class
+    return [
+        *left,
+        f"{code.registers}",
+        f"{code.spills}",
+        f"{compiled.shared_bytes / KIB:.1f}/{limit // KIB}",
+        f"{occupancy.programs}",
+        f"{occupancy.share:.0%}",
+        _counted(code.tensor_operations) + ("*" if older else ""),
+        _counted(code.copies),
+        f"{code.widest_load_bytes or '-'}",
+        f"{code.widest_store_bytes or '-'}",
+        f"{cost.flops / cost.row_tiles / 1e6:,.1f}",
+        f"{cost.bytes / cost.row_tiles / KIB:,.1f}",
+        f"{reading.roofline_us:,.1f}",
+    ]
+
+
+def table(found: Sequence[Reading]) -> str:
+    """All readings, aligned, a block for each kernel."""
+    lines = [cells(reading) for reading in found]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
+    left_aligned = {"target", "dtype", "case", "tensor", "copies"}
+
+    def aligned(line: Iterable[str]) -> str:
+        padded = (
+            cell.ljust(width) if name in left_aligned else cell.rjust(width)
+            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    blocks: list[str] = []
+    for kernel, block in groupby(zip(found, lines, strict=True), lambda pair: pair[0].kernel):
+        blocks += [kernel, aligned(COLUMNS), *(aligned(line) for _, line in block), ""]
+    cards = ", ".join(dict.fromkeys(f"{reading.target} {reading.card}" for reading in found))
+    legend = [f"{name:10s}{meaning}" for name, meaning in COLUMNS.items() if meaning]
+    return "\n".join([*blocks, f"limits and peaks of: {cards}", *legend])
+
+
+def report(found: Sequence[Reading], targets: Sequence[str]) -> dict[str, Any]:
+    """All readings and what they were made with, ready for JSON."""
+    ptxas = {name: TARGETS[name].arch for name in targets if TARGETS[name].backend == "cuda"}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "ptxas": {name: _version(get_ptxas_version(arch)) for name, arch in ptxas.items()},
+        "readings": [asdict(reading) for reading in found],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 if `--check` found something."""
+    args = _parser().parse_args(arguments)
+    chosen = args.targets or (TARGETS if args.all else CONTRACT)
+    targets = [name for name in TARGETS if name in chosen]
+    cases = [
+        case
+        for case in CASES
+        if (args.all or case.default) and (args.ops is None or case.op in args.ops)
+    ]
+    found = readings(cases, [TARGETS[name] for name in targets], args.jobs)
+    # JSON on stdout stands there alone.
+    print(table(found), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json is not None:
+        text = json.dumps(report(found, targets), indent=1) + "\n"
+        if args.json == "-":
+            sys.stdout.write(text)
+        else:
+            Path(args.json).write_text(text, encoding="utf-8")
+    complaints = (
+        [problem for reading in found for problem in problems(reading)] if args.check else []
+    )
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernel_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all readings too; - is stdout")
+    parser.add_argument("--check", action="store_true", help="print every problem, exit with 1")
+    parser.add_argument("--all", action="store_true", help="every variant of every op and target")
+    contract = " ".join(CONTRACT)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, help=f"default: {contract}")
+    ops = list(dict.fromkeys(case.op for case in CASES))
+    parser.add_argument("--ops", nargs="+", choices=ops, help="default: all")
+    parser.add_argument(
+        "--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: CPUs)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    return value
+
+
+def _counted(count: dict[str, int]) -> str:
+    return " ".join(f"{name} {number}" for name, number in count.items()) or "-"
+
+
+def _version(text: str) -> str:
+    """13.1.80 of what `ptxas --version` prints."""
+    found = re.search(r"\bV(\d[\d.]*)", text)
+    return found[1] if found else text.strip()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

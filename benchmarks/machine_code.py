@@ -1,0 +1,161 @@
+"""What the machine code of a kernel says: registers, spills, matrix instructions, copies.
+
+Read from text: for NVIDIA the resource usage and the instructions (SASS) as `cuobjdump` prints
+them, for AMD the assembly that the compiler ends with. A count is of instructions in the code, not
+of how often they run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spills:
+    """Registers that the compiler had to put into memory; any of them is too many."""
+
+    stack_bytes: int
+    """Per thread: NVIDIA's stack, AMD's scratch (private segment)."""
+    local_bytes: int
+    """Per thread: NVIDIA's local memory."""
+    loads: int
+    """Instructions that read them back (LDL, scratch_load)."""
+    stores: int
+    """Instructions that put them there (STL, scratch_store)."""
+    vector_registers: int
+    """AMD's vgpr_spill_count."""
+    scalar_registers: int
+    """AMD's sgpr_spill_count."""
+
+    @property
+    def bytes(self) -> int:
+        """Per thread."""
+        return self.stack_bytes + self.local_bytes
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.bytes or self.loads or self.stores or self.vector_registers
+            or self.scalar_registers
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        if not self:
+            return "-"
+        registers = self.vector_registers + self.scalar_registers
+        moved = f"{registers} registers" if registers else f"{self.loads + self.stores} moves"
+        return f"{self.bytes} B, {moved}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineCode:
+    """Of one kernel."""
+
+    registers: int
+    """Per thread; on AMD vector and accumulation registers together."""
+    spills: Spills
+    tensor_operations: dict[str, int]
+    """Matrix instructions by class: HMMA, HGMMA, UTCHMMA, MFMA, ..."""
+    copies: dict[str, int]
+    """Copies to shared memory that pass no register: UTMALDG (TMA), LDGSTS (cp.async), ..."""
+    widest_load_bytes: int
+    """Of a lane in one instruction, from global memory; the bulk copies of TMA apart."""
+    widest_store_bytes: int
+
+
+def read_nvidia(text: str) -> MachineCode:
+    """From what `cuobjdump --dump-resource-usage --dump-sass` prints."""
+    usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if not usage:
+        raise ValueError(f"no resource usage in cuobjdump's output: {text[:200]!r}")
+    registers, stack_bytes, local_bytes = (
+        max(map(int, column)) for column in zip(*usage, strict=True)
+    )
+    # /*0a70*/   @!P0 LDG.E.128.CONSTANT R4, [R2.64] ;
+    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    count = Counter(name.partition(".")[0] for name in names)
+    return MachineCode(
+        registers=registers,
+        spills=Spills(
+            stack_bytes=stack_bytes,
+            local_bytes=local_bytes,
+            loads=count["LDL"],
+            stores=count["STL"],
+            vector_registers=0,
+            scalar_registers=0,
+        ),
+        tensor_operations=_matching(count, r"HMMA|[HIQ]GMMA|UTC[A-Z]*MMA"),
+        copies=_matching(count, r"UTMALDG|UTMASTG|UBLKCP|LDGSTS"),
+        widest_load_bytes=_widest(names, r"LDG|LDGSTS"),
+        widest_store_bytes=_widest(names, r"STG"),
+    )
+
+
+def read_amd(text: str) -> MachineCode:
+    """From the assembly."""
+    lines = [line.partition(";")[0].split() for line in text.splitlines()]
+    instructions = [line for line in lines if line and re.fullmatch(r"[a-z]\w+", line[0])]
+    count = Counter(_amd_class(line) for line in instructions)
+    names = [line[0] for line in instructions]
+    return MachineCode(
+        registers=_amd_field(text, "vgpr_count"),  # agpr_count is a part of it
+        spills=Spills(
+            stack_bytes=_amd_field(text, "private_segment_fixed_size"),
+            local_bytes=0,
+            loads=count["scratch_load"],
+            stores=count["scratch_store"],
+            vector_registers=_amd_field(text, "vgpr_spill_count"),
+            scalar_registers=_amd_field(text, "sgpr_spill_count"),
+        ),
+        tensor_operations=_matching(count, r"MFMA|SMFMAC"),
+        copies=_matching(count, r"LOAD_LDS"),
+        widest_load_bytes=_amd_widest(names, "load"),
+        widest_store_bytes=_amd_widest(names, "store"),
+    )
+
+
+def _matching(count: Counter[str], pattern: str) -> dict[str, int]:
+    return {name: count[name] for name in sorted(count) if re.fullmatch(pattern, name)}
+
+
+def _widest(names: Iterable[str], pattern: str) -> int:
+    """Bytes of the widest access of SASS mnemonics, as in LDG.E.128 or STG.E.U16; 4 if unsaid."""
+    widths = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+    widest = 0
+    for name in names:
+        base, *modifiers = name.split(".")
+        if re.fullmatch(pattern, base):
+            widest = max(widest, next((widths[m] for m in modifiers if m in widths), 4))
+    return widest
+
+
+def _amd_widest(names: Iterable[str], direction: str) -> int:
+    """As `_widest`, of names like buffer_load_dwordx4 or global_store_short."""
+    widths = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+    access = re.compile(
+        rf"(?:buffer|global|flat)_{direction}_(?:lds_)?[us]?(byte|short|dword(?:x[234])?)(?:_\w+)?"
+    )
+    return max((widths[found[1]] for name in names if (found := access.fullmatch(name))), default=0)
+
+
+def _amd_class(instruction: list[str]) -> str:
+    """Of a mnemonic and its operands: the class that is counted, or the mnemonic."""
+    name = instruction[0]
+    if found := re.match(r"v_(mfma|smfmac)_", name):
+        return found[1].upper()
+    if found := re.match(r"scratch_(load|store)_", name):
+        return f"scratch_{found[1]}"
+    loads = re.match(r"(buffer|global)_load_", name)
+    if loads and ("_lds_" in name or instruction[-1] == "lds"):
+        return "LOAD_LDS"
+    return name
+
+
+def _amd_field(text: str, name: str) -> int:
+    """Largest value of a field of the code object's metadata, over the kernels in it."""
+    values = re.findall(rf"^\s+(?:- )?\.{name}:\s+(\d+)", text, re.MULTILINE)
+    if not values:
+        raise ValueError(f"no .{name} in the assembly's metadata")
+    return max(map(int, values))
