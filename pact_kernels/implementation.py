@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 IMPLEMENTATIONS = ("naive", "chunked", "triton")
 MIB = 2**20
@@ -19,19 +22,23 @@ _workspace_mib: float | None = None
 def implementation(name: str) -> Iterator[None]:
     """Run every op inside the block with one implementation instead of the device's default.
 
+    The default is "triton" on a GPU where triton is installed, else "chunked". fp64 tensors always
+    take "chunked": the kernels accumulate in fp32.
+
     Args:
         name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace,
-            any device) or "triton" (the kernels; on CPU tensors Triton's interpreter).
+            any device) or "triton" (the kernels; on CPU tensors Triton's interpreter, which is slow
+            and there for tests).
 
     Raises:
-        ValueError: the name is unknown, or "triton" in a build without kernels.
+        ValueError: the name is unknown, or "triton" where triton is not installed.
     """
     global _override
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
-    if name == "triton":
+    if name == "triton" and not _has_triton():
         raise ValueError(
-            "this version holds no Triton kernels yet: use implementation('chunked'), the default"
+            "implementation('triton') needs triton, which is not installed: pip install triton"
         )
     previous, _override = _override, name
     try:
@@ -65,6 +72,20 @@ def workspace(mib: float) -> Iterator[None]:
 def is_naive() -> bool:
     """Whether the dense formula was asked for."""
     return _override == "naive"
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether an op on `tensor` runs through the Triton kernels."""
+    if tensor.dtype == torch.float64:
+        return False
+    if _override is not None:
+        return _override == "triton"
+    return tensor.device.type == "cuda" and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def workspace_bytes(device: torch.device) -> int:

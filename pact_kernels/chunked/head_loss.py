@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.kl_rows import KlRows
+from pact_kernels.chunked.kl_rows import KlRows, check_rows
 from pact_kernels.chunked.selected_logits import SelectedHead
 from pact_kernels.chunked.slab import (
     MAX_SLAB_ROWS,
@@ -67,10 +67,13 @@ def head_loss(
     row_grad: Tensor | None,  # (R,) factor on each row's gradient; None is 1
     wanted: tuple[bool, bool, bool],  # gradients by hidden, weight, bias
     limit_bytes: int,
+    num_rows: int | None = None,  # N where the host knows it, or R to leave rows where they are
 ) -> HeadLoss:
     """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
     num_positions = hidden.shape[0]
-    kept = kept_rows(target, spec.ignore_index, weight.shape[0])  # (N,), or None for all
+    if num_rows == num_positions:  # this loop drops ignored rows in any case
+        num_rows = None
+    kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
     num_rows = num_positions if kept is None else kept.numel()
     if kept is not None:
         target = None if target is None else target[kept]
@@ -226,25 +229,41 @@ class _SlabWork:
         return 1.0 + 2.0 * spec.z_loss * lse
 
 
-def kept_rows(target: Tensor | None, ignore_index: int, vocabulary: int) -> Tensor | None:
-    """(N,) positions whose target is not ignored, or None where none is.
+def kept_rows(
+    target: Tensor | None, ignore_index: int, vocabulary: int, num_rows: int | None
+) -> Tensor | None:
+    """(N,) positions whose target is not ignored, or None where the rows stay as they are.
+
+    Without N, finding them waits for a GPU. With N = R nothing is looked for; another N that is not
+    their number fails on the device.
 
     Raises:
-        ValueError: on a CPU, a target is neither ignored nor in [0, V).
+        ValueError: on a CPU, a target is neither ignored nor in [0, V), or N is not their number.
     """
     if target is None:
         return None
     keep = target != ignore_index
     if target.device.type == "cpu":
-        wrong = keep & ((target < 0) | (target >= vocabulary))
-        if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"a target must lie in [0, {vocabulary}) or equal ignore_index={ignore_index}, got "
-                f"{int(target[at])} at position {at}: the labels belong to another vocabulary"
-            )
+        _check_targets(target, keep, ignore_index, vocabulary)
+    if num_rows == target.numel():
+        return None
+    if num_rows is not None and target.device.type != "cpu":
+        torch._assert_async(keep.sum() == num_rows)
+        return torch.nonzero_static(keep, size=num_rows, fill_value=0).squeeze(1)
     kept = keep.nonzero().squeeze(1)  # waits for the device
+    if num_rows is not None:
+        check_rows(num_rows, kept.numel(), target.numel())
     return None if kept.numel() == target.numel() else kept
+
+
+def _check_targets(target: Tensor, keep: Tensor, ignore_index: int, vocabulary: int) -> None:
+    wrong = keep & ((target < 0) | (target >= vocabulary))
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"a target must lie in [0, {vocabulary}) or equal ignore_index={ignore_index}, got "
+            f"{int(target[at])} at position {at}: the labels belong to another vocabulary"
+        )
 
 
 def add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:

@@ -43,11 +43,7 @@ class KlRows:
     ) -> None:
         num_rows = num_positions if kept is None else kept.numel()
         given = kl.step.shape[0]
-        if given not in (num_rows, num_positions):
-            raise ValueError(
-                f"step, reference and row_weight must have one entry per row, {num_rows} once "
-                f"ignored targets are dropped (or one per position, {num_positions}), got {given}"
-            )
+        check_rows(given, num_rows, num_positions)
         self.kl, self.head = kl, head
         self.kept = None if given == num_rows else kept
         dtype = head.weight.dtype
@@ -106,3 +102,16 @@ class KlRows:
     def _taken(self, tensor: Tensor, rows: slice) -> Tensor:
         """Entries of some rows of a row tensor."""
         return tensor[rows] if self.kept is None else tensor.index_select(0, self.kept[rows])
+
+
+def check_rows(given: int, num_rows: int, num_positions: int) -> None:
+    """Row tensors have one entry per kept row or one per position.
+
+    Raises:
+        ValueError: they have neither.
+    """
+    if given not in (num_rows, num_positions):
+        raise ValueError(
+            f"step, reference and row_weight must have one entry per row, {num_rows} once ignored "
+            f"targets are dropped (or one per position, {num_positions}), got {given}"
+        )

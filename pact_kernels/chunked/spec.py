@@ -24,6 +24,18 @@ class HeadSpec:
     label_smoothing: float
     z_loss: float
 
+    @classmethod
+    def logsumexp(cls, *, softcap: float | None, logit_scale: float) -> HeadSpec:
+        """The log-sum-exp of every row."""
+        return cls(
+            term="logsumexp",
+            ignore_index=-100,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            label_smoothing=0.0,
+            z_loss=0.0,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class KlSpec:

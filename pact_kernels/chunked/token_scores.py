@@ -111,14 +111,7 @@ def _log_confidences(
 
 def _lse(model: _Model, softcap: float | None, logit_scale: float, limit_bytes: int) -> Tensor:
     """(M,) log-sum-exp of the logits."""
-    spec = HeadSpec(
-        term="logsumexp",
-        ignore_index=-100,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        label_smoothing=0.0,
-        z_loss=0.0,
-    )
+    spec = HeadSpec.logsumexp(softcap=softcap, logit_scale=logit_scale)
     return head_loss(
         model.hidden,
         model.weight,

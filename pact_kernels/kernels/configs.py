@@ -64,6 +64,150 @@ def stream_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: bo
     return config
 
 
+@dataclass(frozen=True, kw_only=True)
+class KlConfig:
+    """Of the fused selected-token KL."""
+
+    rows: int
+    """Rows of a program; the K tokens stand beside them in registers."""
+    width: int
+    """Columns of the hidden size that one step multiplies, in both directions."""
+    warps: int
+    stages: int
+
+
+def padded_tokens(num_tokens: int) -> int:
+    """K rounded up to a power of two that a tensor core takes."""
+    return max(16, 1 << (num_tokens - 1).bit_length())
+
+
+# By the padded K, from 64 on; more tokens than the last do not fit in registers beside a product.
+_KL_16 = {
+    64: KlConfig(rows=64, width=64, warps=4, stages=3),
+    128: KlConfig(rows=64, width=64, warps=8, stages=3),
+    256: KlConfig(rows=32, width=64, warps=8, stages=2),
+}
+_KL_16_HIP = {
+    64: KlConfig(rows=64, width=32, warps=4, stages=2),
+    128: KlConfig(rows=64, width=32, warps=8, stages=2),
+    256: KlConfig(rows=16, width=32, warps=4, stages=2),
+}
+_KL_32 = {
+    64: KlConfig(rows=16, width=32, warps=4, stages=2),
+    128: KlConfig(rows=16, width=32, warps=8, stages=2),
+}
+_KL_MASKED = {64: KlConfig(rows=16, width=32, warps=4, stages=1)}
+"""Where a step's columns are masked one by one."""
+
+
+def kl_config(
+    target: Target, dtype: torch.dtype, num_tokens: int, *, even: bool
+) -> KlConfig | None:
+    """For a KL whose logits are formed from states; None where K is too large for that.
+
+    Args:
+        even: a step of any configuration divides the hidden sizes.
+    """
+    if not even and not target.tensor_descriptors:
+        table = _KL_MASKED
+    elif dtype.itemsize == 4:
+        table = _KL_32
+    else:
+        table = _KL_16_HIP if target.backend == "hip" else _KL_16
+    return table.get(max(padded_tokens(num_tokens), min(table)))
+
+
+def kl_rows_config(num_tokens: int) -> KlConfig:
+    """For a KL whose logits are given: a few thousand of each kind to a program, no product."""
+    tokens = padded_tokens(num_tokens)
+    return KlConfig(
+        rows=max(1, 2048 // tokens), width=16, warps=4 if tokens <= 1024 else 8, stages=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Of the token scores: a tile of both models at once."""
+
+    rows: int
+    """Rows of a tile."""
+    tokens: int
+    """Vocabulary entries of a tile."""
+    width: int
+    """Columns of a hidden size that one step multiplies."""
+    warps: int
+    stages: int
+
+
+_SCORE_16 = {
+    "sm_80": ScoreConfig(rows=128, tokens=128, width=64, warps=8, stages=4),
+    "sm_89": ScoreConfig(rows=128, tokens=128, width=32, warps=8, stages=4),
+    "sm_90": ScoreConfig(rows=128, tokens=128, width=64, warps=8, stages=4),
+    "sm_100": ScoreConfig(rows=64, tokens=128, width=64, warps=8, stages=4),
+    "gfx942": ScoreConfig(rows=128, tokens=128, width=64, warps=8, stages=2),
+}
+_SCORE_32 = {
+    "sm_80": ScoreConfig(rows=64, tokens=128, width=32, warps=8, stages=3),
+    "sm_89": ScoreConfig(rows=64, tokens=128, width=32, warps=8, stages=3),
+    "sm_90": ScoreConfig(rows=64, tokens=128, width=32, warps=8, stages=3),
+    "sm_100": ScoreConfig(rows=64, tokens=128, width=32, warps=8, stages=3),
+    "gfx942": ScoreConfig(rows=64, tokens=64, width=32, warps=8, stages=2),
+}
+
+
+def score_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: bool) -> ScoreConfig:
+    """For the token scores.
+
+    Args:
+        crowded: the logits are capped, which takes registers.
+        even: as for the streaming log-sum-exp, of both models' hidden sizes.
+    """
+    config = (_SCORE_32 if dtype.itemsize == 4 else _SCORE_16)[target.name]
+    if not even and not target.tensor_descriptors:
+        return replace(config, rows=64, tokens=64, width=64 // dtype.itemsize)
+    return replace(config, rows=64) if crowded else config
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedConfig:
+    """Of a product with the selected rows of a head, in either direction."""
+
+    rows: int
+    tokens: int
+    """Selected tokens of a tile, or of a step of the gradient."""
+    width: int
+    """Columns of a step, or of a tile of the gradient."""
+    warps: int
+    stages: int
+
+
+def selected_config(
+    target: Target, dtype: torch.dtype, num_tokens: int, *, even: bool
+) -> SelectedConfig:
+    """For the selected logits: small tiles, many at once, until K makes the product large."""
+    width = 32 if dtype.itemsize == 4 else 64
+    return SelectedConfig(rows=64, tokens=64, width=width, warps=4, stages=3)
+
+
+def selected_gradient_config(target: Target, dtype: torch.dtype) -> SelectedConfig:
+    """For the gradient by the states."""
+    return SelectedConfig(rows=64, tokens=64, width=128, warps=4, stages=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlabConfig:
+    """Of the row kernels on a slab of logits."""
+
+    block: int
+    """Logits of a row that a program holds at once."""
+    warps: int
+
+
+def slab_config(dtype: torch.dtype) -> SlabConfig:
+    """64 bytes in flight to each thread of eight warps, on every target."""
+    return SlabConfig(block=4096 if dtype.itemsize == 4 else 8192, warps=8)
+
+
 def dot_precision(operand: Tensor) -> str:
     """How a product is formed: fp32 operands by three tf32 products, or on AMD in fp32 itself.
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pact_kernels.chunked import head_loss as chunked
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
+from pact_kernels.ops.backend import backend
 from pact_kernels.ops.gate import gate_from_values
 from pact_kernels.ops.row_loss import RowLossOperator, RowResult, Wanted
 
@@ -43,6 +43,7 @@ ARGUMENTS = (
     "str over",
     "float temperature",
     "float kl_weight",
+    "SymInt? num_rows",  # N where the host knows it, or R to leave rows where they are
 )
 
 
@@ -80,13 +81,14 @@ def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResul
     if a["token_ids"] is not None:
         fields = {name: a[name] for name in KlSpec.__dataclass_fields__}
         kl = KlSpec(**{**fields, "gate": gate_from_values(a["gate"])})
-    out = chunked.head_loss(
+    out = backend("head_loss", a["hidden"]).head_loss(
         *(a[name] for name in ("hidden", "weight", "target", "bias", "token_ids")),
         spec=spec,
         kl=kl,
         row_grad=row_grad,
         wanted=wanted,
         limit_bytes=a["workspace_bytes"],
+        num_rows=a["num_rows"],
     )
     loss = out.term + a["kl_weight"] * out.kl
     gradients = (out.grad_hidden, out.grad_weight, out.grad_bias)

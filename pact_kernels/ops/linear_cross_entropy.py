@@ -13,6 +13,7 @@ from pact_kernels.ops.validation import (
     check_numbers,
     check_reduction,
     check_target,
+    known_rows,
 )
 
 
@@ -36,8 +37,10 @@ def linear_cross_entropy(
 
         row = (1 - e)(lse - z_y) + e (lse - mean_v z_v) + z_loss lse^2
 
-    Rows whose target is `ignore_index` are dropped before any product; finding the others waits for
-    a GPU once. A weight that does not require a gradient gets no gradient work.
+    Rows whose target is `ignore_index` are dropped before any product. On a GPU that is done for
+    hidden (B, L, D) and waits for the device once; hidden (N, D) keeps its rows and waits for
+    nothing, and an ignored row costs what another does. A weight that does not require a gradient
+    gets no gradient work.
 
     Args:
         hidden: (N, D) or (B, L, D), fp32, bf16, fp16 or fp64.
@@ -95,6 +98,7 @@ def linear_cross_entropy(
         logit_scale=logit_scale,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        num_rows=known_rows(hidden, flat_target, ignore_index),
     )
     if reduction == "none":
         return values.loss.reshape(target.shape)

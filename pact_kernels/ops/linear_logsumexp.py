@@ -50,6 +50,7 @@ def streamed_logsumexp(
     weight: Tensor,
     *,
     target: Tensor | None = None,
+    num_rows: int | None = None,
     bias: Tensor | None,
     softcap: float | None,
     logit_scale: float,
@@ -62,6 +63,7 @@ def streamed_logsumexp(
         target=target,
         bias=bias,
         term="logsumexp",
+        num_rows=num_rows,
         softcap=softcap,
         logit_scale=logit_scale,
     ).loss

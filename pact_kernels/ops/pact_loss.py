@@ -22,6 +22,7 @@ from pact_kernels.ops.validation import (
     check_numbers,
     check_reduction,
     check_target,
+    known_rows,
 )
 from pact_kernels.types import GateConfig, PactLoss, ReferenceLogits, ReferenceStates
 
@@ -54,7 +55,8 @@ def pact_loss(
     The terms are those of `linear_cross_entropy` and `pact_kl`. They share two products with the
     vocabulary (three with a trainable head); the KL adds K entries per row to the logits' gradient.
     Only a reference that comes as states, with over="vocabulary", needs products of its own.
-    Dropping the ignored rows waits for a GPU once.
+    Where step, reference and row_weight have one entry per kept row, their length tells the host
+    how many there are and nothing waits for a GPU; else see `linear_cross_entropy`.
 
     Args:
         hidden: (N, D) or (B, L, D) the student's states.
@@ -131,6 +133,7 @@ def pact_loss(
         )
     # Where they have an entry per position, the reference's other positions are not read either.
     counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
+    num_rows = known_rows(hidden, flat_target, ignore_index, step)
     values = head_loss(
         reduction != "none",
         hidden=rows,
@@ -139,10 +142,13 @@ def pact_loss(
         token_ids=token_ids,
         token_weights=token_weights,
         step=step,
-        **reference_tensors(reference, token_ids, over=over, counted=counted, **head),
+        **reference_tensors(
+            reference, token_ids, over=over, counted=counted, num_rows=num_rows, **head
+        ),
         row_weight=row_weight,
         term="cross_entropy",
         gate=gate_values(gate),
+        num_rows=num_rows,
         **head,
         **terms,
     )

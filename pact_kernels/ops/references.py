@@ -22,6 +22,7 @@ def reference_tensors(
     *,
     over: str,
     counted: Tensor | None = None,
+    num_rows: int | None = None,
     bias: Tensor | None,
     softcap: float | None,
     logit_scale: float,
@@ -29,7 +30,7 @@ def reference_tensors(
     """Operator arguments of a flat reference: logits or states, its rows of the K tokens, and lse.
 
     From states the K logits are formed inside the operator; their log-sum-exp is streamed here,
-    over the counted rows alone where a mask (N,) is given.
+    over the counted rows alone where a mask (N,) is given; num_rows is `known_rows` of it.
     """
     if isinstance(reference, ReferenceLogits):
         return {
@@ -47,6 +48,7 @@ def reference_tensors(
         head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
         if counted is not None:
             head["target"] = torch.where(counted, 0, -100)
+            head["num_rows"] = num_rows
         check_head(full, weight, bias, "reference.full_hidden")
         lse["full_lse"] = streamed_logsumexp(full, weight, **head)
         lse["post_lse"] = None if post is None else streamed_logsumexp(post, weight, **head)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from pact_kernels.implementation import is_naive
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
 from pact_kernels.ops.selected_logits import selected_logits
+from pact_kernels.ops.selected_logsumexp import selected_logsumexp
 from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
 
@@ -69,10 +73,17 @@ def selected_confidences(
     # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
     softcap = None if softcap is None else softcap / temperature
     logit_scale = logit_scale / temperature
-    logits = selected_logits(
-        hidden, weight, token_ids, bias=bias, softcap=softcap, logit_scale=logit_scale
-    )
+    head: dict[str, Any] = {"softcap": softcap, "logit_scale": logit_scale}
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
+    differentiable = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    if over == "vocabulary" and not differentiable:
+        token_ids = check_tokens(hidden, token_ids, weight.shape[0])
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits, lse = selected_logsumexp(rows, weight, bias, token_ids, **head)
+        confidences = (logits - lse[:, None]).exp_()
+        return confidences.reshape(*hidden.shape[:-1], token_ids.numel())
+    logits = selected_logits(hidden, weight, token_ids, bias=bias, **head)
     if over == "selection":
         return logits.softmax(-1)
-    lse = linear_logsumexp(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
+    lse = linear_logsumexp(hidden, weight, bias=bias, **head)
     return (logits - lse.unsqueeze(-1)).exp_()

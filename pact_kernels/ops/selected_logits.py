@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pact_kernels.chunked import selected_logits as chunked
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import is_naive, workspace_bytes
+from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register, register_autograd
 from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
@@ -77,7 +77,9 @@ def _options(softcap: float | None, logit_scale: float, limit_bytes: int) -> dic
 
 
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    return chunked.selected_logits(hidden, weight, bias, **_options(*options))
+    return backend("selected_logits", hidden).selected_logits(
+        hidden, weight, bias, **_options(*options)
+    )
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -96,7 +98,7 @@ def _gradients(
     limit_bytes: int,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return chunked.selected_logits_backward(
+    return backend("selected_logits", hidden).selected_logits_backward(
         grad,
         hidden,
         weight,

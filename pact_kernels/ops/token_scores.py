@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked import token_scores as chunked
 from pact_kernels.chunked.slab import accumulator_dtype
 from pact_kernels.implementation import is_naive, workspace_bytes
+from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register
 from pact_kernels.ops.validation import (
     INTEGERS,
@@ -152,7 +152,7 @@ def _run(
     logit_scale: float,
     limit_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    return chunked.token_scores(
+    return backend("token_scores", aligned_hidden).token_scores(
         aligned_hidden,
         aligned_weight,
         aligned_bias,

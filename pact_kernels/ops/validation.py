@@ -106,6 +106,28 @@ def check_target(hidden: Tensor, target: Tensor) -> Tensor:
     return target.reshape(-1).long()
 
 
+def known_rows(
+    hidden: Tensor, target: Tensor, ignore_index: int, step: Tensor | None = None
+) -> int | None:
+    """What the host knows of the number of rows N among R targets; None lets the operator look.
+
+    Row tensors that are shorter than the target tell it. Else, on a GPU, hidden (N, D) is taken as
+    it is, ignored rows and all, and waits for nothing; of hidden (B, L, D), most of it prompt or
+    padding as a rule, the rows are worth waiting for, once. A CUDA graph's capture cannot wait.
+    """
+    if step is not None and step.numel() != target.numel():
+        return step.numel()
+    if hidden.device.type != "cuda":
+        return None
+    if hidden.dim() == 2:
+        return target.numel()
+    if torch.compiler.is_compiling():
+        return None
+    if torch.cuda.is_current_stream_capturing():
+        return target.numel()
+    return int((target != ignore_index).sum())
+
+
 def check_tokens(hidden: Tensor, token_ids: Tensor, vocabulary: int) -> Tensor:
     """token_ids (K,), 1 <= K <= V, distinct int64 in [0, V)."""
     check_token_shapes(hidden, token_ids, None, vocabulary)

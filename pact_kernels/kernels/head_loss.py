@@ -1,0 +1,234 @@
+"""The chunk loop around the vendor's GEMM: losses of the output head and their gradients.
+
+    Z   = H_m W^T                        the vendor's product, into the slab      2 M D V flops
+    lse, term                            `slab_loss`: one read of the slab
+    KL, share, sparse entries            `pact_kl`: nothing of size V
+    G   = d loss / d Z, in place         `slab_gradient`: one read and write of the slab
+    dH  = G W                            the vendor's product, into its place     2 M D V flops
+    dW += G^T H_m in fp32                a trainable head alone                   2 M D V flops
+
+One slab of at most the workspace cap serves the whole call; its rows start at multiples of 16
+bytes. The KL, over the selection or the vocabulary, adds no product with the vocabulary. What asks
+for no gradient and no KL streams instead (`linear_logsumexp`) and has no slab.
+
+The loop never waits for the device where the number of rows is known to the host (`num_rows`).
+
+Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
+K selected tokens, M slab rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pact_kernels.chunked.head_loss import HeadLoss, add_weight_gradient_, kept_rows
+from pact_kernels.chunked.slab import slabs
+from pact_kernels.chunked.spec import HeadSpec, KlSpec
+from pact_kernels.kernels.kl_rows import KlRows, StudentHead
+from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels.pact_kl import KlOut
+from pact_kernels.kernels.slab_gradient import SparseKl, launch_slab_gradient
+from pact_kernels.kernels.slab_loss import launch_slab_loss
+
+ROW_MULTIPLE = 128
+"""Slabs of whole GEMM tiles, where there are that many rows."""
+ALIGNMENT_BYTES = 16
+"""Of a slab's rows: the widest access of a thread."""
+
+
+def head_loss(
+    hidden: Tensor,  # (R, D)
+    weight: Tensor,  # (V, D)
+    target: Tensor | None,  # (R,) int64; None keeps every position
+    bias: Tensor | None,  # (V,)
+    token_ids: Tensor | None,  # (K,)
+    *,
+    spec: HeadSpec,
+    kl: KlSpec | None,
+    row_grad: Tensor | None,  # (R,) factor on each row's gradient; None is 1
+    wanted: tuple[bool, bool, bool],  # gradients by hidden, weight, bias
+    limit_bytes: int,
+    num_rows: int | None = None,  # N where the host knows it, or R to leave rows where they are
+) -> HeadLoss:
+    """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
+    num_positions, width = hidden.shape
+    kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
+    count = num_positions if kept is None else kept.numel()
+    if kept is not None:
+        target = None if target is None else target.index_select(0, kept)
+        row_grad = None if row_grad is None else row_grad.index_select(0, kept)
+    values = hidden.new_zeros((3, count), dtype=torch.float32)  # term, kl, gate
+    fp32 = {"dtype": torch.float32}
+    gradients = (
+        hidden.new_empty(hidden.shape if wanted[0] else (0,)),
+        hidden.new_zeros(weight.shape if wanted[1] else (0,), **fp32),
+        hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), **fp32),
+    )
+    if kept is not None and wanted[0]:
+        gradients[0].zero_()  # the ignored rows
+    loop = _Loop(hidden, weight, bias, token_ids, target, row_grad, kept, spec, kl)
+    if any(wanted) or kl is not None or spec.label_smoothing:
+        loop.run(values, gradients, wanted, limit_bytes)
+    elif spec.term != "none":
+        loop.stream(values[0], limit_bytes)
+    if kept is not None:
+        values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
+    term, kl_values, gate = (row.clone() for row in values.unbind(0))
+    return HeadLoss(term, kl_values, gate, _row_count(hidden, target, spec), *gradients)
+
+
+def _row_count(hidden: Tensor, target: Tensor | None, spec: HeadSpec) -> Tensor:
+    """() int64 rows that are not ignored, counted where they lie."""
+    if target is None:
+        return torch.full((), hidden.shape[0], device=hidden.device)
+    return (target != spec.ignore_index).sum()
+
+
+class _Loop:
+    """One call's pass over its slabs; the tensors of rows have N entries, `hidden` R."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token_ids: Tensor | None,
+        target: Tensor | None,
+        row_grad: Tensor | None,
+        kept: Tensor | None,
+        spec: HeadSpec,
+        kl: KlSpec | None,
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.token_ids = hidden, weight, bias, token_ids
+        self.target, self.row_grad, self.kept, self.spec = target, row_grad, kept, spec
+        self.num_rows = hidden.shape[0] if kept is None else kept.numel()
+        self.kl_rows = None
+        if kl is not None and token_ids is not None:
+            head = StudentHead(
+                weight.index_select(0, token_ids),
+                None if bias is None else bias.index_select(0, token_ids),
+                spec.softcap,
+                spec.logit_scale,
+            )
+            self.kl_rows = KlRows(kl, head, kept, hidden.shape[0])
+            self.over_vocabulary = kl.over == "vocabulary"
+
+    def rows(self, index: slice) -> Tensor:
+        """(M, D) states of some rows, each contiguous."""
+        if self.kept is not None:
+            return self.hidden.index_select(0, self.kept[index])
+        rows = self.hidden[index]
+        return rows if rows.stride(1) == 1 else rows.contiguous()
+
+    def stream(self, term: Tensor, limit_bytes: int) -> None:
+        """Fill the terms (N,) alone, without a slab."""
+        spec, size = self.spec, self.hidden.element_size()
+        gathered = size * self.hidden.shape[1] if self.kept is not None else 1
+        for start, stop in slabs(self.num_rows, max(ROW_MULTIPLE, limit_bytes // 2 // gathered)):
+            index = slice(start, stop)
+            target = None if self.target is None else self.target[index]
+            with_target = spec.term == "cross_entropy"
+            out = launch_linear_logsumexp(
+                self.rows(index),
+                self.weight,
+                self.bias,
+                target if with_target else None,
+                softcap=spec.softcap,
+                logit_scale=spec.logit_scale,
+                limit_bytes=limit_bytes // 2,
+            )
+            value = out.lse - out.at_target if with_target else out.lse
+            if with_target and spec.z_loss:
+                value = value + spec.z_loss * out.lse.square()
+            ignored = None if target is None else target == spec.ignore_index
+            term[index] = value if ignored is None else value.masked_fill_(ignored, 0.0)
+
+    def run(
+        self,
+        values: Tensor,  # (3, N), filled
+        gradients: tuple[Tensor, Tensor, Tensor],  # (R, D), (V, D), (V,); filled or added to
+        wanted: tuple[bool, bool, bool],
+        limit_bytes: int,
+    ) -> None:
+        """Every slab, with its gradients where any is wanted."""
+        slab, slab_rows = self._allocate(limit_bytes, trained=wanted[1])
+        grad_hidden, grad_weight, grad_bias = gradients
+        for start, stop in slabs(self.num_rows, slab_rows):
+            index = slice(start, stop)
+            rows, z = self.rows(index), slab[: stop - start]  # (M, D), (M, V)
+            torch.mm(rows, self.weight.T, out=z)
+            self._slab(z, rows, index, values[:, index], gradient=any(wanted))
+            if wanted[0] and self.kept is None:
+                torch.mm(z, self.weight, out=grad_hidden[index])
+            elif wanted[0] and self.kept is not None:
+                grad_hidden.index_copy_(0, self.kept[index], z @ self.weight)
+            if wanted[1]:
+                _add_weight_gradient_(grad_weight, z, rows, limit_bytes)
+            if wanted[2]:
+                grad_bias += z.sum(0, dtype=torch.float32)
+
+    def _slab(
+        self, z: Tensor, rows: Tensor, index: slice, values: Tensor, *, gradient: bool
+    ) -> None:
+        """Values (3, M) of a slab (M, V), and its gradient in place."""
+        spec = self.spec
+        target = None if self.target is None else self.target[index]
+        row_grad = None if self.row_grad is None else self.row_grad[index]
+        lse, unused = values.new_empty((2, rows.shape[0]))  # (M,) each
+        launch_slab_loss(
+            z, self.bias, target, unused if spec.term == "none" else values[0], lse, spec=spec
+        )
+        sparse = None
+        if self.kl_rows is not None and self.token_ids is not None:
+            shape = rows.shape[0], self.token_ids.numel()
+            share = torch.empty_like(lse) if self.over_vocabulary else None
+            sparse = SparseKl(self.token_ids, values.new_empty(shape), share)
+            self.kl_rows(
+                rows,
+                index,
+                KlOut(values[1], values[2], None, sparse.sparse, share),
+                lse=lse if self.over_vocabulary else None,
+                target=target,
+                ignore_index=spec.ignore_index,
+            )
+        if gradient:
+            launch_slab_gradient(z, self.bias, target, lse, row_grad, sparse, spec=spec)
+
+    def _allocate(self, limit_bytes: int, *, trained: bool) -> tuple[Tensor, int]:
+        """The slab (M, V) within the limit, its rows aligned, and M."""
+        hidden, vocabulary = self.hidden, self.weight.shape[0]
+        size, width = hidden.element_size(), hidden.shape[1]
+        multiple = ALIGNMENT_BYTES // size
+        stride = -(-vocabulary // multiple) * multiple
+        row_bytes = size * stride + 16
+        if self.kept is not None:
+            row_bytes += 2 * size * width  # gathered states, and the product of the gradient
+        if self.kl_rows is not None:
+            row_bytes += self.kl_rows.row_bytes()
+        if trained and not _accumulates_in_gemm(hidden):
+            row_bytes += 4 * width
+        rows = slab_rows(self.num_rows, limit_bytes // row_bytes)
+        return hidden.new_empty((min(rows, self.num_rows), stride))[:, :vocabulary], rows
+
+
+def slab_rows(num_rows: int, most: int) -> int:
+    """Rows of every slab but the last: about equal, and whole GEMM tiles where they fit."""
+    most = max(1, most)
+    if most > ROW_MULTIPLE:
+        most -= most % ROW_MULTIPLE
+    rows = -(-num_rows // max(1, -(-num_rows // most)))
+    return max(1, min(most, -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE))
+
+
+def _accumulates_in_gemm(tensor: Tensor) -> bool:
+    """Whether the vendor's product of 16-bit operands adds to an fp32 matrix."""
+    return tensor.is_cuda and torch.version.hip is None and tensor.dtype.itemsize == 2
+
+
+def _add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
+    """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32."""
+    if _accumulates_in_gemm(rows):
+        torch.addmm(total, gradient.T, rows, out_dtype=torch.float32, out=total)
+    else:
+        add_weight_gradient_(total, gradient, rows, limit_bytes)

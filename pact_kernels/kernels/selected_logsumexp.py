@@ -1,0 +1,35 @@
+"""Selected logits and the log-sum-exp of all, from one pass over the vocabulary.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels.selected_logits import unit_stride
+
+
+def selected_logsumexp(
+    hidden: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V,)
+    token_ids: Tensor,  # (K,)
+    *,
+    softcap: float | None,
+    logit_scale: float,
+    limit_bytes: int,
+) -> tuple[Tensor, Tensor]:  # (N, K) and (N,), fp32
+    """Both by the streaming kernel: a confidence and its denominator from the same products."""
+    out = launch_linear_logsumexp(
+        unit_stride(hidden),
+        unit_stride(weight),
+        bias,
+        None,
+        token_ids,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        limit_bytes=limit_bytes,
+    )
+    return out.selected, out.lse
