@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-quick test lint build clean
+.PHONY: demo demo-quick test test-triton-matrix kernel-report lint build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
@@ -15,6 +15,17 @@ demo-quick: $(VENV)/.demo
 test: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest $(ARGS)
 
+# What every kernel compiles to, for GPUs that need not be here; fails on a spill.
+kernel-report: $(VENV)/.test
+	$(BIN)/python -m benchmarks.kernel_report --check $(ARGS)
+
+# The oldest triton that is supported, and the newest there is. 3.6's interpreter needs numpy < 2.4.
+test-triton-matrix: $(VENV)-triton-oldest/.kernels $(VENV)-triton-newest/.kernels
+	for version in oldest newest; do \
+	    $(VENV)-triton-$$version/bin/python -m pytest tests/kernels $(ARGS) && \
+	    $(VENV)-triton-$$version/bin/python -m benchmarks.kernel_report --check || exit 1; \
+	done
+
 lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +35,7 @@ build: $(VENV)/.build
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-triton-* build dist *.egg-info
 
 # Without an NVIDIA GPU: torch as constraints.txt pins it, from a CPU build where the index has one.
 # With one: the newest torch that the package allows.
@@ -42,6 +53,15 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
 	$(PIP) $(call pins) -e '.[test]'
+	touch $@
+
+$(VENV)-triton-oldest/.kernels: REQUIREMENTS = 'triton==3.6.*' 'numpy<2.4'
+$(VENV)-triton-newest/.kernels: REQUIREMENTS = 'triton>=3.6' numpy
+$(VENV)-triton-%/.kernels: constraints.txt
+	$(PYTHON) -m venv $(VENV)-triton-$*
+	$(VENV)-triton-$*/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-triton-$*/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)-triton-$*/bin/python -m pip install --quiet --upgrade $(REQUIREMENTS) pytest
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

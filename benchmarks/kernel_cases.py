@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.implementation import workspace_bytes
+from pact_kernels.kernels.head_loss import head_loss
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
+from pact_kernels.kernels.selection_kl import selection_kl
+from pact_kernels.kernels.token_scores import token_scores
+from pact_kernels.types import GateConfig
 
 NUM_ROWS = 4096
 WIDTH = 4096
@@ -25,9 +32,14 @@ UNEVEN_WIDTH = 4104
 """A multiple of 8 alone: no tile's width divides it, and Triton, which looks for 16, sees pointers
 to unaligned rows. The rows of 16-bit values still start at multiples of TMA's 16 bytes."""
 VOCABULARY = 128256
+SMALL_VOCABULARY = 32000
+"""Fewer tiles than processors: token scores split their rows."""
+SLAB_ROWS = 1024
+"""About what a slab of the default workspace holds."""
 SELECTED = 64
 SOFTCAP = 30.0
 """Gemma's."""
+GPU_WORKSPACE_BYTES = workspace_bytes(torch.device("cuda"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,7 @@ def _linear_logsumexp_cases() -> Iterator[Case]:
                 meta(SELECTED, dtype=torch.int64) if selected else None,
                 softcap=softcap,
                 logit_scale=1.0,
-                limit_bytes=workspace_bytes(torch.device("cuda")),
+                limit_bytes=GPU_WORKSPACE_BYTES,
             )
 
         return Case(
@@ -101,4 +113,204 @@ def _linear_logsumexp_cases() -> Iterator[Case]:
     yield case("uneven", torch.float32, width=UNEVEN_WIDTH)
 
 
-CASES: tuple[Case, ...] = (*_linear_logsumexp_cases(),)
+def _kl_spec(
+    num_rows: int,
+    num_tokens: int,
+    dtype: torch.dtype,
+    *,
+    over: Literal["selection", "vocabulary"] = "selection",
+    states: bool = True,
+    gate: bool = True,
+    width: int = WIDTH,
+) -> KlSpec:
+    """A KL whose reference comes as states, or as logits of 16 bits."""
+    source = [num_rows, width if states else num_tokens]
+    lse = meta(num_rows, dtype=torch.float32) if over == "vocabulary" else None
+    return KlSpec(
+        token_weights=meta(num_tokens, dtype=torch.float32),
+        step=meta(num_rows, dtype=torch.int64),
+        reference_full=meta(*source, dtype=dtype),
+        reference_post=meta(*source, dtype=dtype) if gate else None,
+        reference_weight=meta(num_tokens, width, dtype=dtype) if states else None,
+        reference_bias=None,
+        full_lse=lse,
+        post_lse=lse if gate else None,
+        row_weight=None,
+        gate=GateConfig() if gate else None,
+        over=over,
+        temperature=2.0 if over == "selection" else 1.0,
+        kl_weight=1.0,
+    )
+
+
+def _pact_kl_cases() -> Iterator[Case]:
+    def case(
+        num_tokens: int,
+        variant: str = "",
+        dtype: torch.dtype = torch.bfloat16,
+        default: bool = False,
+        *,
+        width: int = WIDTH,
+        states: bool = True,
+        gate: bool = True,
+        trained: bool = False,
+        softcap: float | None = None,
+    ) -> Case:
+        def launch() -> object:
+            return selection_kl(
+                meta(NUM_ROWS, width, dtype=dtype),
+                meta(num_tokens, width, dtype=dtype),
+                None,
+                kl=_kl_spec(NUM_ROWS, num_tokens, dtype, states=states, gate=gate, width=width),
+                softcap=softcap,
+                logit_scale=1.0,
+                row_grad=None,
+                wanted=(True, trained, False),
+                limit_bytes=GPU_WORKSPACE_BYTES,
+            )
+
+        name = f"K{num_tokens} {variant}".rstrip()
+        return Case(op="pact_kl", dtype=dtype, variant=name, default=default, launch=launch)
+
+    for num_tokens in (64, 128, 256):
+        yield case(num_tokens, default=True)
+        yield case(num_tokens, "cached", states=False, default=num_tokens < 256)
+        yield case(num_tokens, "no gate", gate=False)
+        yield case(num_tokens, "trained softcap", trained=True, softcap=SOFTCAP)
+    yield case(16)
+    yield case(50, "uneven", width=UNEVEN_WIDTH)
+    yield case(1000, default=True)
+    yield case(4096)
+    for num_tokens in (16, 64, 128):
+        yield case(num_tokens, "", torch.float32, default=num_tokens == 64)
+        yield case(num_tokens, "trained softcap", torch.float32, trained=True, softcap=SOFTCAP)
+    yield case(1000, "", torch.float32)
+    yield case(64, "", torch.float16)
+
+
+def _head_loss_cases() -> Iterator[Case]:
+    def case(
+        variant: str,
+        dtype: torch.dtype = torch.bfloat16,
+        default: bool = False,
+        *,
+        over: Literal["selection", "vocabulary"] | None = None,
+        num_tokens: int = SELECTED,
+        states: bool = False,
+        bias: bool = False,
+        softcap: float | None = None,
+        smoothed: bool = False,
+    ) -> Case:
+        def launch() -> object:
+            kl = None
+            if over is not None:
+                kl = _kl_spec(SLAB_ROWS, num_tokens, dtype, over=over, states=states)
+            return head_loss(
+                meta(SLAB_ROWS, WIDTH, dtype=dtype),
+                meta(VOCABULARY, WIDTH, dtype=dtype),
+                meta(SLAB_ROWS, dtype=torch.int64),
+                meta(VOCABULARY, dtype=dtype) if bias else None,
+                None if kl is None else meta(num_tokens, dtype=torch.int64),
+                spec=HeadSpec(
+                    term="cross_entropy",
+                    ignore_index=-100,
+                    softcap=softcap,
+                    logit_scale=1.0,
+                    label_smoothing=0.1 if smoothed else 0.0,
+                    z_loss=0.0,
+                ),
+                kl=kl,
+                row_grad=None,
+                wanted=(True, False, False),
+                limit_bytes=GPU_WORKSPACE_BYTES,
+                num_rows=SLAB_ROWS,
+            )
+
+        return Case(op="head_loss", dtype=dtype, variant=variant, default=default, launch=launch)
+
+    yield case("plain", default=True)
+    yield case("selection", over="selection", default=True)
+    yield case("vocabulary", over="vocabulary", default=True)
+    yield case("vocabulary states", over="vocabulary", states=True)
+    yield case("vocabulary K1000", over="vocabulary", num_tokens=1000)
+    yield case("all", over="vocabulary", bias=True, softcap=SOFTCAP, smoothed=True)
+    yield case("plain", torch.float32)
+    yield case("vocabulary", torch.float32, over="vocabulary")
+
+
+def _selected_logits_cases() -> Iterator[Case]:
+    def case(
+        num_tokens: int,
+        variant: str = "",
+        dtype: torch.dtype = torch.bfloat16,
+        default: bool = False,
+        *,
+        width: int = WIDTH,
+        softcap: float | None = None,
+    ) -> Case:
+        def launch() -> object:
+            states = meta(NUM_ROWS, width, dtype=dtype)
+            head = meta(num_tokens, width, dtype=dtype), None
+            options: dict[str, Any] = {"softcap": softcap, "logit_scale": 1.0}
+            options["limit_bytes"] = GPU_WORKSPACE_BYTES
+            logits = selected_logits(states, *head, **options)
+            wanted = (True, False, False)
+            return selected_logits_backward(logits, states, *head, **options, wanted=wanted)
+
+        name = f"K{num_tokens} {variant}".rstrip()
+        return Case(op="selected_logits", dtype=dtype, variant=name, default=default, launch=launch)
+
+    yield case(SELECTED, default=True)
+    yield case(1000)
+    yield case(SELECTED, "softcap", softcap=SOFTCAP)
+    yield case(SELECTED, "uneven", width=UNEVEN_WIDTH)
+    yield case(SELECTED, "", torch.float16)
+    yield case(SELECTED, "", torch.float32, default=True)
+
+
+def _token_scores_cases() -> Iterator[Case]:
+    def case(
+        variant: str,
+        dtype: torch.dtype = torch.bfloat16,
+        default: bool = False,
+        *,
+        mode: str = "p_diff",
+        width: int = WIDTH,
+        vocabulary: int = VOCABULARY,
+        bias: bool = False,
+        softcap: float | None = None,
+    ) -> Case:
+        def launch() -> object:
+            model = (
+                meta(NUM_ROWS, width, dtype=dtype),
+                meta(vocabulary, width, dtype=dtype),
+                meta(vocabulary, dtype=dtype) if bias else None,
+            )
+            return token_scores(
+                *model,
+                *model,
+                meta(NUM_ROWS, dtype=torch.float64),
+                mode=mode,
+                temperature=1.0,
+                softcap=softcap,
+                logit_scale=1.0,
+                limit_bytes=GPU_WORKSPACE_BYTES,
+            )
+
+        return Case(op="token_scores", dtype=dtype, variant=variant, default=default, launch=launch)
+
+    yield case("p_diff", default=True)
+    yield case("pref_logratio", mode="pref_logratio")
+    yield case("small vocabulary", vocabulary=SMALL_VOCABULARY)
+    yield case("all", mode="pref_logratio", bias=True, softcap=SOFTCAP)
+    yield case("uneven", width=UNEVEN_WIDTH)
+    yield case("p_diff", torch.float32)
+
+
+CASES: tuple[Case, ...] = (
+    *_pact_kl_cases(),
+    *_head_loss_cases(),
+    *_linear_logsumexp_cases(),
+    *_selected_logits_cases(),
+    *_token_scores_cases(),
+)

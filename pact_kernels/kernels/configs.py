@@ -81,7 +81,7 @@ def padded_tokens(num_tokens: int) -> int:
     return max(16, 1 << (num_tokens - 1).bit_length())
 
 
-# By the padded K, from 64 on; more tokens than the last do not fit in registers beside a product.
+# By the largest padded K, ascending; more tokens do not fit in registers beside a product.
 _KL_16 = {
     64: KlConfig(rows=64, width=64, warps=4, stages=3),
     128: KlConfig(rows=64, width=64, warps=8, stages=3),
@@ -90,9 +90,10 @@ _KL_16 = {
 _KL_16_HIP = {
     64: KlConfig(rows=64, width=32, warps=4, stages=2),
     128: KlConfig(rows=64, width=32, warps=8, stages=2),
-    256: KlConfig(rows=16, width=32, warps=4, stages=2),
+    256: KlConfig(rows=16, width=32, warps=8, stages=2),
 }
 _KL_32 = {
+    16: KlConfig(rows=16, width=32, warps=2, stages=2),
     64: KlConfig(rows=16, width=32, warps=4, stages=2),
     128: KlConfig(rows=16, width=32, warps=8, stages=2),
 }
@@ -114,7 +115,8 @@ def kl_config(
         table = _KL_32
     else:
         table = _KL_16_HIP if target.backend == "hip" else _KL_16
-    return table.get(max(padded_tokens(num_tokens), min(table)))
+    tokens = padded_tokens(num_tokens)
+    return next((config for most, config in table.items() if tokens <= most), None)
 
 
 def kl_rows_config(num_tokens: int) -> KlConfig:
@@ -123,6 +125,25 @@ def kl_rows_config(num_tokens: int) -> KlConfig:
     return KlConfig(
         rows=max(1, 2048 // tokens), width=16, warps=4 if tokens <= 1024 else 8, stages=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlabConfig:
+    """Of the row kernels on a slab of logits."""
+
+    block: int
+    """Logits of a row that a program holds at once."""
+    warps: int
+
+
+def slab_config(dtype: torch.dtype, *, crowded: bool) -> SlabConfig:
+    """As much of a row as eight warps hold without spilling, the same on every target.
+
+    Args:
+        crowded: the logits are capped, which takes registers.
+    """
+    block = 4096 if dtype.itemsize == 4 or crowded else 8192
+    return SlabConfig(block=block, warps=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,44 +189,39 @@ def score_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: boo
     return replace(config, rows=64) if crowded else config
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectedConfig:
-    """Of a product with the selected rows of a head, in either direction."""
-
-    rows: int
-    tokens: int
-    """Selected tokens of a tile, or of a step of the gradient."""
-    width: int
-    """Columns of a step, or of a tile of the gradient."""
-    warps: int
-    stages: int
+FEW_TOKENS = 256
+"""Up to this many selected tokens a product is bound by reading the states: small tiles, many."""
 
 
 def selected_config(
     target: Target, dtype: torch.dtype, num_tokens: int, *, even: bool
-) -> SelectedConfig:
-    """For the selected logits: small tiles, many at once, until K makes the product large."""
-    width = 32 if dtype.itemsize == 4 else 64
-    return SelectedConfig(rows=64, tokens=64, width=width, warps=4, stages=3)
-
-
-def selected_gradient_config(target: Target, dtype: torch.dtype) -> SelectedConfig:
-    """For the gradient by the states."""
-    return SelectedConfig(rows=64, tokens=64, width=128, warps=4, stages=2)
+) -> StreamConfig:
+    """For the logits of selected tokens; `even` as for the streaming log-sum-exp."""
+    if num_tokens > FEW_TOKENS:
+        return stream_config(target, dtype, crowded=True, even=even)
+    step_bytes = 128 if even else 64  # masks take registers
+    return StreamConfig(rows=64, tokens=64, width=step_bytes // dtype.itemsize, warps=4, stages=3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlabConfig:
-    """Of the row kernels on a slab of logits."""
+class GradientConfig:
+    """Of the product of an (N, K) gradient with the selected rows of a head."""
 
-    block: int
-    """Logits of a row that a program holds at once."""
+    rows: int
+    """Rows of a tile."""
+    tokens: int
+    """Selected tokens that one step multiplies."""
+    width: int
+    """Columns of a tile."""
     warps: int
+    stages: int
 
 
-def slab_config(dtype: torch.dtype) -> SlabConfig:
-    """64 bytes in flight to each thread of eight warps, on every target."""
-    return SlabConfig(block=4096 if dtype.itemsize == 4 else 8192, warps=8)
+def gradient_config(dtype: torch.dtype) -> GradientConfig:
+    """For the gradient by the states: two products of bf16 pieces, or three in tf32."""
+    if dtype == torch.bfloat16:
+        return GradientConfig(rows=128, tokens=32, width=128, warps=8, stages=2)
+    return GradientConfig(rows=64, tokens=32, width=64, warps=4, stages=2)
 
 
 def dot_precision(operand: Tensor) -> str:

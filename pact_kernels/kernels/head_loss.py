@@ -28,6 +28,7 @@ from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.pact_kl import KlOut
+from pact_kernels.kernels.selected_logits import unit_stride
 from pact_kernels.kernels.slab_gradient import SparseKl, launch_slab_gradient
 from pact_kernels.kernels.slab_loss import launch_slab_loss
 
@@ -53,6 +54,9 @@ def head_loss(
 ) -> HeadLoss:
     """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
     num_positions, width = hidden.shape
+    target, bias, row_grad = (  # the kernels walk them one by one
+        None if vector is None else vector.contiguous() for vector in (target, bias, row_grad)
+    )
     kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
     count = num_positions if kept is None else kept.numel()
     if kept is not None:
@@ -118,20 +122,20 @@ class _Loop:
         """(M, D) states of some rows, each contiguous."""
         if self.kept is not None:
             return self.hidden.index_select(0, self.kept[index])
-        rows = self.hidden[index]
-        return rows if rows.stride(1) == 1 else rows.contiguous()
+        return unit_stride(self.hidden[index])
 
     def stream(self, term: Tensor, limit_bytes: int) -> None:
         """Fill the terms (N,) alone, without a slab."""
         spec, size = self.spec, self.hidden.element_size()
         gathered = size * self.hidden.shape[1] if self.kept is not None else 1
+        weight = unit_stride(self.weight)
         for start, stop in slabs(self.num_rows, max(ROW_MULTIPLE, limit_bytes // 2 // gathered)):
             index = slice(start, stop)
             target = None if self.target is None else self.target[index]
             with_target = spec.term == "cross_entropy"
             out = launch_linear_logsumexp(
                 self.rows(index),
-                self.weight,
+                weight,
                 self.bias,
                 target if with_target else None,
                 softcap=spec.softcap,

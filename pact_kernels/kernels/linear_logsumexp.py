@@ -237,7 +237,7 @@ def launch_linear_logsumexp(
     config = stream_config(
         device,
         hidden.dtype,
-        crowded=target is not None or (token_ids is not None and softcap is not None),
+        crowded=target is not None or softcap is not None,
         even=width % LEAST_EVEN_WIDTH == 0,
     )
     selected_weight = None if token_ids is None else weight.index_select(0, token_ids)  # (K, D)

@@ -36,8 +36,8 @@ from pact_kernels.kernels.arithmetic import (
 )
 from pact_kernels.kernels.configs import (
     dot_precision,
+    gradient_config,
     selected_config,
-    selected_gradient_config,
 )
 from pact_kernels.kernels.linear_logsumexp import LEAST_EVEN_WIDTH
 from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
@@ -258,7 +258,7 @@ def launch_selected_gradient(
     """The gradient by the states; the last stride of each tensor is 1."""
     device = target_of(raw)
     (num_rows, num_tokens), width = raw.shape, selected_weight.shape[1]
-    config = selected_gradient_config(device, selected_weight.dtype)
+    config = gradient_config(selected_weight.dtype)
     weight_tiles = descriptor(selected_weight, [config.tokens, config.width], device)
     row_tiles = triton.cdiv(num_rows, config.rows)
     launch(

@@ -16,6 +16,7 @@ from pact_kernels.chunked.slab import slabs
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
 from pact_kernels.kernels.pact_kl import KlOut
+from pact_kernels.kernels.selected_logits import unit_stride
 
 LEAST_SLAB_ROWS = 64
 """A row tile of the kernel, however small the workspace."""
@@ -35,6 +36,10 @@ def selection_kl(
 ) -> SelectionKl:
     """Row KLs and, where wanted, the gradient of sum_n row_grad_n kl_n."""
     num_rows, width = hidden.shape
+    # A kernel walks vectors one by one.
+    selected_bias, row_grad = (
+        None if vector is None else vector.contiguous() for vector in (selected_bias, row_grad)
+    )
     head = StudentHead(selected_weight.contiguous(), selected_bias, softcap, logit_scale)
     kl_rows = KlRows(kl, head, None, num_rows)
     fp32 = torch.float32
@@ -58,7 +63,7 @@ def selection_kl(
         if head_gradient:
             gradient = rows.new_empty((stop - start, selected_weight.shape[0]), dtype=fp32)
         kl_rows(
-            rows if rows.stride(1) == 1 else rows.contiguous(),
+            unit_stride(rows),
             index,
             KlOut(
                 out.kl[index],

@@ -38,12 +38,21 @@ class SparseKl(NamedTuple):
 
 
 @triton.jit
+def _load_logits(slab_ptr, bias_ptr, tokens, mask, softcap, logit_scale, SOFTCAP: tl.constexpr):
+    """Logits of some tokens of a row, in fp32."""
+    x = tl.load(slab_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
+    return finish_logits(x, bias, softcap, logit_scale, SOFTCAP)
+
+
+@triton.jit
 def _gradient(
-    x, bias, tokens, target, alpha, lse, sparse, scale, smoothing, one_hot, softcap, logit_scale,
+    z, tokens, target, alpha, lse, sparse, scale, smoothing, one_hot, softcap, logit_scale,
     SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """g of some tokens of a row, from their raw products."""
-    z = finish_logits(x, bias, softcap, logit_scale, SOFTCAP)
+    """g of some tokens of a row, from their logits."""
     g = alpha * tl.exp2((z - lse) * LOG2E) - smoothing + sparse
     g = tl.where(tokens == target, g - one_hot, g)
     return g * logit_slope(z, softcap, logit_scale, SOFTCAP) * scale
@@ -95,25 +104,19 @@ def _slab_gradient_kernel(
             places = tl.arange(0, TOKENS)
             is_place = places < num_tokens
             ids = tl.load(token_ids_ptr + places, mask=is_place, other=0)
-            x = tl.load(slab_ptr + ids, mask=is_place, other=0.0).to(tl.float32)
-            bias = 0.0
-            if bias_ptr is not None:
-                bias = tl.load(bias_ptr + ids, mask=is_place, other=0.0).to(tl.float32)
+            at_ids = _load_logits(slab_ptr, bias_ptr, ids, is_place, softcap, logit_scale, SOFTCAP)
             sparse = tl.load(sparse_ptr + row * num_tokens + places, mask=is_place, other=0.0)
             selected = _gradient(
-                x, bias, ids, target, alpha, lse, sparse, scale, smoothing, one_hot,
+                at_ids, ids, target, alpha, lse, sparse, scale, smoothing, one_hot,
                 softcap, logit_scale, SOFTCAP,
             ).to(slab_ptr.dtype.element_ty)  # fmt: skip
             tl.debug_barrier()  # every thread has read before one overwrites
         for first in tl.range(0, vocabulary, BLOCK):
             tokens = first + tl.arange(0, BLOCK)
             is_token = tokens < vocabulary
-            x = tl.load(slab_ptr + tokens, mask=is_token, other=0.0).to(tl.float32)
-            bias = 0.0
-            if bias_ptr is not None:
-                bias = tl.load(bias_ptr + tokens, mask=is_token, other=0.0).to(tl.float32)
+            z = _load_logits(slab_ptr, bias_ptr, tokens, is_token, softcap, logit_scale, SOFTCAP)
             g = _gradient(
-                x, bias, tokens, target, alpha, lse, 0.0, scale, smoothing, one_hot,
+                z, tokens, target, alpha, lse, 0.0, scale, smoothing, one_hot,
                 softcap, logit_scale, SOFTCAP,
             )  # fmt: skip
             tl.store(slab_ptr + tokens, g.to(slab_ptr.dtype.element_ty), mask=is_token)
@@ -134,7 +137,7 @@ def launch_slab_gradient(
 ) -> None:
     """The gradient of sum_m row_grad_m loss_m, in the slab."""
     num_rows, vocabulary = slab.shape
-    config = slab_config(slab.dtype)
+    config = slab_config(slab.dtype, crowded=spec.softcap is not None)
     num_tokens = 0 if kl is None else kl.sparse.shape[1]
     cross_entropy = spec.term == "cross_entropy"
     launch(

@@ -99,7 +99,7 @@ def launch_slab_loss(
 ) -> None:
     """Row losses beside the KL (log-sum-exps where there is no cross-entropy) and lse."""
     num_rows, vocabulary = slab.shape
-    config = slab_config(slab.dtype)
+    config = slab_config(slab.dtype, crowded=spec.softcap is not None)
     launch(
         _slab_loss_kernel,
         (num_rows,),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pact_kernels as pk
+import pact_kernels.implementation as settings
 from pact_kernels.implementation import DEFAULT_WORKSPACE_MIB, is_naive, workspace_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -34,10 +35,21 @@ def test_an_unknown_implementation_is_refused() -> None:
     assert not is_naive()
 
 
-def test_triton_is_refused_where_there_are_no_kernels() -> None:
-    message = r"no Triton kernels yet: use implementation\('chunked'\)"
+def test_triton_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_has_triton", lambda: False)
+    message = "triton, which is not installed: pip install triton"
     with pytest.raises(ValueError, match=message), pk.implementation("triton"):
         pass
+
+
+def test_kernels_run_where_they_are_asked_for_and_never_in_fp64() -> None:
+    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    assert not settings.uses_triton(single)  # a CPU tensor: chunked
+    with pk.implementation("triton"):
+        assert settings.uses_triton(single)
+        assert not settings.uses_triton(double)
+    with pk.implementation("chunked"):
+        assert not settings.uses_triton(single)
 
 
 def test_workspaces_nest_and_are_restored() -> None:
