@@ -15,6 +15,7 @@ MIB = 2**20
 DEFAULT_WORKSPACE_MIB = {"cpu": 64.0, "cuda": 256.0}
 
 _override: str | None = None
+_autotuning = False
 _workspace_mib: float | None = None
 
 
@@ -67,6 +68,26 @@ def workspace(mib: float) -> Iterator[None]:
         yield
     finally:
         _workspace_mib = previous
+
+
+@contextmanager
+def autotune() -> Iterator[None]:
+    """Try a few configurations of each kernel that runs inside the block, and keep the fastest.
+
+    Needs a GPU, and takes seconds for every kernel and size. The choices hold for the process,
+    after the block too; outside any block the package's own configurations are used.
+    """
+    global _autotuning
+    previous, _autotuning = _autotuning, True
+    try:
+        yield
+    finally:
+        _autotuning = previous
+
+
+def is_autotuning() -> bool:
+    """Whether kernels are to be timed."""
+    return _autotuning
 
 
 def is_naive() -> bool:

@@ -48,6 +48,9 @@ _STREAM_32 = {
     "gfx942": StreamConfig(rows=64, tokens=128, width=32, warps=8, stages=2),
 }
 
+STREAM_VARIATIONS = {"tokens": (128, 256), "stages": (3, 4), "group": (4, 8, 16)}
+"""What autotuning tries."""
+
 
 def stream_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: bool) -> StreamConfig:
     """For the streaming log-sum-exp.
@@ -99,6 +102,9 @@ _KL_32 = {
 }
 _KL_MASKED = {64: KlConfig(rows=16, width=32, warps=4, stages=1)}
 """Where a step's columns are masked one by one."""
+
+KL_VARIATIONS = {"rows": (16, 32, 64), "warps": (4, 8), "stages": (2, 3)}
+"""What autotuning tries."""
 
 
 def kl_config(

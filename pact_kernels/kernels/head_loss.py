@@ -19,6 +19,8 @@ K selected tokens, M slab rows.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def head_loss(
 ) -> HeadLoss:
     """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
     num_positions, width = hidden.shape
-    target, bias, row_grad = (  # the kernels walk them one by one
+    target, bias, row_grad = (  # the row_grad of a sum is one number, expanded
         None if vector is None else vector.contiguous() for vector in (target, bias, row_grad)
     )
     kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
@@ -63,11 +65,11 @@ def head_loss(
         target = None if target is None else target.index_select(0, kept)
         row_grad = None if row_grad is None else row_grad.index_select(0, kept)
     values = hidden.new_zeros((3, count), dtype=torch.float32)  # term, kl, gate
-    fp32 = {"dtype": torch.float32}
+    fp32 = torch.float32
     gradients = (
         hidden.new_empty(hidden.shape if wanted[0] else (0,)),
-        hidden.new_zeros(weight.shape if wanted[1] else (0,), **fp32),
-        hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), **fp32),
+        hidden.new_zeros(weight.shape if wanted[1] else (0,), dtype=fp32),
+        hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=fp32),
     )
     if kept is not None and wanted[0]:
         gradients[0].zero_()  # the ignored rows
@@ -226,13 +228,28 @@ def slab_rows(num_rows: int, most: int) -> int:
 
 
 def _accumulates_in_gemm(tensor: Tensor) -> bool:
-    """Whether the vendor's product of 16-bit operands adds to an fp32 matrix."""
-    return tensor.is_cuda and torch.version.hip is None and tensor.dtype.itemsize == 2
+    """Whether the vendor's product of 16-bit operands adds to an fp32 matrix here."""
+    return tensor.is_cuda and tensor.dtype.itemsize == 2 and _gemm_accumulates(tensor.device.index)
+
+
+@cache
+def _gemm_accumulates(index: int) -> bool:
+    """Tried once: neither every torch nor every vendor's library offers it."""
+    total = torch.zeros((16, 16), device=f"cuda:{index}")
+    try:
+        _gemm_accumulate_(total, total.bfloat16(), total.bfloat16())
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
 
 
 def _add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
     """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32."""
     if _accumulates_in_gemm(rows):
-        torch.addmm(total, gradient.T, rows, out_dtype=torch.float32, out=total)
+        _gemm_accumulate_(total, gradient.T, rows)
     else:
         add_weight_gradient_(total, gradient, rows, limit_bytes)

@@ -31,8 +31,14 @@ from torch import Tensor
 
 from pact_kernels.chunked.slab import slabs
 from pact_kernels.kernels.arithmetic import LN2, LOG2E, finish_logits, load_bias, product_tile
-from pact_kernels.kernels.configs import StreamConfig, dot_precision, stream_config
+from pact_kernels.kernels.configs import (
+    STREAM_VARIATIONS,
+    StreamConfig,
+    dot_precision,
+    stream_config,
+)
 from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
+from pact_kernels.kernels.tuning import tuned
 
 TILES_PER_SPLIT = 8
 """Vocabulary tiles of a work item: few enough to fill a GPU at a few hundred rows, enough that a
@@ -233,53 +239,59 @@ def launch_linear_logsumexp(
 ) -> Streamed:
     """Log-sum-exps, and on the way the logits of targets and of selected tokens."""
     (num_rows, width), vocabulary = hidden.shape, weight.shape[0]
-    device = target_of(hidden)
-    config = stream_config(
-        device,
-        hidden.dtype,
-        crowded=target is not None or softcap is not None,
-        even=width % LEAST_EVEN_WIDTH == 0,
-    )
-    selected_weight = None if token_ids is None else weight.index_select(0, token_ids)  # (K, D)
-    selected_bias = None
-    if token_ids is not None and bias is not None:
-        selected_bias = bias.index_select(0, token_ids)  # (K,)
-    num_selected = 0 if token_ids is None else token_ids.numel()
+    selected = Head(None, None)
+    if token_ids is not None:
+        selected_bias = None if bias is None else bias.index_select(0, token_ids)  # (K,)
+        selected = Head(weight.index_select(0, token_ids), selected_bias)  # (K, D)
     out = Streamed(
         hidden.new_empty(num_rows, dtype=torch.float32),
         hidden.new_zeros(num_rows if target is not None else 0, dtype=torch.float32),
-        hidden.new_empty((num_rows, num_selected), dtype=torch.float32),
+        hidden.new_empty((num_rows, selected.vocabulary), dtype=torch.float32),
     )
-    splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), TILES_PER_SPLIT)
-    # A slab is whole row tiles, and its partials stay within the limit.
-    tiles = max(1, limit_bytes // (2 * 4 * splits * config.rows))
-    for start, stop in slabs(num_rows, tiles * config.rows):
-        rows, index = hidden[start:stop], slice(start, stop)
-        partial = rows.new_empty((2, splits, stop - start), dtype=torch.float32)  # (2, S, N)
-        _launch_stream(
-            rows,
-            Head(weight, bias),
-            Head(selected_weight, selected_bias),
-            None if target is None else target[index],
-            partial,
-            Streamed(out.lse[index], out.at_target[index], out.selected[index]),
-            softcap=softcap,
-            logit_scale=logit_scale,
-            config=config,
-        )
-        launch(
-            _finish_logsumexp_kernel,
-            (triton.cdiv(stop - start, FINAL_ROWS),),
-            Options(warps=1, stages=1),
-            Cost(flops=6 * partial[0].numel(), bytes=4 * (partial.numel() + stop - start)),
-            max_ptr=partial[0],
-            sum_ptr=partial[1],
-            lse_ptr=out.lse[index],
-            num_rows=stop - start,
-            num_splits=splits,
-            ROWS=FINAL_ROWS,
-        )
+
+    def run(config: StreamConfig) -> None:
+        # A slab is whole row tiles, and its partials stay within the limit.
+        splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), TILES_PER_SPLIT)
+        tiles = max(1, limit_bytes // (2 * 4 * splits * config.rows))
+        for start, stop in slabs(num_rows, tiles * config.rows):
+            index = slice(start, stop)
+            partial = hidden.new_empty((2, splits, stop - start), dtype=torch.float32)  # (2, S, N)
+            _launch_stream(
+                hidden[index],
+                Head(weight, bias),
+                selected,
+                None if target is None else target[index],
+                partial,
+                Streamed(*(tensor[index] for tensor in out)),
+                softcap=softcap,
+                logit_scale=logit_scale,
+                config=config,
+            )
+            _launch_finish(partial, out.lse[index])
+
+    crowded = target is not None or softcap is not None
+    even = width % LEAST_EVEN_WIDTH == 0
+    config = stream_config(target_of(hidden), hidden.dtype, crowded=crowded, even=even)
+    key = ("linear_logsumexp", num_rows, vocabulary, width, crowded)
+    run(tuned(key, config, STREAM_VARIATIONS, run, hidden))
     return out
+
+
+def _launch_finish(partial: Tensor, lse: Tensor) -> None:
+    """(2, S, N) partials into (N,) log-sum-exps."""
+    _, splits, num_rows = partial.shape
+    launch(
+        _finish_logsumexp_kernel,
+        (triton.cdiv(num_rows, FINAL_ROWS),),
+        Options(warps=1, stages=1),
+        Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + num_rows)),
+        max_ptr=partial[0],
+        sum_ptr=partial[1],
+        lse_ptr=lse,
+        num_rows=num_rows,
+        num_splits=splits,
+        ROWS=FINAL_ROWS,
+    )
 
 
 def _launch_stream(

@@ -38,6 +38,7 @@ from pact_kernels.kernels.arithmetic import (
     product_tile,
 )
 from pact_kernels.kernels.configs import (
+    KL_VARIATIONS,
     KlConfig,
     dot_precision,
     kl_config,
@@ -46,6 +47,7 @@ from pact_kernels.kernels.configs import (
 )
 from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
 from pact_kernels.kernels.target import gate_value, log_rest, selection_kl, vocabulary_kl
+from pact_kernels.kernels.tuning import tuned
 from pact_kernels.types import GateConfig
 
 EVEN_WIDTH = 64
@@ -303,13 +305,49 @@ def launch_pact_kl(
         by_product: `out.gradient` is by the raw products and carries row_grad; else it is by the
             logits.
     """
-    states, device = student.values, target_of(student.values)
-    num_rows, width = states.shape
-    num_tokens = kl.token_weights.numel()
+    states, num_tokens = student.values, kl.token_weights.numel()
     config = kl_rows_config(num_tokens)
     if student.weight is not None:
         sources = [s.weight for s in (student, full) if s.weight is not None]
         config = _formed_config(*sources) or config
+
+    def run(config: KlConfig) -> None:
+        _launch(
+            student,
+            full,
+            post,
+            out,
+            kl=kl,
+            rows=rows,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            by_product=by_product,
+            config=config,
+        )
+
+    if student.weight is not None:
+        key = ("pact_kl", *states.shape, num_tokens, kl.over, full.weight is None, post is None)
+        config = tuned(key, config, KL_VARIATIONS, run, states)
+    run(config)
+
+
+def _launch(
+    student: SelectedSource,
+    full: SelectedSource,
+    post: SelectedSource | None,
+    out: KlOut,
+    *,
+    kl: KlSpec,
+    rows: RowTensors,
+    softcap: float | None,
+    logit_scale: float,
+    by_product: bool,
+    config: KlConfig,
+) -> None:
+    """The launch itself."""
+    states, device = student.values, target_of(student.values)
+    num_rows, width = states.shape
+    num_tokens = kl.token_weights.numel()
     tokens = padded_tokens(num_tokens)
     reference_width = full.values.shape[1]
     gate = kl.gate or GateConfig()

@@ -36,10 +36,8 @@ def selection_kl(
 ) -> SelectionKl:
     """Row KLs and, where wanted, the gradient of sum_n row_grad_n kl_n."""
     num_rows, width = hidden.shape
-    # A kernel walks vectors one by one.
-    selected_bias, row_grad = (
-        None if vector is None else vector.contiguous() for vector in (selected_bias, row_grad)
-    )
+    if row_grad is not None:
+        row_grad = row_grad.contiguous()  # that of a sum is one number, expanded
     head = StudentHead(selected_weight.contiguous(), selected_bias, softcap, logit_scale)
     kl_rows = KlRows(kl, head, None, num_rows)
     fp32 = torch.float32
