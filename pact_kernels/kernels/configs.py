@@ -108,11 +108,12 @@ KL_VARIATIONS = {"rows": (16, 32, 64), "warps": (4, 8), "stages": (2, 3)}
 
 
 def kl_config(
-    target: Target, dtype: torch.dtype, num_tokens: int, *, even: bool
+    target: Target, dtype: torch.dtype, num_tokens: int, *, crowded: bool, even: bool
 ) -> KlConfig | None:
     """For a KL whose logits are formed from states; None where K is too large for that.
 
     Args:
+        crowded: the logits are capped, which takes registers.
         even: a step of any configuration divides the hidden sizes.
     """
     if not even and not target.tensor_descriptors:
@@ -122,7 +123,10 @@ def kl_config(
     else:
         table = _KL_16_HIP if target.backend == "hip" else _KL_16
     tokens = padded_tokens(num_tokens)
-    return next((config for most, config in table.items() if tokens <= most), None)
+    config = next((config for most, config in table.items() if tokens <= most), None)
+    if config is not None and crowded and target.backend == "hip":
+        return replace(config, stages=1)
+    return config
 
 
 def kl_rows_config(num_tokens: int) -> KlConfig:
@@ -225,9 +229,8 @@ class GradientConfig:
 
 def gradient_config(dtype: torch.dtype) -> GradientConfig:
     """For the gradient by the states: two products of bf16 pieces, or three in tf32."""
-    if dtype == torch.bfloat16:
-        return GradientConfig(rows=128, tokens=32, width=128, warps=8, stages=2)
-    return GradientConfig(rows=64, tokens=32, width=64, warps=4, stages=2)
+    rows = 128 if dtype == torch.bfloat16 else 64
+    return GradientConfig(rows=rows, tokens=32, width=128, warps=8, stages=2)
 
 
 def dot_precision(operand: Tensor) -> str:

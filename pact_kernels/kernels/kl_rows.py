@@ -17,13 +17,8 @@ from torch import Tensor
 
 from pact_kernels.chunked.kl_rows import check_rows
 from pact_kernels.chunked.spec import KlSpec
-from pact_kernels.kernels.pact_kl import (
-    KlOut,
-    RowTensors,
-    SelectedSource,
-    fits_registers,
-    launch_pact_kl,
-)
+from pact_kernels.kernels.kl_tensors import KlOut, RowTensors, SelectedSource
+from pact_kernels.kernels.pact_kl import fits_registers, launch_pact_kl
 from pact_kernels.kernels.selected_logits import launch_selected_gradient, launch_selected_logits
 
 

@@ -74,7 +74,7 @@ class Streamed(NamedTuple):
     selected: Tensor  # (N, K) fp32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear_logsumexp_kernel(
     hidden,  # (N, D)
     weight,  # (V, D)
@@ -202,7 +202,7 @@ def _store_selected(
         tl.store(selected_ptr + rows[:, None] * num_selected + tokens[None, :], z, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _finish_logsumexp_kernel(
     max_ptr,  # (S, N) fp32, in units of log2
     sum_ptr,  # (S, N) fp32
@@ -269,7 +269,7 @@ def launch_linear_logsumexp(
             )
             _launch_finish(partial, out.lse[index])
 
-    crowded = target is not None or softcap is not None
+    crowded = target is not None or token_ids is not None or softcap is not None
     even = width % LEAST_EVEN_WIDTH == 0
     config = stream_config(target_of(hidden), hidden.dtype, crowded=crowded, even=even)
     key = ("linear_logsumexp", num_rows, vocabulary, width, crowded)

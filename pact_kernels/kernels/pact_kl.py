@@ -22,21 +22,14 @@ Legend: N rows, D hidden size, D' that of the reference, K selected tokens.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pact_kernels.chunked.spec import KlSpec
-from pact_kernels.kernels.arithmetic import (
-    dot,
-    finish_logits,
-    load_bias,
-    load_tile,
-    logit_slope,
-    product_tile,
-)
+from pact_kernels.kernels.arithmetic import logit_slope
 from pact_kernels.kernels.configs import (
     KL_VARIATIONS,
     KlConfig,
@@ -45,7 +38,9 @@ from pact_kernels.kernels.configs import (
     kl_rows_config,
     padded_tokens,
 )
+from pact_kernels.kernels.kl_tensors import KlOut, RowTensors, SelectedSource
 from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
+from pact_kernels.kernels.selected_tile import load_rows, selected_tile, store_grad_hidden
 from pact_kernels.kernels.target import gate_value, log_rest, selection_kl, vocabulary_kl
 from pact_kernels.kernels.tuning import tuned
 from pact_kernels.types import GateConfig
@@ -54,73 +49,7 @@ EVEN_WIDTH = 64
 """Every configuration's step divides it."""
 
 
-class KlOut(NamedTuple):
-    """What the kernel fills; None is not written."""
-
-    kl: Tensor  # (N,) fp32, times row_weight
-    gate: Tensor  # (N,) fp32
-    grad_hidden: Tensor | None  # (N, D) like hidden
-    gradient: Tensor | None  # (N, K) fp32, see `launch_pact_kl`
-    share: Tensor | None  # (N,) fp32, times row_weight and kl_weight
-
-
-class RowTensors(NamedTuple):
-    """What each row brings besides logits, in the order of the rows; None is its neutral value."""
-
-    log_weight: Tensor  # (K,) fp32, shared by the rows: log of the tokens' weights
-    step: Tensor  # (N,) int
-    row_weight: Tensor | None  # (N,)
-    row_grad: Tensor | None  # (N,)
-    lse: Tensor | None  # (N,) of the student
-    full_lse: Tensor | None  # (N,)
-    post_lse: Tensor | None  # (N,)
-    target: Tensor | None  # (N,) int64; rows of ignore_index come out 0
-    ignore_index: int
-
-
-class SelectedSource(NamedTuple):
-    """Selected logits, or what they are formed from."""
-
-    values: Tensor  # (N, K) logits, or (N, D) states where weight is given
-    weight: Tensor | None = None  # (K, D)
-    bias: Tensor | None = None  # (K,)
-
-
-@triton.jit
-def _selected(
-    values, weight, bias_ptr, first_row, num_rows, num_tokens, width, stride, weight_stride,
-    softcap, logit_scale,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr,
-    DESCRIPTOR: tl.constexpr, WEIGHT_DESCRIPTOR: tl.constexpr, EVEN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """(ROWS, TOKENS) fp32 logits, formed from states or read."""
-    tokens = tl.arange(0, TOKENS)
-    if STATES:
-        x = product_tile(
-            values, weight, first_row, 0, num_rows, num_tokens, width, stride, weight_stride,
-            ROWS, TOKENS, WIDTH, DESCRIPTOR, WEIGHT_DESCRIPTOR, EVEN, PRECISION,
-        )  # fmt: skip
-        bias = load_bias(bias_ptr, tokens, num_tokens, HAS_BIAS)
-        z = finish_logits(x, bias, softcap, logit_scale, SOFTCAP)
-    else:
-        rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
-        mask = (rows < num_rows)[:, None] & (tokens < num_tokens)[None, :]
-        z = tl.load(values + rows[:, None] * stride + tokens[None, :], mask=mask, other=0.0)
-    return z.to(tl.float32)
-
-
-@triton.jit
-def _load_rows(pointer, rows, num_rows, other, GIVEN: tl.constexpr):
-    """(ROWS,) fp32 entries of a row tensor, or `other` where there is none."""
-    if GIVEN:
-        values = tl.load(pointer + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
-    else:
-        values = tl.zeros_like(rows).to(tl.float32) + other
-    return values
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _pact_kl_kernel(
     student,  # (N, D), or logits (N, K)
     weight,  # (K, D)
@@ -187,14 +116,14 @@ def _pact_kl_kernel(
     is_row = rows < num_rows
     tokens = tl.arange(0, TOKENS)
     is_token = (tokens < num_tokens)[None, :]
-    u = _selected(
+    u = selected_tile(
         student, weight, bias_ptr, first_row, num_rows, num_tokens, width, student_stride,
         weight_stride, softcap, logit_scale, ROWS, TOKENS, WIDTH, STUDENT_STATES,
         STUDENT_DESCRIPTOR, WEIGHT_DESCRIPTOR, EVEN, bias_ptr is not None, SOFTCAP, PRECISION,
     )  # fmt: skip
     gate = tl.zeros([ROWS], tl.float32)
     if GATE:
-        p = _selected(
+        p = selected_tile(
             post, reference_weight, reference_bias_ptr, first_row, num_rows, num_tokens,
             reference_width, post_stride, reference_weight_stride, softcap, logit_scale,
             ROWS, TOKENS, WIDTH, REFERENCE_STATES, REFERENCE_DESCRIPTOR,
@@ -206,7 +135,7 @@ def _pact_kl_kernel(
             u, p, step, is_token, num_tokens, top_p, alpha, gate_bias, gate_temperature,
             prefix_length, decay_tau, prefix_boost, DECAY,
         )  # fmt: skip
-    mixed = _selected(
+    mixed = selected_tile(
         full, reference_weight, reference_bias_ptr, first_row, num_rows, num_tokens,
         reference_width, full_stride, reference_weight_stride, softcap, logit_scale,
         ROWS, TOKENS, WIDTH, REFERENCE_STATES, REFERENCE_DESCRIPTOR,
@@ -214,10 +143,10 @@ def _pact_kl_kernel(
         SOFTCAP, PRECISION,
     )  # fmt: skip
     if VOCABULARY:
-        mixed -= _load_rows(full_lse_ptr, rows, num_rows, 0.0, True)[:, None]
+        mixed -= load_rows(full_lse_ptr, rows, num_rows, 0.0, True)[:, None]
         mixed_rest, _ = log_rest(mixed, is_token)
         if GATE:
-            p -= _load_rows(post_lse_ptr, rows, num_rows, 0.0, True)[:, None]
+            p -= load_rows(post_lse_ptr, rows, num_rows, 0.0, True)[:, None]
             post_rest, _ = log_rest(p, is_token)
             mixed_rest += gate * (post_rest - mixed_rest)
     if GATE:
@@ -225,9 +154,9 @@ def _pact_kl_kernel(
     kept = is_row
     if target_ptr is not None:
         kept = tl.load(target_ptr + rows, mask=is_row, other=ignore_index) != ignore_index
-    row_weight = _load_rows(row_weight_ptr, rows, num_rows, 1.0, row_weight_ptr is not None)
+    row_weight = load_rows(row_weight_ptr, rows, num_rows, 1.0, row_weight_ptr is not None)
     if VOCABULARY:
-        lse = _load_rows(lse_ptr, rows, num_rows, 0.0, True)
+        lse = load_rows(lse_ptr, rows, num_rows, 0.0, True)
         kl, share, g = vocabulary_kl(u - lse[:, None], mixed, mixed_rest, is_token)
         share = tl.where(kept, share * row_weight * kl_weight, 0.0)
         tl.store(share_ptr + rows, share, mask=is_row)
@@ -236,7 +165,7 @@ def _pact_kl_kernel(
         kl, g = selection_kl(u, mixed, log_weight, is_token, temperature)
     tl.store(kl_ptr + rows, tl.where(kept, kl * row_weight, 0.0), mask=is_row)
     tl.store(gate_ptr + rows, tl.where(kept, gate, 0.0), mask=is_row)
-    scale = _load_rows(row_grad_ptr, rows, num_rows, 1.0, row_grad_ptr is not None)
+    scale = load_rows(row_grad_ptr, rows, num_rows, 1.0, row_grad_ptr is not None)
     scale = scale * row_weight * kl_weight
     if not VOCABULARY:
         g = tl.where(kept[:, None], g, 0.0)
@@ -247,43 +176,21 @@ def _pact_kl_kernel(
         scaled = tl.where(kept[:, None], g * scale[:, None], 0.0)
         tl.store(gradient_ptr + at, scaled, mask=is_row[:, None] & is_token)
     if grad_hidden_ptr is not None:
-        _store_grad_hidden(
+        store_grad_hidden(
             grad_hidden_ptr, weight, g, scale, first_row, num_rows, num_tokens, width,
             weight_stride, grad_stride, ROWS, TOKENS, WIDTH, WEIGHT_DESCRIPTOR, EVEN, PRECISION,
         )  # fmt: skip
 
 
-@triton.jit
-def _store_grad_hidden(
-    grad_hidden_ptr, weight, g, scale, first_row, num_rows, num_tokens, width,
-    weight_stride, grad_stride,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
-    WEIGHT_DESCRIPTOR: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """(g @ weight) * scale by row: the scale stays outside, where fp16 cannot underflow by it."""
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
-    g = g.to(grad_hidden_ptr.dtype.element_ty)
-    for column in tl.range(0, width, WIDTH):
-        w = load_tile(
-            weight, 0, column, num_tokens, width, weight_stride, TOKENS, WIDTH,
-            WEIGHT_DESCRIPTOR, EVEN,
-        )  # (TOKENS, WIDTH)  # fmt: skip
-        d = dot(g, w, tl.zeros([ROWS, WIDTH], tl.float32), PRECISION) * scale[:, None]
-        columns = column + tl.arange(0, WIDTH)
-        mask = (rows < num_rows)[:, None] & (columns < width)[None, :]
-        out = grad_hidden_ptr + rows[:, None] * grad_stride + columns[None, :]
-        tl.store(out, d.to(grad_hidden_ptr.dtype.element_ty), mask=mask)
-
-
 def fits_registers(*weights: Tensor) -> bool:
     """Whether logits by these gathered rows (K, D) can be formed beside their KL."""
-    return _formed_config(*weights) is not None
+    return _formed_config(*weights, crowded=False) is not None
 
 
-def _formed_config(*weights: Tensor) -> KlConfig | None:
+def _formed_config(*weights: Tensor, crowded: bool) -> KlConfig | None:
     weight = weights[0]
     even = all(w.shape[1] % EVEN_WIDTH == 0 for w in weights)
-    return kl_config(target_of(weight), weight.dtype, weight.shape[0], even=even)
+    return kl_config(target_of(weight), weight.dtype, weight.shape[0], crowded=crowded, even=even)
 
 
 def launch_pact_kl(
@@ -309,7 +216,7 @@ def launch_pact_kl(
     config = kl_rows_config(num_tokens)
     if student.weight is not None:
         sources = [s.weight for s in (student, full) if s.weight is not None]
-        config = _formed_config(*sources) or config
+        config = _formed_config(*sources, crowded=softcap is not None) or config
 
     def run(config: KlConfig) -> None:
         _launch(

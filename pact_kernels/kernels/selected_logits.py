@@ -1,20 +1,21 @@
 """Logits of K selected tokens from their gathered rows, and the gradient by the states.
 
-    z       = softcap(logit_scale (hidden W^T + bias))     (ROWS, TOKENS) a program, fp32
-    raw     = grad dz/dx                                   (N, K) fp32, x the raw product
-    dHidden = raw W                                        (ROWS, WIDTH) a program, over all K
+    z       = softcap(logit_scale (hidden W^T + bias))      (ROWS, TOKENS) a program, fp32
+    raw     = grad dz/dx                                    (N, K) fp32, x the raw products
+    dHidden = raw W                                         (ROWS, WIDTH) a program, over all K
 
-W are the head's gathered rows. The products are summed in fp32. `raw` spans the range and the
-accuracy of fp32, which the tensor cores do not multiply, so it is cut into pieces that they do:
+W are the head's gathered rows; products are summed in fp32. `raw` keeps the range and accuracy of
+fp32, which no tensor core multiplies by 16 bits, so it is cut into pieces that one does:
 
-    bf16 weights     raw = high + low, both bf16: 16 bits of it, two bf16 products
-    fp16, fp32       W widened to fp32; three tf32 products (`tf32x3`), on AMD fp32 itself. fp16
-                     pieces would lose gradients below 6e-8, and plain tf32 truncates raw.
+    bf16        raw = high + low, two bf16 products: 16 bits of raw over the range of fp32
+    fp16, fp32  W widened to fp32, three tf32 products (on AMD one of fp32). Pieces in fp16 would
+                end at 6e-8, and plain tf32 cuts raw to 11 bits without rounding.
 
-The gradients by W and by the bias are sums over all rows, of size K: torch forms them in fp32.
+All of these compile to the tensor cores' own instructions. The gradients by W and by the bias, sums
+over all rows, are formed by torch in fp32.
 
-Flops 2 N D K each way (times the pieces). Bytes, at least: N D + K D + 4 N K each way. A tile of
-states is read once where K <= TOKENS; `raw` and W are small and come from L2.
+Flops 2 N D K each way, times the pieces. Bytes, at least: N D + K D + 4 N K each way; W, `raw`, and
+the states where K > TOKENS are read again from L2.
 
 Legend: N rows, D hidden size, K selected tokens, M slab rows.
 """

@@ -25,7 +25,7 @@ def selected_logsumexp(
     out = launch_linear_logsumexp(
         unit_stride(hidden),
         unit_stride(weight),
-        bias,
+        None if bias is None else bias.contiguous(),
         None,
         token_ids,
         softcap=softcap,

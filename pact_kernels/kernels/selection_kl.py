@@ -15,7 +15,7 @@ from pact_kernels.chunked.selection_kl import SelectionKl
 from pact_kernels.chunked.slab import slabs
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
-from pact_kernels.kernels.pact_kl import KlOut
+from pact_kernels.kernels.kl_tensors import KlOut
 from pact_kernels.kernels.selected_logits import unit_stride
 
 LEAST_SLAB_ROWS = 64

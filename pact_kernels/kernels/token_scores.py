@@ -1,24 +1,24 @@
 """How far the aligned model's confidence in a token exceeds the base model's, without logits.
 
-    z = softcap(logit_scale (hidden weight^T + bias)) / temperature     of each model
-    P = exp(z - lse)                                                    (ROWS, TOKENS) at a time
-    difference_v = sum_n share_n (P_aligned - P_base)_nv                mode="p_diff"
-                 = sum_n share_n (P_aligned (log P_base - log P_aligned))_nv    "pref_logratio"
+    z = softcap(logit_scale (hidden weight^T + bias)) / temperature             of each model
+    P = exp(z - lse)                                            (TOKENS, ROWS) at a time
+    difference_v = sum_n share_n (P_aligned - P_base)_nv                            "p_diff"
+                 = sum_n share_n (P_aligned (log P_base - log P_aligned))_nv        "pref_logratio"
     confidence_v = sum_n share_n P_aligned_nv
 
 Two passes over both heads: the streaming log-sum-exp of each model, then `_token_scores_kernel`,
 which forms the same logits again. A program owns a vocabulary tile on one split of the rows: it
 walks the split's row tiles, holds both models' tiles at once, and adds each row tile's sums to
-(TOKENS,) sums in registers. The splits' sums are added at the end: no atomics, the same bits on
-every run.
+(TOKENS,) sums in registers. Tokens are the tile's first dimension, so that a sum over rows stays
+within a warp. The splits' sums are added at the end: no atomics, the same bits on every run.
 
-The splits of a vocabulary tile run side by side. About as many of them as vocabulary tiles then
-run at once, so that both the states and the tiles of the heads are shared in L2: a program for all
-rows would read its tile of both heads from memory again at every row tile.
+The splits of one vocabulary tile run side by side, about as many of them as vocabulary tiles, so
+that the states and the heads' tiles are both shared in L2: a program that walked all rows alone
+would read its tile of the heads from memory again at every row tile.
 
-Flops 8 N D V, half of them here. Bytes of this pass, at least: (N + V) (D + D') read once from
-memory; from L2, (N / ROWS) V of the heads' rows and (V / TOKENS) N of the states; partials 8 S V
-written and read.
+Flops 4 N V (D + D'), half of them here. Bytes of this pass, at least: (N + V) (D + D') read once
+from memory; from L2, (N / ROWS) V (D + D') of the heads and (V / TOKENS) N (D + D') of the states;
+partials 8 S V written and read.
 
 Legend: N rows, D hidden size of the aligned model, D' of the base, V vocabulary, S row splits.
 """
@@ -36,12 +36,12 @@ from torch import Tensor
 from pact_kernels.kernels.arithmetic import exp, finish_logits, product_tile
 from pact_kernels.kernels.configs import ScoreConfig, dot_precision, score_config
 from pact_kernels.kernels.linear_logsumexp import LEAST_EVEN_WIDTH, launch_linear_logsumexp
-from pact_kernels.kernels.runtime import Cost, Options, Target, descriptor, launch, target_of
+from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
 from pact_kernels.kernels.selected_logits import unit_stride
 
 
-class _Model(NamedTuple):
-    """One model on the rows."""
+class Model(NamedTuple):
+    """States of one model on the rows, its head, and the rows' log-sum-exps."""
 
     hidden: Tensor  # (N, D)
     weight: Tensor  # (V, D)
@@ -133,7 +133,7 @@ def _token_scores_kernel(
         share = tl.load(share_ptr + rows, mask=rows < num_rows, other=0.0)[None, :]
         p_aligned = exp(aligned)
         if LOG_RATIO:
-            # p log p is 0 at p = 0; a token that only the base model rules out counts -inf.
+            # p log p is 0 at p = 0, and -inf where the base model alone rules a token out.
             change = tl.where(p_aligned == 0, 0.0, p_aligned * (base - aligned))
         else:
             change = p_aligned - exp(base)
@@ -191,8 +191,9 @@ def token_scores(
     softcap = None if softcap is None else softcap / temperature
     logit_scale = logit_scale / temperature
 
-    def model(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Model:
+    def model(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Model:
         hidden, weight = unit_stride(hidden), unit_stride(weight)
+        bias = None if bias is None else bias.contiguous()
         lse = launch_linear_logsumexp(
             hidden,
             weight,
@@ -201,7 +202,7 @@ def token_scores(
             logit_scale=logit_scale,
             limit_bytes=limit_bytes,
         ).lse
-        return _Model(hidden, weight, bias, lse)
+        return Model(hidden, weight, bias, lse)
 
     return launch_token_scores(
         model(aligned_hidden, aligned_weight, aligned_bias),
@@ -215,8 +216,8 @@ def token_scores(
 
 
 def launch_token_scores(
-    aligned: _Model,
-    base: _Model,
+    aligned: Model,
+    base: Model,
     row_share: Tensor,  # (N,) fp32
     *,
     mode: str,
@@ -232,8 +233,8 @@ def launch_token_scores(
     tiles_per_split = _tiles_per_split(
         row_tiles,
         token_tiles,
-        most_splits=limit_bytes // (2 * 4 * max(vocabulary, 1)),
-        target=target_of(aligned.hidden),
+        processors=target_of(aligned.hidden).processors,
+        most_splits=limit_bytes // (2 * 4 * vocabulary),
     )
     splits = max(1, triton.cdiv(row_tiles, tiles_per_split))
     partial = row_share.new_empty((2, splits, vocabulary))  # (2, S, V)
@@ -241,7 +242,11 @@ def launch_token_scores(
         _token_scores_kernel,
         (splits, token_tiles),
         Options(config.warps, config.stages),
-        _cost(aligned, base, partial),
+        Cost(
+            flops=2 * num_rows * vocabulary * sum(m.hidden.shape[1] for m in (aligned, base)),
+            bytes=partial.nbytes + sum(m.hidden.nbytes + m.weight.nbytes for m in (aligned, base)),
+            row_tiles=row_tiles,
+        ),
         **aligned.arguments("aligned", config),
         **base.arguments("base", config),
         share_ptr=row_share,
@@ -261,33 +266,18 @@ def launch_token_scores(
     return partial[0].sum(0), partial[1].sum(0)
 
 
-def _config(aligned: _Model, base: _Model, *, crowded: bool) -> ScoreConfig:
+def _config(aligned: Model, base: Model, *, crowded: bool) -> ScoreConfig:
     """One tile shape for both models: that of the wider dtype, masked if either needs it."""
     dtype = max(aligned.hidden.dtype, base.hidden.dtype, key=lambda dtype: dtype.itemsize)
-    return score_config(
-        target_of(aligned.hidden),
-        dtype,
-        crowded=crowded,
-        even=all(m.hidden.shape[1] % LEAST_EVEN_WIDTH == 0 for m in (aligned, base)),
-    )
+    even = all(model.hidden.shape[1] % LEAST_EVEN_WIDTH == 0 for model in (aligned, base))
+    return score_config(target_of(aligned.hidden), dtype, crowded=crowded, even=even)
 
 
-def _tiles_per_split(row_tiles: int, token_tiles: int, *, most_splits: int, target: Target) -> int:
+def _tiles_per_split(row_tiles: int, token_tiles: int, *, processors: int, most_splits: int) -> int:
     """Row tiles of a split.
 
-    Side by side run as many splits as vocabulary tiles; more where the vocabulary is too small to
-    give every processor a program.
+    As many splits as vocabulary tiles run at once; more where the vocabulary is too small to give
+    every processor a program.
     """
-    splits = max(isqrt(target.processors), triton.cdiv(target.processors, max(token_tiles, 1)))
-    return triton.cdiv(max(row_tiles, 1), max(1, min(splits, most_splits)))
-
-
-def _cost(aligned: _Model, base: _Model, partial: Tensor) -> Cost:
-    """Of the second pass."""
-    models = (aligned, base)
-    return Cost(
-        flops=sum(2 * model.hidden.numel() * model.weight.shape[0] for model in models),
-        bytes=partial.numel() * 4
-        + sum(m.hidden.element_size() * (m.hidden.numel() + m.weight.numel()) for m in models),
-        row_tiles=1,
-    )
+    splits = max(isqrt(processors), triton.cdiv(processors, token_tiles))
+    return max(1, triton.cdiv(row_tiles, max(1, min(splits, most_splits))))
