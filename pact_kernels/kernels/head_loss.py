@@ -223,8 +223,8 @@ def slab_rows(num_rows: int, most: int) -> int:
     most = max(1, most)
     if most > ROW_MULTIPLE:
         most -= most % ROW_MULTIPLE
-    rows = -(-num_rows // max(1, -(-num_rows // most)))
-    return max(1, min(most, -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE))
+    rows = max(1, -(-num_rows // max(1, -(-num_rows // most))))
+    return rows if most < ROW_MULTIPLE else -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _accumulates_in_gemm(tensor: Tensor) -> bool:

@@ -27,7 +27,6 @@ from tests.kernels.slab import (
     two_blocks,
 )
 
-
 WHOLE_BLOCK = slab_config(torch.bfloat16, crowded=False).block
 
 

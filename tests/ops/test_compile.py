@@ -50,14 +50,15 @@ def batch(sequences: int, length: int) -> tuple[Any, ...]:
     target = torch.randint(301, (sequences, length), generator=g)
     target[:, :4] = -100
     rows, token_ids = int((target != -100).sum()), torch.arange(5, 25)
-    logits = torch.randn(2, rows, len(token_ids), generator=g, dtype=torch.float64)
+    shape = rows, len(token_ids)
+    full, post = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     return (
         input_ids,
         target,
         token_ids,
         torch.rand(len(token_ids), generator=g, dtype=torch.float64),
         torch.arange(rows) % 9,
-        pk.ReferenceLogits(*logits),
+        pk.ReferenceLogits(full, post),
     )
 
 
