@@ -63,7 +63,7 @@ def specialise(launch: Launch, target: Target) -> Configuration:
     """As a launch on this target would."""
     kernel, backend = launch.kernel, make_backend(_gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, keywords = bind(**launch.arguments, **_compiler_options(launch.options))
+    bound, specialization, keywords = bind(**launch.arguments, **launch.options.keywords())
     _, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, keywords
     )
@@ -91,7 +91,7 @@ def compile_configuration(configuration: Configuration) -> Compiled:
         {at: [list(pair) for pair in pairs] for at, pairs in configuration.attributes},
     )
     target = _gpu_target(TARGETS[configuration.target])
-    options = _compiler_options(configuration.options)
+    options = configuration.options.keywords()
     compiled = triton.compile(source, target=target, options=options)
     nvidia = target.backend == "cuda"
     return Compiled(
@@ -152,15 +152,6 @@ def _complaint(error: BaseException) -> str:
 
 def _gpu_target(target: Target) -> GPUTarget:
     return GPUTarget(target.backend, target.arch, target.warp_size)
-
-
-def _compiler_options(options: Options) -> dict[str, Any]:
-    """The keywords of `runtime.launch`."""
-    return {
-        "num_warps": options.warps,
-        "num_stages": options.stages,
-        "enable_fp_fusion": True,
-    }
 
 
 def _disassembled(cubin: bytes) -> str:

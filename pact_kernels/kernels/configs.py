@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pact_kernels.kernels.runtime import Target, target_of
+from pact_kernels.kernels.runtime import Target, is_interpreted, target_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def dot_precision(operand: Tensor) -> str:
 
     Plain tf32 would keep 11 bits of them. 16-bit operands are exact in any case.
     """
-    if operand.device.type == "cpu":
+    if is_interpreted(operand):
         return "interpreted"
     tensor_float = operand.dtype == torch.float32 and target_of(operand).backend == "cuda"
     return "tf32x3" if tensor_float else "ieee"

@@ -12,14 +12,12 @@ depends on where its tensors live:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import torch
-import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
@@ -88,6 +86,10 @@ class Options:
     warps: int
     stages: int
 
+    def keywords(self) -> dict[str, Any]:
+        """As Triton's compiler takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -142,11 +144,16 @@ def interpreting(target: Target) -> Iterator[None]:
         _interpreted_as = previous
 
 
+def is_interpreted(tensor: Tensor) -> bool:
+    """Whether a launch on this tensor is interpreted."""
+    return tensor.device.type == "cpu"
+
+
 def target_of(tensor: Tensor) -> Target:
     """The target whose configurations a launch on this tensor takes."""
     if tensor.device.type == "meta" and _recorder is not None:
         return _recorder.target
-    if tensor.device.type == "cpu":
+    if is_interpreted(tensor):
         return _interpreted_as
     return _gpu_target(tensor.device.index or 0)
 
@@ -178,20 +185,11 @@ def launch(
     tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
     if tensor.device.type == "meta" and _recorder is not None:
         _recorder.launches.append(Launch(kernel, grid, options, cost, arguments))
-    elif tensor.device.type == "cpu":
-        import numpy
-
-        # Masked lanes overflow and divide by zero on the way to a store that drops them.
-        with _device_functions_callable(), numpy.errstate(all="ignore"):
-            _interpreted(kernel)[grid](**arguments)
+    elif is_interpreted(tensor):
+        _interpret(kernel, grid, arguments)
     else:
         with torch.cuda.device(tensor.device):
-            kernel[grid](
-                **arguments,
-                num_warps=options.warps,
-                num_stages=options.stages,
-                enable_fp_fusion=True,
-            )
+            kernel[grid](**arguments, **options.keywords())
 
 
 def descriptor(
@@ -212,19 +210,29 @@ def descriptor(
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
 
 
-def _interpreted(kernel: Any) -> Any:
-    return InterpretedFunction(kernel.fn) if isinstance(kernel, JITFunction) else kernel
+def _interpret(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    """Run a kernel with numpy, on CPU tensors."""
+    import numpy
+
+    function = InterpretedFunction(kernel.fn) if isinstance(kernel, JITFunction) else kernel
+    # Masked lanes overflow and divide by zero on the way to a store that drops them.
+    with _device_functions_callable(), numpy.errstate(all="ignore"):
+        function[grid](**arguments)
 
 
-def _device_functions_callable() -> AbstractContextManager[Any]:
+@contextmanager
+def _device_functions_callable() -> Iterator[None]:
     """While a kernel is interpreted, the functions it calls are plain Python calls too.
 
-    A process that starts with TRITON_INTERPRET=1 has them interpreted from the start.
+    Triton's own are among them. In a process with TRITON_INTERPRET=1 none is a JITFunction.
     """
-    if not isinstance(triton.language.sum, JITFunction):
-        return nullcontext()
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         return InterpretedFunction(function.fn)(*args, **kwargs)
 
-    return mock.patch.object(JITFunction, "__call__", call)
+    original = JITFunction.__call__
+    JITFunction.__call__ = call
+    try:
+        yield
+    finally:
+        JITFunction.__call__ = original

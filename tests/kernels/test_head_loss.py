@@ -350,10 +350,12 @@ def test_strides() -> None:
 
 NUM_ROWS = 1000
 TOKENS = 5003
+LIMIT_BYTES = 2 * NUM_ROWS * TOKENS // 5
+"""A fifth of the logits in 16 bits."""
 
 
 def recorded(over: str | None, *, num_tokens: int = 50, trained: bool = False) -> list[Launch]:
-    """Launches on meta tensors, in a workspace that holds about a fifth of the logits."""
+    """Launches on meta tensors, in the workspace LIMIT_BYTES."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -391,9 +393,6 @@ def recorded(over: str | None, *, num_tokens: int = 50, trained: bool = False) -
             num_rows=NUM_ROWS,
         )
     return launches
-
-
-LIMIT_BYTES = 2 * NUM_ROWS * TOKENS // 5
 
 
 def names(launches: list[Launch]) -> Counter[str]:

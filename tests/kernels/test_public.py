@@ -1,0 +1,341 @@
+"""Every public op through the kernels: values and gradients, and what autograd asks of an operator.
+
+In fp32 the largest errors, and in 16 bits the root mean squares, are compared with eager torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+from torch.utils._pytree import tree_map_only
+
+import pact_kernels as pk
+from tests import test_golden
+from tests.kernels.precision import assert_at_most_twice
+from tests.kernels.rounding import round_to_nearest
+from tests.ops.compare import outcome, relative_error
+from tests.ops.problem import Problem, problem
+from tests.ops.test_operators import Calls
+from tests.ops.test_precision import near_a_jump
+
+TOLERANCE = 2e-6
+"""Of fp32, relative to the largest value, beside twice eager's error (which cancellation swells)."""
+MIB = 0.02
+"""A dozen rows of 301 logits to a slab."""
+Op = Callable[[Tensor, Tensor, Tensor | None], Any]
+
+
+def rounded(dtype: torch.dtype = torch.float32, **sizes: Any) -> Problem:
+    """A problem in float64 whose values `dtype` holds, no row of it near a jump of its counts."""
+    p = problem(**sizes)
+    for name in ("hidden", "weight", "bias", "token_weights"):
+        setattr(p, name, getattr(p, name).to(dtype).double())
+    p.row_weight = p.row_weight.float()
+    p.states = pk.ReferenceStates(*(t.to(dtype).double() for t in p.states[:3]), p.bias.flip(0))
+    kept = p.target != -100
+    student = p.hidden[kept] @ p.weight[p.token_ids].T + p.bias[p.token_ids]
+    _, post, head, bias = p.states
+    assert post is not None and bias is not None
+    other = post @ head[p.token_ids].T + bias[p.token_ids]
+    gate = pk.GateConfig()
+    assert not (near_a_jump(student, gate) | near_a_jump(other, gate)).any()
+    return p
+
+
+def ops(p: Problem, dtype: torch.dtype = torch.float32) -> dict[str, Op]:
+    """Every differentiable op on hidden, weight and bias, beside references in `dtype`."""
+    kept = p.target != -100
+    states = pk.ReferenceStates(*(None if t is None else t.to(dtype) for t in p.states))
+    kl = (p.token_ids, p.token_weights.to(dtype), p.step, states)
+
+    def cross_entropy(**options: Any) -> Op:
+        return lambda h, w, b: pk.linear_cross_entropy(h, w, p.target, bias=b, **options)
+
+    def pact_kl(**options: Any) -> Op:
+        options = {"row_weight": p.row_weight, **options}
+        return lambda h, w, b: pk.pact_kl(h[kept], w, *kl, bias=b, **options)
+
+    def pact_loss(**options: Any) -> Op:
+        options = {"row_weight": p.row_weight, "kl_weight": 1.7, **options}
+        return lambda h, w, b: pk.pact_loss(h, w, p.target, *kl, bias=b, **options)
+
+    return {
+        "linear_cross_entropy": cross_entropy(label_smoothing=0.1, z_loss=1e-3, softcap=10.0),
+        "linear_cross_entropy by row": cross_entropy(reduction="none"),
+        "linear_logsumexp": lambda h, w, b: pk.linear_logsumexp(h, w, bias=b, logit_scale=0.7),
+        "selected_logits": lambda h, w, b: pk.selected_logits(
+            h, w, p.token_ids, bias=b, softcap=5.0
+        ),
+        "selected_confidences": lambda h, w, b: pk.selected_confidences(
+            h, w, p.token_ids, bias=b, temperature=1.5
+        ),
+        "confidences in the selection": lambda h, w, b: pk.selected_confidences(
+            h, w, p.token_ids, bias=b, over="selection", temperature=2.0
+        ),
+        "pact_kl": pact_kl(softcap=10.0),
+        "pact_kl by row, without a gate": pact_kl(reduction="none", gate=None),
+        "pact_kl over the vocabulary": pact_kl(over="vocabulary"),
+        "pact_loss": pact_loss(label_smoothing=0.1, z_loss=1e-3),
+        "pact_loss by row": pact_loss(reduction="none"),
+        "pact_loss over the vocabulary": pact_loss(over="vocabulary", softcap=10.0),
+        "pact_loss of a whole step": pact_loss(over="vocabulary", gate=None, num_items=96),
+    }
+
+
+NAMES = list(ops(problem(rows=1, ignored=0.0)))
+every_op = pytest.mark.parametrize("name", NAMES)
+
+
+@every_op
+def test_values_and_gradients(name: str) -> None:
+    """With 0.37 of the loss, and a trained head; a frozen one gives the same without."""
+    p = rounded(rows=20)
+    leaves = [t.float() for t in (p.hidden, p.weight, p.bias)]
+    before = [leaf.clone() for leaf in leaves]
+    got = outcome(ops(p)[name], *leaves, implementation="triton", mib=MIB)
+    exact = outcome(ops(p, torch.float64)[name], p.hidden, p.weight, p.bias, implementation="naive")
+    assert got.keys() == exact.keys()
+    for key, value in exact.items():
+        assert got[key].shape == value.shape, key
+        error = relative_error(got[key], value)
+        assert error <= TOLERANCE, f"{key}: {error:.1e}"
+    for leaf, copy in zip(leaves, before, strict=True):  # an input is never written
+        assert torch.equal(leaf, copy)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("linear", "pact"))])
+def test_a_frozen_head(name: str) -> None:
+    p = rounded(rows=9)
+    leaves = [t.float() for t in (p.hidden, p.weight, p.bias)]
+    frozen = outcome(ops(p)[name], *leaves, implementation="triton", trained=False)
+    trained = outcome(ops(p)[name], *leaves, implementation="triton")
+    assert frozen.keys() == trained.keys() - {"by_weight", "by_bias"}
+    for key, value in frozen.items():
+        torch.testing.assert_close(value, trained[key], rtol=1e-6, atol=1e-7)
+
+
+NARROW = [
+    "linear_cross_entropy",
+    "selected_confidences",
+    "pact_kl",
+    "pact_loss",
+    "pact_loss over the vocabulary",
+]
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_16_bits(dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    round_to_nearest(monkeypatch)
+    p = rounded(dtype, rows=60)  # errors are root mean squares: over a few dozen rows at least
+    leaves = [t.to(dtype) for t in (p.hidden, p.weight, p.bias)]
+    got = outcome(ops(p, dtype)[name], *leaves, implementation="triton", mib=0.05)
+    eager = outcome(ops(p, dtype)[name], *leaves, implementation="naive")
+    exact = outcome(ops(p, torch.float64)[name], p.hidden, p.weight, p.bias, implementation="naive")
+    assert_at_most_twice(got, eager, exact, dtype)
+
+
+@pytest.mark.parametrize("mode", ["p_diff", "pref_logratio"])
+def test_token_scores(mode: str) -> None:
+    p = rounded(rows=20, ignored=0.0)
+    full, _, head, _ = p.states
+    sample = p.step % 4
+
+    def scores(implementation: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        args = (t.to(dtype) for t in (p.hidden, p.weight, full, head))
+        with pk.implementation(implementation), pk.workspace(MIB):
+            return pk.token_scores(*args, sample, mode=mode)
+
+    exact = scores("naive", torch.float64)
+    for got, value in zip(scores("triton", torch.float32), exact, strict=True):
+        assert relative_error(got, value) <= TOLERANCE
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """As the golden tests run the other implementations."""
+    with pk.implementation("triton"), pk.workspace(0.02):
+        yield
+
+
+every_golden = pytest.mark.parametrize("name", test_golden.NAMES)
+
+
+@every_golden
+@pytest.mark.usefixtures("kernels")
+def test_the_released_implementations_values(name: str) -> None:
+    golden = test_golden.load(name)
+    test_golden.test_selected_logits(golden)
+    test_golden.test_ce_loss_and_its_gradients(golden)
+    test_golden.test_kl_of_every_token(golden, "states")
+    test_golden.test_kl_loss_and_its_gradients(golden, "logits")
+
+
+@every_golden
+@pytest.mark.usefixtures("kernels")
+def test_the_released_implementations_losses_added(name: str) -> None:
+    source = "logits" if name == "short_answers" else "states"
+    test_golden.test_pact_loss_is_their_sum(test_golden.load(name), source, 0.25)
+
+
+def small() -> Problem:
+    return rounded(rows=6, hidden=3, vocabulary=13, selected=4, ignored=0.3)
+
+
+def leaves_of(p: Problem) -> list[Tensor]:
+    return [t.float().requires_grad_() for t in (p.hidden, p.weight, p.bias)]
+
+
+def value_of(out: Any) -> Tensor:
+    return out.loss if isinstance(out, pk.PactLoss) else out
+
+
+@every_op
+def test_backward_twice_gives_the_gradient_twice(name: str) -> None:
+    p = small()
+    given = leaves_of(p)
+    with pk.implementation("triton"):
+        loss = value_of(ops(p)[name](*given)).sum()
+        loss.backward(retain_graph=True)
+        first = [leaf.grad.clone() for leaf in given]
+        (2.0 * loss).backward()
+    for leaf, gradient in zip(given, first, strict=True):
+        torch.testing.assert_close(leaf.grad, 3.0 * gradient, rtol=1e-5, atol=1e-7)
+
+
+@every_op
+def test_a_second_derivative_is_refused(name: str) -> None:
+    p = small()
+    given = leaves_of(p)
+    with pk.implementation("triton"):
+        loss = value_of(ops(p)[name](*given)).sum()
+        with pytest.raises(RuntimeError, match="no second derivative: drop create_graph=True"):
+            torch.autograd.grad(loss, given[0], create_graph=True)
+
+
+OPCHECKED = [
+    "linear_cross_entropy by row",
+    "linear_logsumexp",
+    "selected_logits",
+    "selected_confidences",
+    "pact_kl",
+    "pact_loss over the vocabulary",
+]
+
+
+@pytest.mark.parametrize("name", OPCHECKED)
+def test_opcheck(name: str) -> None:
+    """Every operator that a forward and a backward call, on the arguments that they give it."""
+    p = small()
+    with pk.implementation("triton"):
+        with Calls() as calls:
+            value_of(ops(p)[name](*leaves_of(p))).sum().backward()
+        assert len({func.name() for func, _ in calls.seen}) >= 2
+        for func in {func for func, _ in calls.seen}:
+            args = next(args for other, args in calls.seen if other is func)
+            args = tree_map_only(Tensor, lambda t: t.detach().clone(), args)
+            if "wanted" in str(func._schema) and "backward" not in func.name():
+                args[0].requires_grad_()
+            opcheck(func, args)
+
+
+def test_opcheck_of_token_scores() -> None:
+    p = small()
+    hidden, weight = p.hidden.float(), p.weight.float()
+    with pk.implementation("triton"):
+        with Calls() as calls:
+            pk.token_scores(hidden, weight, hidden.flip(0), weight, torch.arange(6) // 2)
+        (call,) = calls.seen
+        opcheck(*call)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """Equal values: every second entry of a vector, columns first of a matrix."""
+    if tensor.dim() == 2:
+        return tensor.T.contiguous().T
+    return torch.stack((tensor, tensor + 1), 1).reshape(-1)[::2]
+
+
+@every_op
+def test_strides(name: str) -> None:
+    """Nothing needs to be contiguous: neither inputs nor the gradient of a plain sum."""
+    p = small()
+    values = []
+    for change in (lambda t: t.contiguous(), strided):
+        q = small()
+        for field in ("target", "token_ids", "token_weights", "step", "row_weight"):
+            setattr(q, field, change(getattr(p, field)))
+        q.token_weights = change(p.token_weights.float())
+        q.states = pk.ReferenceStates(*(change(t.float()) for t in p.states))
+        given = [change(t.float()).requires_grad_() for t in (p.hidden, p.weight, p.bias)]
+        with pk.implementation("triton"):
+            with torch.no_grad():
+                streamed = value_of(ops(q)[name](*given))
+            out = value_of(ops(q)[name](*given))
+            out.sum().backward()
+        values.append([streamed, out.detach(), *(leaf.grad for leaf in given)])
+    for got, expected in zip(*values, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_op
+@pytest.mark.parametrize("rows", ["all ignored", "empty"])
+def test_no_row(rows: str, name: str) -> None:
+    """A mean over no row is 0, and so is every gradient."""
+    p = problem(rows=0 if rows == "empty" else 5, hidden=3, vocabulary=13, selected=4, ignored=1.0)
+    given = [t.float().requires_grad_() for t in (p.hidden, p.weight, p.bias)]
+    with pk.implementation("triton"):
+        out = value_of(ops(p)[name](*given))
+        out.sum().backward()
+    if name.startswith(("linear_cross", "pact")):
+        assert not out.any()
+        for leaf in given:
+            assert leaf.grad.shape == leaf.shape and not leaf.grad.any()
+    else:  # these have no target: every position is a row
+        assert out.shape[0] == p.hidden.shape[0] and bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+@every_op
+def test_extreme_logits(name: str, size: float) -> None:
+    """One token takes all of the mass in most rows; values are finite, near those in float64.
+
+    A log-sum-exp of this size is rounded by size * 2^-24 nats or so, and with it every probability
+    is. A gradient multiplies those by the other factor of the product.
+    """
+    p = small()
+    p.hidden = (p.hidden * size).float().double()
+    given = [t.float() for t in (p.hidden, p.weight, p.bias)]
+    got = outcome(ops(p)[name], *given, implementation="triton")
+    exact = outcome(ops(p, torch.float64)[name], p.hidden, p.weight, p.bias, implementation="naive")
+    factors = {"by_hidden": float(p.weight.abs().max()), "by_weight": float(p.hidden.abs().max())}
+    for key, value in exact.items():
+        scale = max(float(value.abs().max()), factors.get(key, 1.0))
+        error = float((got[key].double() - value).abs().max()) / scale
+        assert error <= 1e-5 + 4 * size * 2.0**-24, f"{key}: {error:.1e}"  # NaN fails, too
+
+
+def test_pact_loss_is_cross_entropy_plus_weighted_kl() -> None:
+    p = rounded(rows=9)
+    calls = ops(p)
+    leaves = [t.float() for t in (p.hidden, p.weight, p.bias)]
+    with pk.implementation("triton"):
+        whole = calls["pact_loss by row"](*leaves)
+        cross_entropy = calls["linear_cross_entropy by row"](*leaves)
+    torch.testing.assert_close(whole.cross_entropy, cross_entropy, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(whole.loss, cross_entropy + 1.7 * whole.kl, rtol=1e-6, atol=2e-6)
+
+
+def test_float64_takes_the_pure_torch_implementation() -> None:
+    p = small()
+    leaves = (p.hidden, p.weight, p.bias)
+    for name, op in ops(p, torch.float64).items():
+        with pk.implementation("triton"):
+            got = value_of(op(*leaves))
+        assert got.dtype == torch.float64
+        assert torch.equal(got, value_of(op(*leaves))), name
