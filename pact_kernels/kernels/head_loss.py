@@ -30,7 +30,7 @@ from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
 from pact_kernels.kernels.kl_tensors import KlOut
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels.selected_logits import unit_stride
+from pact_kernels.kernels.runtime import unit_stride
 from pact_kernels.kernels.slab_gradient import SparseKl, launch_slab_gradient
 from pact_kernels.kernels.slab_loss import launch_slab_loss
 

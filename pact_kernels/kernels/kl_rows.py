@@ -19,6 +19,7 @@ from pact_kernels.chunked.kl_rows import check_rows
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels.kl_tensors import KlOut, RowTensors, SelectedSource
 from pact_kernels.kernels.pact_kl import fits_registers, launch_pact_kl
+from pact_kernels.kernels.runtime import unit_stride
 from pact_kernels.kernels.selected_logits import launch_selected_gradient, launch_selected_logits
 
 
@@ -140,7 +141,7 @@ class KlRows:
     def _taken(self, tensor: Tensor, rows: slice) -> Tensor:
         """Entries of some rows of a row tensor."""
         taken = tensor[rows] if self.kept is None else tensor.index_select(0, self.kept[rows])
-        return taken if taken.stride(-1) == 1 else taken.contiguous()
+        return unit_stride(taken)
 
     def _maybe_taken(self, tensor: Tensor | None, rows: slice) -> Tensor | None:
         return None if tensor is None else self._taken(tensor, rows)

@@ -203,11 +203,16 @@ def descriptor(
     if tensor is None:
         return None
     row_bytes = tensor.stride(0) * tensor.element_size()
-    fits = tensor.stride(1) == 1 and row_bytes % 16 == 0 and 0 not in tensor.shape
+    fits = tensor.stride(1) == 1 and row_bytes > 0 and row_bytes % 16 == 0 and tensor.numel() > 0
     aligned = tensor.device.type == "meta" or tensor.data_ptr() % 16 == 0
     if not (target.tensor_descriptors and fits and aligned):
         return tensor
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """Itself where neighbours in the last dimension are neighbours in memory, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _interpret(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from pact_kernels.kernels.configs import (
     selected_config,
 )
 from pact_kernels.kernels.linear_logsumexp import LEAST_EVEN_WIDTH
-from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
+from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of, unit_stride
 
 
 @triton.jit
@@ -287,8 +287,3 @@ def launch_selected_gradient(
         EVEN_WIDTH=width % config.width == 0,
         PRECISION=dot_precision(raw),
     )
-
-
-def unit_stride(matrix: Tensor) -> Tensor:
-    """Itself where its rows are contiguous, else a copy."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels.selected_logits import unit_stride
+from pact_kernels.kernels.runtime import unit_stride
 
 
 def selected_logsumexp(
@@ -25,7 +25,7 @@ def selected_logsumexp(
     out = launch_linear_logsumexp(
         unit_stride(hidden),
         unit_stride(weight),
-        None if bias is None else bias.contiguous(),
+        None if bias is None else unit_stride(bias),
         None,
         token_ids,
         softcap=softcap,

@@ -16,7 +16,7 @@ from pact_kernels.chunked.slab import slabs
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
 from pact_kernels.kernels.kl_tensors import KlOut
-from pact_kernels.kernels.selected_logits import unit_stride
+from pact_kernels.kernels.runtime import unit_stride
 
 LEAST_SLAB_ROWS = 64
 """A row tile of the kernel, however small the workspace."""
@@ -38,7 +38,7 @@ def selection_kl(
     num_rows, width = hidden.shape
     if row_grad is not None:
         row_grad = row_grad.contiguous()  # that of a sum is one number, expanded
-    head = StudentHead(selected_weight.contiguous(), selected_bias, softcap, logit_scale)
+    head = StudentHead(unit_stride(selected_weight), selected_bias, softcap, logit_scale)
     kl_rows = KlRows(kl, head, None, num_rows)
     fp32 = torch.float32
     out = SelectionKl(

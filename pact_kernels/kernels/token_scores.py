@@ -36,8 +36,7 @@ from torch import Tensor
 from pact_kernels.kernels.arithmetic import exp, finish_logits, product_tile
 from pact_kernels.kernels.configs import ScoreConfig, dot_precision, score_config
 from pact_kernels.kernels.linear_logsumexp import LEAST_EVEN_WIDTH, launch_linear_logsumexp
-from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of
-from pact_kernels.kernels.selected_logits import unit_stride
+from pact_kernels.kernels.runtime import Cost, Options, descriptor, launch, target_of, unit_stride
 
 
 class Model(NamedTuple):
@@ -193,7 +192,7 @@ def token_scores(
 
     def model(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Model:
         hidden, weight = unit_stride(hidden), unit_stride(weight)
-        bias = None if bias is None else bias.contiguous()
+        bias = None if bias is None else unit_stride(bias)
         lse = launch_linear_logsumexp(
             hidden,
             weight,
