@@ -167,6 +167,21 @@ def test_every_stem_names_one_op_at_every_level() -> None:
             assert (ROOT / f"tests/ops/test_{path.stem}.py").exists()
 
 
+def test_what_the_ops_dispatch_to_stands_in_both_packages_under_one_stem() -> None:
+    """`backend` imports by name, which the walk over the imports does not see."""
+    stems = set()
+    for path in (ROOT / "pact_kernels/ops").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "backend":
+                stem = ast.literal_eval(node.args[0])
+                assert path.stem == stem
+                stems.add(stem)
+    assert {"head_loss", "selection_kl", "token_scores"} <= stems
+    for stem in stems:
+        for package in ("chunked", "kernels"):
+            assert (ROOT / f"pact_kernels/{package}/{stem}.py").is_file()
+
+
 def test_this_test_sees_an_upward_edge() -> None:
     source = """
 import triton

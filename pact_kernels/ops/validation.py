@@ -44,6 +44,11 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, name: str = 
             f"{name} and weight must share one floating dtype, got {hidden.dtype} and "
             f"{weight.dtype}: cast one of them, or call inside torch.autocast"
         )
+    if hasattr(weight, "full_tensor"):
+        raise ValueError(
+            f"weight must be whole, got {type(weight).__name__}: gather a sharded head with "
+            "weight.full_tensor(grad_placements=[Partial()])"
+        )
     check_devices(hidden, name, weight=weight, bias=bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be (V,) = ({weight.shape[0]},), got {tuple(bias.shape)}")

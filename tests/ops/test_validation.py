@@ -252,3 +252,15 @@ def test_what_every_refusal_starts_from_is_accepted() -> None:
     # Weights without a positive entry are no matter over the vocabulary, where they are not used.
     unweighted = dict(LOSS, token_weights=-torch.ones(3), over="vocabulary")
     assert torch.isfinite(pk.pact_loss(**unweighted).loss)
+
+
+class Sharded(torch.Tensor):
+    """What marks a DTensor: it can be gathered."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_sharded_head_is_refused_with_how_to_gather_it() -> None:
+    with pytest.raises(ValueError, match=r"must be whole, got Sharded: .*full_tensor\(grad_"):
+        pk.linear_logsumexp(P.hidden, P.weight.as_subclass(Sharded))
