@@ -227,10 +227,15 @@ class GradientConfig:
     stages: int
 
 
-def gradient_config(dtype: torch.dtype) -> GradientConfig:
-    """For the gradient by the states: two products of bf16 pieces, or three in tf32."""
+def gradient_config(target: Target, dtype: torch.dtype, *, even: bool) -> GradientConfig:
+    """For the gradient by the states: two products of bf16 pieces, or three in tf32.
+
+    Args:
+        even: as for the streaming log-sum-exp.
+    """
     rows = 128 if dtype == torch.bfloat16 else 64
-    return GradientConfig(rows=rows, tokens=32, width=128, warps=8, stages=2)
+    stages = 2 if even or target.backend == "cuda" else 1
+    return GradientConfig(rows=rows, tokens=32, width=128, warps=8, stages=stages)
 
 
 def dot_precision(operand: Tensor) -> str:

@@ -259,7 +259,8 @@ def launch_selected_gradient(
     """The gradient by the states; the last stride of each tensor is 1."""
     device = target_of(raw)
     (num_rows, num_tokens), width = raw.shape, selected_weight.shape[1]
-    config = gradient_config(selected_weight.dtype)
+    even = width % LEAST_EVEN_WIDTH == 0
+    config = gradient_config(device, selected_weight.dtype, even=even)
     weight_tiles = descriptor(selected_weight, [config.tokens, config.width], device)
     row_tiles = triton.cdiv(num_rows, config.rows)
     launch(
