@@ -16,35 +16,18 @@ from torch.utils._pytree import tree_map_only
 
 import pact_kernels as pk
 from tests import test_golden
+from tests.kernels.loss_problem import rounded
 from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.rounding import round_to_nearest
 from tests.ops.compare import outcome, relative_error
 from tests.ops.problem import Problem, problem
 from tests.ops.test_operators import Calls
-from tests.ops.test_precision import near_a_jump
 
 TOLERANCE = 2e-6
 """Of fp32, relative to the largest value, beside twice eager's error, which cancellation swells."""
 MIB = 0.02
 """A dozen rows of 301 logits to a slab."""
 Op = Callable[[Tensor, Tensor, Tensor | None], Any]
-
-
-def rounded(dtype: torch.dtype = torch.float32, **sizes: Any) -> Problem:
-    """A problem in float64 whose values `dtype` holds, no row of it near a jump of its counts."""
-    p = problem(**sizes)
-    for name in ("hidden", "weight", "bias", "token_weights"):
-        setattr(p, name, getattr(p, name).to(dtype).double())
-    p.row_weight = p.row_weight.float()
-    p.states = pk.ReferenceStates(*(t.to(dtype).double() for t in p.states[:3]), p.bias.flip(0))
-    kept = p.target != -100
-    student = p.hidden[kept] @ p.weight[p.token_ids].T + p.bias[p.token_ids]
-    _, post, head, bias = p.states
-    assert post is not None and bias is not None
-    other = post @ head[p.token_ids].T + bias[p.token_ids]
-    gate = pk.GateConfig()
-    assert not (near_a_jump(student, gate) | near_a_jump(other, gate)).any()
-    return p
 
 
 def ops(p: Problem, dtype: torch.dtype = torch.float32) -> dict[str, Op]:

@@ -1,0 +1,104 @@
+"""The fused KL over the vocabulary, whose gradient is a share of the softmax and sparse entries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import pact_kernels as pk
+from pact_kernels.chunked.spec import KlSpec
+from pact_kernels.kernels.kl_rows import KlRows, StudentHead
+from pact_kernels.kernels.kl_tensors import KlOut
+from pact_kernels.naive.pact_kl import pact_kl_rows
+from tests.kernels.kl_case import Case, case
+from tests.ops.test_precision import near_a_jump
+
+VOCABULARY = 60  # the states are the logits themselves, by a head of the identity
+
+
+def vocabulary_rows(
+    c: Case, source: str, gate: pk.GateConfig | None, ignored: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What the kernel fills over the vocabulary, by its launcher."""
+    full, post = (t.to(dtype) for t in c.states[:2])
+    ids, states = c.token_ids, source == "states"
+    kl = KlSpec(
+        token_weights=c.token_weights,
+        step=c.step,
+        reference_full=full if states else full[:, ids],
+        reference_post=post if states else post[:, ids],
+        reference_weight=c.weight[ids].to(dtype) if states else None,
+        reference_bias=None,
+        full_lse=c.states.full_hidden.logsumexp(-1).float(),
+        post_lse=c.states.post_hidden.logsumexp(-1).float(),
+        row_weight=c.row_weight,
+        gate=gate,
+        over="vocabulary",
+        temperature=1.0,
+        kl_weight=1.7,
+    )
+    num_rows = c.hidden.shape[0]
+    rows = KlRows(kl, StudentHead(c.weight[ids].to(dtype), None, None, 1.0), None, num_rows)
+    kl_out, gate_out, share = torch.full((3, num_rows), torch.nan)
+    out = KlOut(kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), share)
+    rows(
+        c.hidden.to(dtype),
+        slice(0, num_rows),
+        out,
+        lse=c.hidden.logsumexp(-1).float(),
+        target=torch.where(ignored, -1, 0),
+        ignore_index=-1,
+    )
+    # Their sum is the gradient by all logits: share * P, and the sparse entries on the tokens.
+    gradient = share.double()[:, None] * c.hidden.softmax(-1)
+    assert out.gradient is not None
+    gradient[:, ids] += out.gradient
+    return {"kl": kl_out, "gate": gate_out, "gradient": gradient}
+
+
+# A rest of 49 tokens, and of one.
+@pytest.mark.parametrize(
+    "gate, selected",
+    [(pk.GateConfig(), 11), (pk.GateConfig(), 59), (None, 11)],
+    ids=["gate", "gate, all but one token", "no gate"],
+)
+@pytest.mark.parametrize("source", ["states", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_over_the_vocabulary(
+    dtype: torch.dtype, source: str, gate: pk.GateConfig | None, selected: int
+) -> None:
+    """Logits that the dtype holds: the products are exact, and errors those of fp32."""
+    c = case(dtype, width=VOCABULARY, reference_width=VOCABULARY, selected=selected)
+    full, post, *_ = c.states
+    c.weight = torch.eye(VOCABULARY, dtype=torch.float64)
+    c.token_ids = c.token_ids.argsort()  # a permutation of the first K
+    at = ~(
+        near_a_jump(c.hidden[:, c.token_ids], pk.GateConfig())
+        | near_a_jump(post[:, c.token_ids], pk.GateConfig())
+    )
+    c.hidden, c.step, c.row_weight = c.hidden[at], c.step[at], c.row_weight[at]
+    c.states = pk.ReferenceStates(full[at], post[at], c.weight)
+    ignored = torch.arange(c.step.numel()) % 5 == 2
+    got = vocabulary_rows(c, source, gate, ignored, dtype)
+    z = c.hidden.clone().requires_grad_()
+    kl, c_gate = pact_kl_rows(
+        z,
+        c.weight,
+        c.token_ids,
+        c.token_weights,
+        c.step,
+        c.states,
+        gate=gate,
+        temperature=1.0,
+        over="vocabulary",
+        row_weight=c.row_weight.double(),
+    )
+    (1.7 * kl).sum().backward()
+    # Of a row that is ignored nothing is left.
+    keep = (~ignored).double()
+    expected = {"kl": kl.detach() * keep, "gate": c_gate * keep, "gradient": z.grad * keep[:, None]}
+    # Of one token the rest is 0.001 here and there: a difference from 1, it keeps 4 digits.
+    atol = 4e-6 if selected == 11 else 2e-5
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=atol)
