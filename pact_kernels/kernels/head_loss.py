@@ -1,7 +1,7 @@
 """The chunk loop around the vendor's GEMM: losses of the output head and their gradients.
 
     Z   = H_m W^T                        the vendor's product, into the slab      2 M D V flops
-    lse, term                            `slab_loss`: one read of the slab
+    softmax, term                        `slab_loss`: one read of the slab
     KL, share, sparse entries            `pact_kl`: nothing of size V
     G   = d loss / d Z, in place         `slab_gradient`: one read and write of the slab
     dH  = G W                            the vendor's product, into its place     2 M D V flops
@@ -32,7 +32,7 @@ from pact_kernels.kernels.kl_tensors import KlOut
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.runtime import unit_stride
 from pact_kernels.kernels.slab_gradient import SparseKl, launch_slab_gradient
-from pact_kernels.kernels.slab_loss import launch_slab_loss
+from pact_kernels.kernels.slab_loss import Softmax, launch_slab_loss
 
 ROW_MULTIPLE = 128
 """Slabs of whole GEMM tiles, where there are that many rows."""
@@ -144,7 +144,9 @@ class _Loop:
                 logit_scale=spec.logit_scale,
                 limit_bytes=limit_bytes // 2,
             )
-            value = out.lse - out.at_target if with_target else out.lse
+            value = out.lse
+            if with_target:
+                value = (out.largest - out.at_target) + out.total.log()
             if with_target and spec.z_loss:
                 value = value + spec.z_loss * out.lse.square()
             ignored = None if target is None else target == spec.ignore_index
@@ -170,6 +172,9 @@ class _Loop:
             elif wanted[0] and self.kept is not None:
                 grad_hidden.index_copy_(0, self.kept[index], z @ self.weight)
             if wanted[1]:
+                if self.kept is None and self.target is not None:  # 0 times NaN is no gradient
+                    ignored = self.target[index] == self.spec.ignore_index
+                    rows = rows.masked_fill(ignored[:, None], 0.0)
                 _add_weight_gradient_(grad_weight, z, rows, limit_bytes)
             if wanted[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
@@ -181,25 +186,26 @@ class _Loop:
         spec = self.spec
         target = None if self.target is None else self.target[index]
         row_grad = None if self.row_grad is None else self.row_grad[index]
-        lse, unused = values.new_empty((2, rows.shape[0]))  # (M,) each
+        largest, total, unused = values.new_empty((3, rows.shape[0]))  # (M,) each
+        softmax = Softmax(largest, total)
         launch_slab_loss(
-            z, self.bias, target, unused if spec.term == "none" else values[0], lse, spec=spec
+            z, self.bias, target, unused if spec.term == "none" else values[0], softmax, spec=spec
         )
         sparse = None
         if self.kl_rows is not None and self.token_ids is not None:
             shape = rows.shape[0], self.token_ids.numel()
-            share = torch.empty_like(lse) if self.over_vocabulary else None
+            share = torch.empty_like(total) if self.over_vocabulary else None
             sparse = SparseKl(self.token_ids, values.new_empty(shape), share)
             self.kl_rows(
                 rows,
                 index,
                 KlOut(values[1], values[2], None, sparse.sparse, share),
-                lse=lse if self.over_vocabulary else None,
+                softmax=softmax if self.over_vocabulary else None,
                 target=target,
                 ignore_index=spec.ignore_index,
             )
         if gradient:
-            launch_slab_gradient(z, self.bias, target, lse, row_grad, sparse, spec=spec)
+            launch_slab_gradient(z, self.bias, target, softmax, row_grad, sparse, spec=spec)
 
     def _allocate(self, limit_bytes: int, *, trained: bool) -> tuple[Tensor, int]:
         """The slab (M, V) within the limit, its rows aligned, and M."""
@@ -208,8 +214,8 @@ class _Loop:
         multiple = ALIGNMENT_BYTES // size
         stride = -(-vocabulary // multiple) * multiple
         row_bytes = size * stride + 16
-        if self.kept is not None:
-            row_bytes += 2 * size * width  # gathered states, and the product of the gradient
+        if self.kept is not None or trained or self.hidden.stride(1) != 1:
+            row_bytes += 2 * size * width  # copied states, and the product of the gradient
         if self.kl_rows is not None:
             row_bytes += self.kl_rows.row_bytes()
         if trained and not _accumulates_in_gemm(hidden):

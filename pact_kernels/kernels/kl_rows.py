@@ -21,6 +21,7 @@ from pact_kernels.kernels.kl_tensors import KlOut, RowTensors, SelectedSource
 from pact_kernels.kernels.pact_kl import fits_registers, launch_pact_kl
 from pact_kernels.kernels.runtime import unit_stride
 from pact_kernels.kernels.selected_logits import launch_selected_gradient, launch_selected_logits
+from pact_kernels.kernels.slab_loss import Softmax
 
 
 class StudentHead(NamedTuple):
@@ -73,7 +74,7 @@ class KlRows:
         rows: slice,
         out: KlOut,
         *,
-        lse: Tensor | None = None,  # (B,) of the student, over the vocabulary
+        softmax: Softmax | None = None,  # of the student, over the vocabulary
         target: Tensor | None = None,  # (B,); rows of ignore_index come out 0
         ignore_index: int = -100,
         row_grad: Tensor | None = None,  # (B,)
@@ -105,7 +106,8 @@ class KlRows:
                 step=self._taken(kl.step, rows),
                 row_weight=self._maybe_taken(kl.row_weight, rows),
                 row_grad=row_grad,
-                lse=lse,
+                largest=None if softmax is None else softmax.largest,
+                total=None if softmax is None else softmax.total,
                 full_lse=self._maybe_taken(kl.full_lse, rows),
                 post_lse=self._maybe_taken(kl.post_lse, rows),
                 target=target,

@@ -27,7 +27,8 @@ class RowTensors(NamedTuple):
     step: Tensor  # (N,) int
     row_weight: Tensor | None  # (N,)
     row_grad: Tensor | None  # (N,)
-    lse: Tensor | None  # (N,) of the student
+    largest: Tensor | None  # (N,) of the student's logits, as `slab_loss.Softmax`
+    total: Tensor | None  # (N,)
     full_lse: Tensor | None  # (N,)
     post_lse: Tensor | None  # (N,)
     target: Tensor | None  # (N,) int64; rows of ignore_index come out 0

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pact_kernels.chunked.slab import slabs
-from pact_kernels.kernels.arithmetic import LN2, LOG2E, finish_logits, load_bias, product_tile
+from pact_kernels.kernels.arithmetic import exp, finish_logits, load_bias, product_tile
 from pact_kernels.kernels.configs import (
     STREAM_VARIATIONS,
     StreamConfig,
@@ -69,9 +69,15 @@ class Head(NamedTuple):
 class Streamed(NamedTuple):
     """What one pass over the vocabulary gives; a part that was not asked for is empty."""
 
-    lse: Tensor  # (N,) fp32
+    largest: Tensor  # (N,) fp32, the largest logit
+    total: Tensor  # (N,) fp32, sum_v exp(z_v - largest)
     at_target: Tensor  # (N,) fp32, 0 where the target is no token
     selected: Tensor  # (N, K) fp32
+
+    @property
+    def lse(self) -> Tensor:
+        """(N,) fp32 log-sum-exp; beside large logits exp(z - largest) / total is more exact."""
+        return self.largest + self.total.log()
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -149,7 +155,7 @@ def _stream_split(
     HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Maximum (in units of log2) and sum of exponentials (ROWS,) over a split; target's logits."""
+    """Maximum and sum of exponentials (ROWS,) over a split; on the way, the target's logits."""
     rows = first_row + tl.arange(0, ROWS)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -169,11 +175,11 @@ def _stream_split(
             here = (target >= tile * TOKENS) & (target < (tile + 1) * TOKENS)
             at = tl.sum(tl.where(tokens[None, :] == target[:, None], z, 0.0), 1)
             tl.store(at_target_ptr + rows, at, mask=(rows < num_rows) & here)
-        z = tl.where(tokens[None, :] < vocabulary, z * LOG2E, float("-inf"))
+        z = tl.where(tokens[None, :] < vocabulary, z, float("-inf"))
         new = tl.maximum(largest, tl.max(z, 1))
         # A row whose logits are all -inf so far has no finite maximum to subtract.
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp2(largest - shift) + tl.sum(tl.exp2(z - shift[:, None]), 1)
+        total = total * exp(largest - shift) + tl.sum(exp(z - shift[:, None]), 1)
         largest = new
     return largest, total
 
@@ -204,9 +210,10 @@ def _store_selected(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _finish_logsumexp_kernel(
-    max_ptr,  # (S, N) fp32, in units of log2
+    max_ptr,  # (S, N) fp32
     sum_ptr,  # (S, N) fp32
-    lse_ptr,  # (N,) fp32
+    largest_ptr,  # (N,) fp32
+    total_ptr,  # (N,) fp32
     num_rows,
     num_splits,
     ROWS: tl.constexpr,
@@ -220,10 +227,11 @@ def _finish_logsumexp_kernel(
         part = tl.load(max_ptr + at, mask=is_row, other=float("-inf"))
         new = tl.maximum(largest, part)
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp2(largest - shift)
-        total += tl.load(sum_ptr + at, mask=is_row, other=0.0) * tl.exp2(part - shift)
+        total = total * exp(largest - shift)
+        total += tl.load(sum_ptr + at, mask=is_row, other=0.0) * exp(part - shift)
         largest = new
-    tl.store(lse_ptr + rows, (largest + tl.log2(total)) * LN2, mask=is_row)
+    tl.store(largest_ptr + rows, largest, mask=is_row)
+    tl.store(total_ptr + rows, total, mask=is_row)
 
 
 def launch_linear_logsumexp(
@@ -244,6 +252,7 @@ def launch_linear_logsumexp(
         selected_bias = None if bias is None else bias.index_select(0, token_ids)  # (K,)
         selected = Head(weight.index_select(0, token_ids), selected_bias)  # (K, D)
     out = Streamed(
+        hidden.new_empty(num_rows, dtype=torch.float32),
         hidden.new_empty(num_rows, dtype=torch.float32),
         hidden.new_zeros(num_rows if target is not None else 0, dtype=torch.float32),
         hidden.new_empty((num_rows, selected.vocabulary), dtype=torch.float32),
@@ -267,7 +276,7 @@ def launch_linear_logsumexp(
                 logit_scale=logit_scale,
                 config=config,
             )
-            _launch_finish(partial, out.lse[index])
+            _launch_finish(partial, out.largest[index], out.total[index])
 
     crowded = target is not None or token_ids is not None or softcap is not None
     even = width % LEAST_EVEN_WIDTH == 0
@@ -277,17 +286,18 @@ def launch_linear_logsumexp(
     return out
 
 
-def _launch_finish(partial: Tensor, lse: Tensor) -> None:
-    """(2, S, N) partials into (N,) log-sum-exps."""
+def _launch_finish(partial: Tensor, largest: Tensor, total: Tensor) -> None:
+    """(2, S, N) partials into the rows' largest logits and totals, (N,) each."""
     _, splits, num_rows = partial.shape
     launch(
         _finish_logsumexp_kernel,
         (triton.cdiv(num_rows, FINAL_ROWS),),
         Options(warps=1, stages=1),
-        Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + num_rows)),
+        Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + 2 * num_rows)),
         max_ptr=partial[0],
         sum_ptr=partial[1],
-        lse_ptr=lse,
+        largest_ptr=largest,
+        total_ptr=total,
         num_rows=num_rows,
         num_splits=splits,
         ROWS=FINAL_ROWS,

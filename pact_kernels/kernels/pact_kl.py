@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pact_kernels.chunked.spec import KlSpec
-from pact_kernels.kernels.arithmetic import logit_slope
+from pact_kernels.kernels.arithmetic import log, logit_slope
 from pact_kernels.kernels.configs import (
     KL_VARIATIONS,
     KlConfig,
@@ -63,7 +63,8 @@ def _pact_kl_kernel(
     row_weight_ptr,  # (N,)
     row_grad_ptr,  # (N,)
     target_ptr,  # (N,) int64
-    lse_ptr,  # (N,) of the student
+    largest_ptr,  # (N,) of the student's logits
+    total_ptr,  # (N,) sum_v exp(z_v - largest)
     full_lse_ptr,  # (N,)
     post_lse_ptr,  # (N,)
     kl_ptr,  # (N,) fp32
@@ -156,8 +157,9 @@ def _pact_kl_kernel(
         kept = tl.load(target_ptr + rows, mask=is_row, other=ignore_index) != ignore_index
     row_weight = load_rows(row_weight_ptr, rows, num_rows, 1.0, row_weight_ptr is not None)
     if VOCABULARY:
-        lse = load_rows(lse_ptr, rows, num_rows, 0.0, True)
-        kl, share, g = vocabulary_kl(u - lse[:, None], mixed, mixed_rest, is_token)
+        u -= load_rows(largest_ptr, rows, num_rows, 0.0, True)[:, None]
+        u -= log(load_rows(total_ptr, rows, num_rows, 0.0, True))[:, None]
+        kl, share, g = vocabulary_kl(u, mixed, mixed_rest, is_token)
         share = tl.where(kept, share * row_weight * kl_weight, 0.0)
         tl.store(share_ptr + rows, share, mask=is_row)
     else:
@@ -290,7 +292,8 @@ def _launch(
         row_weight_ptr=rows.row_weight,
         row_grad_ptr=rows.row_grad,
         target_ptr=rows.target,
-        lse_ptr=rows.lse,
+        largest_ptr=rows.largest,
+        total_ptr=rows.total,
         full_lse_ptr=rows.full_lse,
         post_lse_ptr=rows.post_lse,
         kl_ptr=out.kl,

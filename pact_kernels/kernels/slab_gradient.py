@@ -1,8 +1,9 @@
 """The gradient of a slab's row losses by its raw products, in place of them.
 
-    P_v = exp(z_v - lse)
+    P_v = exp(z_v - m) / l
     g_v = (a P_v - (1 - e) [v = y] - e / V + s_v) slope_v row_grad
 
+With m and l from `slab_loss` and lse = m + log l,
 a = 1 + 2 z_loss lse + share for a cross-entropy, 1 + share for a log-sum-exp, share for a KL alone;
 share and the K sparse entries s come from `pact_kl` and are 0 elsewhere; e is the label smoothing.
 The raw products of the K tokens are read before the row is overwritten and their entries written
@@ -24,9 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pact_kernels.chunked.spec import HeadSpec
-from pact_kernels.kernels.arithmetic import LOG2E, finish_logits, logit_slope
+from pact_kernels.kernels.arithmetic import exp, finish_logits, log, logit_slope
 from pact_kernels.kernels.configs import padded_tokens, slab_config
 from pact_kernels.kernels.runtime import Cost, Options, launch
+from pact_kernels.kernels.slab_loss import Softmax
 
 
 class SparseKl(NamedTuple):
@@ -49,11 +51,11 @@ def _load_logits(slab_ptr, bias_ptr, tokens, mask, softcap, logit_scale, SOFTCAP
 
 @triton.jit
 def _gradient(
-    z, tokens, target, alpha, lse, sparse, scale, smoothing, one_hot, softcap, logit_scale,
+    z, tokens, target, alpha, largest, sparse, scale, smoothing, one_hot, softcap, logit_scale,
     SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """g of some tokens of a row, from their logits."""
-    g = alpha * tl.exp2((z - lse) * LOG2E) - smoothing + sparse
+    g = alpha * exp(z - largest) - smoothing + sparse
     g = tl.where(tokens == target, g - one_hot, g)
     return g * logit_slope(z, softcap, logit_scale, SOFTCAP) * scale
 
@@ -63,7 +65,8 @@ def _slab_gradient_kernel(
     slab_ptr,  # (M, V) raw products; the gradient afterwards
     bias_ptr,  # (V,)
     target_ptr,  # (M,) int64
-    lse_ptr,  # (M,) fp32
+    largest_ptr,  # (M,) fp32
+    total_ptr,  # (M,) fp32
     row_grad_ptr,  # (M,)
     token_ids_ptr,  # (K,) int64
     sparse_ptr,  # (M, K) fp32
@@ -93,10 +96,12 @@ def _slab_gradient_kernel(
             zeros = tl.zeros([BLOCK], slab_ptr.dtype.element_ty)
             tl.store(slab_ptr + tokens, zeros, mask=tokens < vocabulary)
     else:
-        lse = tl.load(lse_ptr + row)
-        alpha = term_scale * (1.0 + 2.0 * z_loss * lse)
+        largest = tl.load(largest_ptr + row)
+        total = tl.load(total_ptr + row)
+        alpha = term_scale * (1.0 + 2.0 * z_loss * (largest + log(total)))
         if share_ptr is not None:
             alpha += tl.load(share_ptr + row)
+        alpha = alpha / total
         scale = 1.0
         if row_grad_ptr is not None:
             scale = tl.load(row_grad_ptr + row).to(tl.float32)
@@ -107,7 +112,7 @@ def _slab_gradient_kernel(
             at_ids = _load_logits(slab_ptr, bias_ptr, ids, is_place, softcap, logit_scale, SOFTCAP)
             sparse = tl.load(sparse_ptr + row * num_tokens + places, mask=is_place, other=0.0)
             selected = _gradient(
-                at_ids, ids, target, alpha, lse, sparse, scale, smoothing, one_hot,
+                at_ids, ids, target, alpha, largest, sparse, scale, smoothing, one_hot,
                 softcap, logit_scale, SOFTCAP,
             ).to(slab_ptr.dtype.element_ty)  # fmt: skip
             tl.debug_barrier()  # every thread has read before one overwrites
@@ -116,7 +121,7 @@ def _slab_gradient_kernel(
             is_token = tokens < vocabulary
             z = _load_logits(slab_ptr, bias_ptr, tokens, is_token, softcap, logit_scale, SOFTCAP)
             g = _gradient(
-                z, tokens, target, alpha, lse, 0.0, scale, smoothing, one_hot,
+                z, tokens, target, alpha, largest, 0.0, scale, smoothing, one_hot,
                 softcap, logit_scale, SOFTCAP,
             )  # fmt: skip
             tl.store(slab_ptr + tokens, g.to(slab_ptr.dtype.element_ty), mask=is_token)
@@ -129,7 +134,7 @@ def launch_slab_gradient(
     slab: Tensor,  # (M, V) raw products, overwritten
     bias: Tensor | None,  # (V,)
     target: Tensor | None,  # (M,) int64
-    lse: Tensor,  # (M,) fp32
+    softmax: Softmax,
     row_grad: Tensor | None,  # (M,)
     kl: SparseKl | None,
     *,
@@ -152,7 +157,8 @@ def launch_slab_gradient(
         slab_ptr=slab,
         bias_ptr=bias,
         target_ptr=target,
-        lse_ptr=lse,
+        largest_ptr=softmax.largest,
+        total_ptr=softmax.total,
         row_grad_ptr=row_grad,
         token_ids_ptr=None if kl is None else kl.token_ids,
         sparse_ptr=None if kl is None else kl.sparse,

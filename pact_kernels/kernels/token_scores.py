@@ -1,7 +1,7 @@
 """How far the aligned model's confidence in a token exceeds the base model's, without logits.
 
     z = softcap(logit_scale (hidden weight^T + bias)) / temperature             of each model
-    P = exp(z - lse)                                            (TOKENS, ROWS) at a time
+    P = exp(z - m - log l)                                          (TOKENS, ROWS) at a time
     difference_v = sum_n share_n (P_aligned - P_base)_nv                            "p_diff"
                  = sum_n share_n (P_aligned (log P_base - log P_aligned))_nv        "pref_logratio"
     confidence_v = sum_n share_n P_aligned_nv
@@ -45,7 +45,8 @@ class Model(NamedTuple):
     hidden: Tensor  # (N, D)
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
-    lse: Tensor  # (N,) fp32
+    largest: Tensor  # (N,) fp32, the largest logit m
+    log_total: Tensor  # (N,) fp32, log l of l = sum_v exp(z_v - m)
 
     def arguments(self, name: str, config: ScoreConfig) -> dict[str, Any]:
         """What the kernel takes of it, under the kernel's names."""
@@ -56,7 +57,8 @@ class Model(NamedTuple):
             f"{name}_hidden": hidden,
             f"{name}_weight": weight,
             f"{name}_bias_ptr": self.bias,
-            f"{name}_lse_ptr": self.lse,
+            f"{name}_largest_ptr": self.largest,
+            f"{name}_log_total_ptr": self.log_total,
             f"{name}_width": width,
             f"{name}_hidden_stride": self.hidden.stride(0),
             f"{name}_weight_stride": self.weight.stride(0),
@@ -73,11 +75,13 @@ def _token_scores_kernel(
     aligned_hidden,  # (N, D)
     aligned_weight,  # (V, D)
     aligned_bias_ptr,  # (V,)
-    aligned_lse_ptr,  # (N,) fp32
+    aligned_largest_ptr,  # (N,) fp32
+    aligned_log_total_ptr,  # (N,) fp32
     base_hidden,  # (N, D')
     base_weight,  # (V, D')
     base_bias_ptr,  # (V,)
-    base_lse_ptr,  # (N,) fp32
+    base_largest_ptr,  # (N,) fp32
+    base_log_total_ptr,  # (N,) fp32
     share_ptr,  # (N,) fp32
     difference_ptr,  # (S, V) fp32
     confidence_ptr,  # (S, V) fp32
@@ -115,14 +119,15 @@ def _token_scores_kernel(
     tiles = tl.minimum(first_tile + tiles_per_split, tl.cdiv(num_rows, ROWS))
     for tile in tl.range(first_tile, tiles):
         aligned = _log_confidences(
-            aligned_hidden, aligned_weight, aligned_bias_ptr, aligned_lse_ptr,
+            aligned_hidden, aligned_weight, aligned_bias_ptr,
+            aligned_largest_ptr, aligned_log_total_ptr,
             tile * ROWS, first_token, num_rows, vocabulary, aligned_width,
             aligned_hidden_stride, aligned_weight_stride, softcap, logit_scale,
             ROWS, TOKENS, WIDTH, ALIGNED_HIDDEN_DESCRIPTOR, ALIGNED_WEIGHT_DESCRIPTOR,
             ALIGNED_EVEN_WIDTH, ALIGNED_HAS_BIAS, SOFTCAP, ALIGNED_PRECISION,
         )  # (TOKENS, ROWS)  # fmt: skip
         base = _log_confidences(
-            base_hidden, base_weight, base_bias_ptr, base_lse_ptr,
+            base_hidden, base_weight, base_bias_ptr, base_largest_ptr, base_log_total_ptr,
             tile * ROWS, first_token, num_rows, vocabulary, base_width,
             base_hidden_stride, base_weight_stride, softcap, logit_scale,
             ROWS, TOKENS, WIDTH, BASE_HIDDEN_DESCRIPTOR, BASE_WEIGHT_DESCRIPTOR,
@@ -146,7 +151,7 @@ def _token_scores_kernel(
 
 @triton.jit
 def _log_confidences(
-    hidden, weight, bias_ptr, lse_ptr,
+    hidden, weight, bias_ptr, largest_ptr, log_total_ptr,
     first_row, first_token, num_rows, vocabulary, width, hidden_stride, weight_stride,
     softcap, logit_scale,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
@@ -166,8 +171,10 @@ def _log_confidences(
     else:
         bias = 0.0
     rows = first_row + tl.arange(0, ROWS)
-    lse = tl.load(lse_ptr + rows, mask=rows < num_rows, other=float("inf"))
-    return finish_logits(x, bias, softcap, logit_scale, SOFTCAP) - lse[None, :]
+    largest = tl.load(largest_ptr + rows, mask=rows < num_rows, other=float("inf"))
+    log_total = tl.load(log_total_ptr + rows, mask=rows < num_rows, other=0.0)
+    z = finish_logits(x, bias, softcap, logit_scale, SOFTCAP)
+    return (z - largest[None, :]) - log_total[None, :]
 
 
 def token_scores(
@@ -193,15 +200,15 @@ def token_scores(
     def model(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Model:
         hidden, weight = unit_stride(hidden), unit_stride(weight)
         bias = None if bias is None else unit_stride(bias)
-        lse = launch_linear_logsumexp(
+        out = launch_linear_logsumexp(
             hidden,
             weight,
             bias,
             softcap=softcap,
             logit_scale=logit_scale,
             limit_bytes=limit_bytes,
-        ).lse
-        return Model(hidden, weight, bias, lse)
+        )
+        return Model(hidden, weight, bias, out.largest, out.total.log())
 
     return launch_token_scores(
         model(aligned_hidden, aligned_weight, aligned_bias),

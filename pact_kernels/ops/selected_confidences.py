@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pact_kernels.implementation import is_naive
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
+from pact_kernels.ops.selected_log_confidences import selected_log_confidences
 from pact_kernels.ops.selected_logits import selected_logits
-from pact_kernels.ops.selected_logsumexp import selected_logsumexp
 from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
 
@@ -79,8 +79,7 @@ def selected_confidences(
     if over == "vocabulary" and not differentiable:
         token_ids = check_tokens(hidden, token_ids, weight.shape[0])
         rows = hidden.reshape(-1, hidden.shape[-1])
-        logits, lse = selected_logsumexp(rows, weight, bias, token_ids, **head)
-        confidences = (logits - lse[:, None]).exp_()
+        confidences = selected_log_confidences(rows, weight, bias, token_ids, **head).exp_()
         return confidences.reshape(*hidden.shape[:-1], token_ids.numel())
     logits = selected_logits(hidden, weight, token_ids, bias=bias, **head)
     if over == "selection":

@@ -10,6 +10,7 @@ import pact_kernels as pk
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
 from pact_kernels.kernels.kl_tensors import KlOut
+from pact_kernels.kernels.slab_loss import Softmax
 from pact_kernels.naive.pact_kl import pact_kl_rows
 from tests.kernels.kl_case import Case, case
 from tests.ops.test_precision import near_a_jump
@@ -42,11 +43,13 @@ def vocabulary_rows(
     rows = KlRows(kl, StudentHead(c.weight[ids].to(dtype), None, None, 1.0), None, num_rows)
     kl_out, gate_out, share = torch.full((3, num_rows), torch.nan)
     out = KlOut(kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), share)
+    largest = c.hidden.amax(-1)
+    total = (c.hidden - largest[:, None]).exp().sum(-1)
     rows(
         c.hidden.to(dtype),
         slice(0, num_rows),
         out,
-        lse=c.hidden.logsumexp(-1).float(),
+        softmax=Softmax(largest.float(), total.float()),
         target=torch.where(ignored, -1, 0),
         ignore_index=-1,
     )

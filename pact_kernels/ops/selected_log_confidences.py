@@ -1,4 +1,4 @@
-"""The operator of confidences that need no gradient: `pact_kernels::selected_logsumexp`.
+"""The operator of confidences that need no gradient: `pact_kernels::selected_log_confidences`.
 
 2 N D V flops, with the selected logits from the same pass on a GPU.
 
@@ -17,7 +17,7 @@ from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register
 
 
-def selected_logsumexp(
+def selected_log_confidences(
     rows: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -25,8 +25,8 @@ def selected_logsumexp(
     *,
     softcap: float | None,
     logit_scale: float,
-) -> tuple[Tensor, Tensor]:
-    """(N, K) selected logits and (N,) log-sum-exps, fp32; not differentiable."""
+) -> Tensor:
+    """(N, K) log-softmax over the vocabulary at the K tokens, fp32; not differentiable."""
     return _operator(
         rows, weight, bias, token_ids, softcap, logit_scale, workspace_bytes(rows.device)
     )
@@ -40,8 +40,8 @@ def _run(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    return backend("selected_logsumexp", hidden).selected_logsumexp(
+) -> Tensor:
+    return backend("selected_log_confidences", hidden).selected_log_confidences(
         hidden,
         weight,
         bias,
@@ -54,18 +54,15 @@ def _run(
 
 def _fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *_: Any
-) -> tuple[Tensor, Tensor]:
-    rows, dtype = hidden.shape[0], accumulator_dtype(hidden.dtype)
-    return (
-        hidden.new_empty((rows, token_ids.shape[0]), dtype=dtype),
-        hidden.new_empty((rows,), dtype=dtype),
-    )
+) -> Tensor:
+    shape = hidden.shape[0], token_ids.shape[0]
+    return hidden.new_empty(shape, dtype=accumulator_dtype(hidden.dtype))
 
 
 _operator = register(
-    "selected_logsumexp",
+    "selected_log_confidences",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor token_ids, float? softcap, "
-    "float logit_scale, int workspace_bytes) -> (Tensor, Tensor)",
+    "float logit_scale, int workspace_bytes) -> Tensor",
     _run,
     _fake,
 )

@@ -1,4 +1,4 @@
-"""Selected logits and the log-sum-exp of all, for confidences that need no gradient.
+"""Log-softmax over the vocabulary at the selected tokens, without a gradient.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
@@ -12,7 +12,7 @@ from pact_kernels.chunked.selected_logits import selected_logits
 from pact_kernels.chunked.spec import HeadSpec
 
 
-def selected_logsumexp(
+def selected_log_confidences(
     hidden: Tensor,  # (N, D)
     weight: Tensor,  # (V, D)
     bias: Tensor | None,  # (V,)
@@ -21,7 +21,7 @@ def selected_logsumexp(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
-) -> tuple[Tensor, Tensor]:  # (N, K) and (N,), fp32
+) -> Tensor:  # (N, K) fp32
     """The logits in fp32 from gathered rows, the log-sum-exp from the chunk loop."""
     logits = selected_logits(
         hidden,
@@ -44,4 +44,4 @@ def selected_logsumexp(
         wanted=(False, False, False),
         limit_bytes=limit_bytes,
     ).term
-    return logits, lse
+    return logits.sub_(lse[:, None])

@@ -1,4 +1,4 @@
-"""Selected logits and the log-sum-exp of all, from one pass over the vocabulary.
+"""Log-softmax over the vocabulary at the selected tokens, from one pass over it.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
@@ -11,7 +11,7 @@ from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.runtime import unit_stride
 
 
-def selected_logsumexp(
+def selected_log_confidences(
     hidden: Tensor,  # (N, D)
     weight: Tensor,  # (V, D)
     bias: Tensor | None,  # (V,)
@@ -20,8 +20,8 @@ def selected_logsumexp(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
-) -> tuple[Tensor, Tensor]:  # (N, K) and (N,), fp32
-    """Both by the streaming kernel: a confidence and its denominator from the same products."""
+) -> Tensor:  # (N, K) fp32
+    """By the streaming kernel: a confidence and its denominator from the same products."""
     out = launch_linear_logsumexp(
         unit_stride(hidden),
         unit_stride(weight),
@@ -32,4 +32,4 @@ def selected_logsumexp(
         logit_scale=logit_scale,
         limit_bytes=limit_bytes,
     )
-    return out.selected, out.lse
+    return (out.selected - out.largest[:, None]).sub_(out.total.log()[:, None])
