@@ -121,6 +121,15 @@ def test_opcheck(name: str, reduction: str, trained: bool) -> None:
         opcheck(func, args)
 
 
+def test_opcheck_of_confidences_without_a_gradient() -> None:
+    p = problem(6, 3, 13, 4)
+    calls = Calls()
+    with torch.no_grad(), calls:
+        pk.selected_confidences(p.hidden, p.weight, p.token_ids, bias=p.bias, softcap=4.0)
+    (call,) = [c for c in calls.seen if "log_confidences" in str(c[0])]
+    opcheck(*call)
+
+
 def test_opcheck_of_token_scores() -> None:
     p = problem(6, 3, 13)
     with Calls() as calls:

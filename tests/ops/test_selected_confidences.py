@@ -52,3 +52,19 @@ def test_no_row(over: str) -> None:
     p = problem(rows=0)
     got = pk.selected_confidences(p.hidden, p.weight, p.token_ids, over=over)
     assert got.shape == (0, 11)
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "triton"])
+def test_without_a_gradient_the_values_are_the_same(implementation: str) -> None:
+    """One pass over the vocabulary instead of two ops; on large logits both keep to [0, 1]."""
+    p = problem(9)
+    hidden, weight, bias = p.hidden.float() * 20, p.weight.float(), p.bias.float()
+    with pk.implementation(implementation):
+        with_gradient = pk.selected_confidences(
+            hidden.requires_grad_(), weight, p.token_ids, bias=bias
+        )
+        with torch.no_grad():
+            without = pk.selected_confidences(hidden, weight, p.token_ids, bias=bias)
+    torch.testing.assert_close(without, with_gradient.detach(), rtol=1e-4, atol=1e-6)
+    assert not without.requires_grad
+    assert bool((without <= 1.0 + 1e-5).all())
