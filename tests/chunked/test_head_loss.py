@@ -93,11 +93,19 @@ def test_poisoned_buffers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
 
 def test_kept_rows() -> None:
     target = torch.tensor([3, -100, 0, -100])
-    assert kept_rows(target, -100, 5).tolist() == [0, 2]
-    assert kept_rows(target[:1], -100, 5) is None
-    assert kept_rows(None, -100, 5) is None
-    assert kept_rows(target[1:2], -100, 5).tolist() == []
-    assert kept_rows(target[:0], -100, 5) is None
+    assert kept_rows(target, -100, 5, None).tolist() == [0, 2]
+    assert kept_rows(target[:1], -100, 5, None) is None
+    assert kept_rows(None, -100, 5, None) is None
+    assert kept_rows(target[1:2], -100, 5, None).tolist() == []
+    assert kept_rows(target[:0], -100, 5, None) is None
+
+
+def test_kept_rows_whose_number_is_known() -> None:
+    target = torch.tensor([3, -100, 0, -100])
+    assert kept_rows(target, -100, 5, 2).tolist() == [0, 2]
+    assert kept_rows(target, -100, 5, 4) is None  # as many as there are positions: all stay
+    with pytest.raises(ValueError, match="one entry per row, 2 once .*per position, 4.*, got 3"):
+        kept_rows(target, -100, 5, 3)
 
 
 @pytest.mark.parametrize("limit_bytes", [1, 1000, 10**6])
