@@ -5,6 +5,9 @@ Legend: B sequences, L positions, D hidden size, V vocabulary (rows of the head)
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,17 +70,39 @@ def causal_lm(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def hidden_states(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor | None = None,
+) -> Tensor:
     """Final hidden states of the backbone, (B, L, D), the head left out.
+
+    With `position_ids` a line holds several sequences end to end, and attention stays within each.
+    Transformers forms the mask for it from the positions, where it is given no other mask and no
+    cache; flash attention reads them too, but from a batch of one line alone. `check_packing`
+    finds the models that do neither.
 
     Args:
         model: a causal language model, with or without PEFT adapters, which apply as they are set.
         input_ids: (B, L) int64, right-padded.
         attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+        position_ids: (B, L) int64, from 0 in every sequence, padding included; None has one
+            sequence a line.
     """
     decoder = causal_lm(model).get_decoder()
-    out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return out.last_hidden_state
+    if position_ids is None:
+        out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return out.last_hidden_state
+    if "flash" not in str(decoder.config._attn_implementation):
+        out = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return out.last_hidden_state
+    tokens = attention_mask.bool()
+    ids, positions = input_ids[tokens][None], position_ids[tokens][None]  # (1, T), padding left out
+    packed = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    states = packed.new_zeros(*tokens.shape, packed.shape[-1])  # (B, L, D)
+    states[tokens] = packed
+    return states
 
 
 def output_head(model: nn.Module) -> Head:
@@ -127,6 +152,55 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
             f"differ by {error:.1e} of their size: its head does what its config does not name, "
             "and is not supported"
         )
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module) -> None:
+    """Compare the states of two short sequences in packed lines with those apart, once.
+
+    Raises:
+        ValueError: they differ, or the model takes no positions: its layers look across sequences,
+            as recurrent ones do, or its masks are not made from positions.
+    """
+    causal = causal_lm(model)
+    name = type(causal).__name__
+    fix = "train it with packing off (padded batches)"
+    if "position_ids" not in inspect.signature(causal.get_decoder().forward).parameters:
+        raise ValueError(f"packing needs a model that takes position_ids, got {name}: {fix}")
+    weight = output_head(model).weight
+    # Sequences of 4 and of 5 tokens; then that of 5 again and 4 of padding.
+    ids = torch.arange(2 * 9, device=weight.device).reshape(2, 9)  # (B, L)
+    ids[1, :5] = ids[0, 4:]
+    ids %= weight.shape[0]
+    places = torch.arange(9, device=weight.device)  # (L,)
+    positions = torch.stack([torch.where(places < 4, places, places - 4), places % 5])
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    with evaluating(model):
+        packed = hidden_states(model, ids, mask, positions).float()  # (B, L, D)
+        first = hidden_states(model, ids[:1, :4], mask[:1, :4])[0].float()  # (4, D)
+        second = hidden_states(model, ids[:1, 4:], mask[:1, 4:])[0].float()  # (5, D)
+    ours = torch.cat([packed[0], packed[1, :5]])
+    apart = torch.cat([first, second, second])
+    error = ((ours - apart).norm(dim=-1) / apart.norm(dim=-1).clamp(min=1e-6)).max().item()
+    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    if not error <= (1e-3 if exact else 0.1):
+        raise ValueError(
+            f"states of packed sequences must be those of the sequences apart, and differ by "
+            f"{error:.1e} of their size in {name}, whose layers look across sequences: {fix}"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the mode of every module is put back after."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
 
 
 def _existing(name_or_path: str | Path) -> str:

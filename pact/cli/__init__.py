@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "discover": "find the safety tokens of an aligned model",
     "show": "print or draw a file of safety tokens",
+    "cache": "compute the reference of a training run ahead of it",
     "train": "fine-tune a chat model and keep its alignment",
     "evaluate": "measure refusals, drift and what was learnt",
     "demo": "all of it in minutes on a CPU, on a small model",

@@ -1,8 +1,10 @@
-"""Batches of similar length for inference, where the order does not matter and padding is waste."""
+"""Batches of similar length, of which less is padding: sorted to infer, shuffled to train."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 
 def length_batches(
@@ -33,3 +35,36 @@ def length_batches(
             size = max(1, min(by_tokens, batch_size or len(lengths)))
         batches[-1].append(index)
     return batches
+
+
+def bucketed_order(
+    lengths: Sequence[int], batch_size: int, seed: int | Sequence[int], window: int = 32
+) -> list[int]:
+    """A random order whose batches hold examples of similar length.
+
+    The examples are shuffled, sorted within windows of several batches, cut into batches, and the
+    batches are shuffled. What does not fill a batch is drawn at random and comes last, so that no
+    length is more likely to be in a small batch.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples in a batch.
+        seed: the order depends on it, the lengths and the sizes alone.
+        window: batches that are sorted together; more make lengths within a batch closer, and the
+            batches of an epoch less random.
+
+    Returns:
+        Indices into `lengths`, every one once; batch n is at n * batch_size.
+    """
+    for name, size in (("batch_size", batch_size), ("window", window)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(lengths))
+    full = len(order) // batch_size * batch_size
+    sizes = np.asarray(lengths)[order[:full]]
+    # By window, then by length; the sort is stable, so equal lengths stay shuffled.
+    by_length = np.lexsort((sizes, np.arange(full) // (window * batch_size)))
+    batches = order[:full][by_length].reshape(-1, batch_size)
+    batches = batches[generator.permutation(len(batches))]
+    return [*batches.ravel().tolist(), *order[full:].tolist()]

@@ -27,6 +27,7 @@ class Collator:
         row_target                                          (N,)    the tokens to predict
         post_input_ids, post_attention_mask                 (A, P)  with `post_only`
         post_sequence, post_position                        (N,)    with `post_only`
+        example                                             (B,)    if the examples have it
     """
 
     header_ids: Sequence[int]
@@ -37,7 +38,10 @@ class Collator:
     """Whether the gate needs the post-only inputs."""
 
     def __call__(self, examples: Sequence[Encoded | Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Collate examples with `input_ids` and `labels`, each a list or tensor of its length."""
+        """Collate examples with `input_ids` and `labels`, each a list or tensor of its length.
+
+        Their `example`, the index in the data set, names them to a cached reference.
+        """
         pairs = [_tensors(example) for example in examples]
         lengths = torch.tensor([ids.numel() for ids, _ in pairs])  # (B,)
         shape = len(pairs), int(lengths.max())
@@ -61,6 +65,9 @@ class Collator:
         if self.post_only:
             post = post_only_inputs(input_ids, rows, self.header_ids, self.pad_token_id)
             batch |= {f"post_{name}": value for name, value in post._asdict().items()}
+        named = [e["example"] for e in examples if isinstance(e, Mapping) and "example" in e]
+        if len(named) == len(examples):
+            batch["example"] = torch.tensor([int(index) for index in named])
         return batch
 
 

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
-from pact.models import causal_lm, hidden_states, output_head
+from pact.models import causal_lm, evaluating, hidden_states, output_head
 
 
 class Reference(Protocol):
     """Anything that yields the reference of a collated batch, row by row."""
+
+    is_student: bool
+    """Whether a student with fresh adapters is this reference, which can be checked."""
 
     def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates | pk.ReferenceLogits: ...
 
@@ -26,6 +29,8 @@ class FrozenModel:
     """A second model, never trained: for full fine-tuning, or when the aligned model is another
     one.
     """
+
+    is_student = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -42,6 +47,8 @@ class AdaptersOff:
             embeddings, `modules_to_save`), so that without adapters it is not the aligned model.
     """
 
+    is_student = True
+
     def __init__(self, model: nn.Module) -> None:
         if not hasattr(model, "disable_adapter"):
             raise ValueError(
@@ -49,7 +56,7 @@ class AdaptersOff:
                 f"{type(model).__name__}: use FrozenModel(copy.deepcopy(model))"
             )
         adapter_names = tuple(getattr(model, "peft_config", {}))
-        prefixes = tuple(getattr(getattr(model, "base_model", None), "prefix", "lora_").split(","))
+        prefixes = adapter_prefixes(model)
         others = [
             name
             for name, parameter in model.named_parameters()
@@ -68,32 +75,35 @@ class AdaptersOff:
             return _reference_states(self.model, batch)
 
 
+def adapter_prefixes(model: Any) -> tuple[str, ...]:
+    """What the names of a PEFT model's adapter parameters contain."""
+    return tuple(getattr(getattr(model, "base_model", None), "prefix", "lora_").split(","))
+
+
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """Evaluation mode with adapters off; every mode and every `requires_grad` is put back after."""
-    training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
     try:
-        with model.disable_adapter():
+        with evaluating(model), model.disable_adapter():
             yield
     finally:
-        for module, mode in training:
-            module.training = mode
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
 
 
 @torch.no_grad()
 def _reference_states(model: nn.Module, batch: Mapping[str, Tensor]) -> pk.ReferenceStates:
-    states = hidden_states(model, batch["input_ids"], batch["attention_mask"])  # (B, L, D)
+    places = batch.get("position_ids")  # of packed sequences
+    states = hidden_states(model, batch["input_ids"], batch["attention_mask"], places)  # (B, L, D)
     full = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
     post = None
     if "post_input_ids" in batch:
         if batch["post_input_ids"].shape[0] == 0:
             post = full
         else:
-            states = hidden_states(model, batch["post_input_ids"], batch["post_attention_mask"])
+            ids, mask = batch["post_input_ids"], batch["post_attention_mask"]
+            states = hidden_states(model, ids, mask, batch.get("post_position_ids"))
             post = states[batch["post_sequence"], batch["post_position"]]  # (N, D)
     head = output_head(causal_lm(model))
     return pk.ReferenceStates(full, post, head.weight.detach(), head.bias)

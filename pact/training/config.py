@@ -26,6 +26,8 @@ class FitConfig:
     """Examples of one optimiser step, over all processes."""
     micro_batch_size: int | None = None
     """Examples of one forward pass, without effect on the result; unset is the whole batch."""
+    group_by_length: bool = False
+    """Draw the examples of a step at similar length, so that less of a padded batch is padding."""
     warmup_ratio: float = 0.03
     """Share of the steps over which the learning rate rises; after it, half a cosine down to 0."""
     weight_decay: float = 0.0
@@ -84,6 +86,10 @@ class TrainConfig(FitConfig):
     """Safety tokens, the file that `pact discover` writes; unused by method=plain."""
     max_length: int = 512
     """Tokens kept of each conversation, from its beginning."""
+    packing: bool = False
+    """Put examples end to end in lines, each attending to itself alone, instead of padding them."""
+    pack_length: int | None = None
+    """Most tokens of such a line; unset is max_length."""
     full_finetuning: bool = False
     """Train every weight; off trains LoRA adapters."""
     lora_r: int = 8
@@ -94,6 +100,14 @@ class TrainConfig(FitConfig):
     """Dropout at the adapters' input."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter (the paper's)."""
+    cache: bool = True
+    """Compute the reference's values once, before the first epoch, and keep them on disk for this
+    run and later ones; off runs the reference at every step."""
+    cache_dir: str | None = None
+    """Folder of such caches, each under a fingerprint of all it depends on; unset is
+    ~/.cache/pact/reference."""
+    cache_dtype: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the kept values."""
     reference_model: str | None = None
     """A model to hold to, loaded in dtype; unset is the model itself, adapters off or copied."""
 
@@ -108,6 +122,12 @@ class TrainConfig(FitConfig):
             )
         for name, valid, need in (
             ("max_length", self.max_length >= 2, "at least 2"),
+            (
+                "pack_length",
+                self.pack_length is None or self.pack_length >= 1,
+                "at least 1, or unset",
+            ),
+            ("cache_dtype", self.cache_dtype in ("fp16", "fp32"), "'fp16' or 'fp32'"),
             ("lora_r", self.lora_r >= 1, "at least 1"),
             ("lora_alpha", self.lora_alpha > 0, "positive"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),

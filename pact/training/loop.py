@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 from pact.data.spans import IGNORE
 from pact.models import output_head
 from pact.objective import PactObjective
-from pact.reference import FrozenModel, Reference
+from pact.reference import FrozenModel, Reference, check_at_start
 from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pact.training.config import FitConfig
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
-from pact.training.student import Student, trainable_parameters
+from pact.training.student import Student, check_collator, trainable_parameters
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -51,7 +51,8 @@ def fit(
         dataset: examples with `input_ids` and `labels`, by index.
         objective: what to minimise.
         reference: the frozen model; None where the objective needs none.
-        collator: examples -> one batch on the CPU, as `pact.data.collate.Collator`.
+        collator: examples -> one batch on the CPU, as `pact.data.collate.Collator` or
+            `pact.data.packing.PackedCollator`.
         config: the settings.
         output_dir: an existing folder for metrics and checkpoints; None writes nothing.
 
@@ -61,13 +62,17 @@ def fit(
 
     Raises:
         ValueError: there are no data; the objective needs a reference and has none; a token is not
-            in the model's vocabulary; nothing is trainable; the loss is not finite.
+            in the model's vocabulary; nothing is trainable; batches are packed, and the model
+            looks across sequences; a student with fresh adapters is not its reference; the loss is
+            not finite.
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
-    plan = Plan(config, len(dataset))
+    plan = Plan(config, len(dataset), _lengths(dataset) if config.group_by_length else None)
     parts = _prepare(model, objective, reference, config)
     accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
+    with _autocast(parts):
+        check_collator(collator, model, reference)
     first = _resume(output_dir, parts) if config.resume else 0
     log = MetricsLog(output_dir if is_main else None, resume_step=first)
     meter = Meter(accelerator)
@@ -77,6 +82,8 @@ def fit(
     for step in range(first, plan.num_steps):
         torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
         batches = _read_step(plan, step, dataset, collator, parts)
+        if step == 0:
+            _check_first(parts, objective, reference, batches[0])
         grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
         progress.update()
         done = step + 1
@@ -150,10 +157,10 @@ def _optimizer_step(
     num_items = accelerator.reduce(rows, reduction="sum").clamp(min=1)  # () of all processes
     for place, batch in enumerate(batches):
         meter.tokens += int(batch["attention_mask"].sum())
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        batch = _placed(batch, device)
         is_last = place == len(batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(parts.student):
-            with torch.autocast(device.type, torch.bfloat16, parts.config.dtype == "bf16"):
+            with _autocast(parts):
                 loss = parts.student(batch, num_items)
             # DDP averages over the processes what num_items makes a sum over them.
             (loss.loss * accelerator.num_processes).backward()
@@ -166,6 +173,34 @@ def _optimizer_step(
     parts.optimizer.step()
     parts.optimizer.zero_grad()
     return grad_norm
+
+
+def _check_first(
+    parts: _Parts, objective: PactObjective, reference: Reference | None, batch: dict[str, Tensor]
+) -> None:
+    """Stop before the first step if the student is not what it is held to."""
+    batch = _placed(batch, parts.accelerator.device)
+    with _autocast(parts):
+        check_at_start(parts.model, reference, batch, objective)
+
+
+def _placed(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device, but for the examples' indices, which are looked up on the host."""
+    return {
+        name: value if name == "example" else value.to(device, non_blocking=True)
+        for name, value in batch.items()
+    }
+
+
+def _autocast(parts: _Parts) -> torch.autocast:
+    """bfloat16 products where the settings ask for them."""
+    enabled = parts.config.dtype == "bf16"
+    return torch.autocast(parts.accelerator.device.type, torch.bfloat16, enabled)
+
+
+def _lengths(dataset: Any) -> list[int]:
+    """Tokens of each example."""
+    return [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
 
 
 def _read_step(

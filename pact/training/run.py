@@ -1,4 +1,4 @@
-"""`train`: from files to a trained model on disk.
+"""`train`: from files to a trained model on disk; `fill`: its reference cache alone.
 
 The output folder of a run:
 
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset
@@ -25,20 +26,31 @@ from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
+from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
 from pact.discovery import SafetyTokens
 from pact.models import check_head, load_model, load_tokenizer, output_head
 from pact.objective import PactObjective
-from pact.reference import AdaptersOff, FrozenModel, Reference
+from pact.reference import (
+    AdaptersOff,
+    CachedReference,
+    FrozenModel,
+    Reference,
+    ReferenceCache,
+    cache_key,
+    fill_cache,
+)
 from pact.training.config import CONFIG_FILE, TrainConfig, config_changes, save_configs
 from pact.training.loop import fit
 from pact.training.metrics import Record
+from pact.training.schedule import Plan
 from pact.training.student import make_trainable
 
 logger = logging.getLogger(__name__)
 
 # Settings that a resumed run may change: they do not touch what is computed.
-FREE_ON_RESUME = {"resume", "save_every", "log_every", "output_dir"}
+FREE_ON_RESUME = {"resume", "save_every", "log_every", "output_dir", "cache_dir"}
+CACHE_DIR = "~/.cache/pact/reference"
 
 
 class TrainResult(NamedTuple):
@@ -72,6 +84,13 @@ def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
     model, reference = _load(config, objective, dataset)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
+    if isinstance(reference, AdaptersOff | FrozenModel) and _is_worth_caching(config, dataset):
+        reference = _cached(config, objective, dataset, reference, collator)
+        dataset = dataset.add_column("example", np.arange(len(dataset)))
+    if config.packing:
+        collator = PackedCollator(
+            **vars(collator), pack_length=config.pack_length or config.max_length
+        )
 
     processes.wait_for_everyone()  # all have looked at the folder
     if processes.is_main_process:
@@ -84,6 +103,63 @@ def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
         logger.info("saved the trained model to %s", output_dir)
     processes.wait_for_everyone()
     return TrainResult(model, output_dir, records)
+
+
+def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
+    """Fill the reference cache of a run ahead of it, on any number of processes.
+
+    Args:
+        config: the settings of the run; those of the loop and `output_dir` do not matter.
+        pact: the objective's settings; the default is `PactConfig()`.
+
+    Raises:
+        ValueError: `method` is plain, or whatever the data, the tokens or the model refuse.
+    """
+    pact = pact or PactConfig()
+    tokenizer = load_tokenizer(config.model)
+    objective = _objective(config, pact, tokenizer)
+    if not objective.needs_reference:
+        raise ValueError("method=plain has no reference to cache: give --method pact")
+    dataset = encode_examples(load_examples(config.train_file), tokenizer, config.max_length)
+    _, reference = _load(config, objective, dataset)
+    assert isinstance(reference, AdaptersOff | FrozenModel)
+    header = header_ids(tokenizer) if objective.needs_post_only else ()
+    collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
+    return _cached(config, objective, dataset, reference, collator).cache
+
+
+def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:
+    """Whether the run sees an example more than once; else its reference is as cheap live."""
+    plan = Plan(config, len(dataset))
+    return config.cache and plan.num_steps * config.batch_size > len(dataset)
+
+
+def _cached(
+    config: TrainConfig,
+    objective: PactObjective,
+    dataset: Dataset,
+    reference: AdaptersOff | FrozenModel,
+    collator: Collator,
+) -> CachedReference:
+    """The reference from disk; all processes fill in what is not there yet."""
+    processes = PartialState()
+    reference.model.to(processes.device)
+    precision: dict[str, Any] = {"dtype": config.cache_dtype, "compute_dtype": config.dtype}
+    key = cache_key(dataset, reference, objective, collator.header_ids, **precision)
+    parent = Path(config.cache_dir or CACHE_DIR).expanduser()
+    cache = fill_cache(
+        dataset,
+        reference,
+        objective,
+        collator,
+        folder=parent / key,
+        process_index=processes.process_index,
+        num_processes=processes.num_processes,
+        progress=processes.is_local_main_process,
+        **precision,
+    )
+    processes.wait_for_everyone()
+    return CachedReference(cache, is_student=reference.is_student)
 
 
 def _output_folder(config: TrainConfig, pact: PactConfig) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from pact.data.batches import bucketed_order
 from pact.training.config import FitConfig
 
 
@@ -15,6 +17,8 @@ class Plan(NamedTuple):
 
     config: FitConfig
     num_examples: int
+    lengths: Sequence[int] | None = None
+    """Tokens of each example, for `config.group_by_length`."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -33,9 +37,13 @@ class Plan(NamedTuple):
     def indices(self, step: int) -> list[int]:
         """The examples of a step, drawn anew without replacement in every epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(self.num_examples)
-        size = self.config.batch_size
-        return order[place * size : (place + 1) * size].tolist()
+        seed, size = (self.config.seed, epoch), self.config.batch_size
+        if self.config.group_by_length:
+            assert self.lengths is not None
+            order = bucketed_order(self.lengths, size, seed)
+        else:
+            order = np.random.default_rng(seed).permutation(self.num_examples).tolist()
+        return order[place * size : (place + 1) * size]
 
     def micro_batches(self, step: int, process: int, num_processes: int) -> list[list[int]]:
         """A process's share of a step, cut to micro_batch_size; a small step may leave it empty."""

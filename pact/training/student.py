@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pact.models import hidden_states, output_head
+from pact.data.packing import PackedCollator
+from pact.models import check_packing, hidden_states, output_head
 from pact.objective import PactObjective
-from pact.reference import Reference
+from pact.reference import FrozenModel, Reference
 from pact.training.config import TrainConfig
 from pact_kernels import PactLoss
 
@@ -52,11 +53,13 @@ def batch_loss(
         model: a causal language model, with or without PEFT adapters.
         objective: what to minimise.
         reference: the frozen model; None where the objective needs none.
-        batch: as `pact.data.collate.Collator` makes it, on the model's device.
+        batch: as `pact.data.collate.Collator` or `pact.data.packing.PackedCollator` makes it, on
+            the model's device.
         num_items: rows of the whole optimiser step; None is the batch's own.
     """
     held_to = None if reference is None else reference(batch)
-    states = hidden_states(model, batch["input_ids"], batch["attention_mask"])  # (B, L, D)
+    places = batch.get("position_ids")  # of packed sequences
+    states = hidden_states(model, batch["input_ids"], batch["attention_mask"], places)  # (B, L, D)
     hidden = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
     return objective(
         hidden,
@@ -66,6 +69,14 @@ def batch_loss(
         held_to,
         num_items=num_items,
     )
+
+
+def check_collator(collator: object, model: nn.Module, reference: Reference | None) -> None:
+    """Refuse packed batches for a student or a reference that looks across sequences."""
+    if isinstance(collator, PackedCollator):
+        check_packing(model)
+        if isinstance(reference, FrozenModel):
+            check_packing(reference.model)
 
 
 def make_trainable(model: Any, config: TrainConfig) -> Any:

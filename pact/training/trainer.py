@@ -15,8 +15,8 @@ from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.template import header_ids
 from pact.objective import PactObjective
-from pact.reference import AdaptersOff, FrozenModel, Reference
-from pact.training.student import batch_loss
+from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
+from pact.training.student import batch_loss, check_collator
 from pact_kernels import PactLoss
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class PactTrainer(Trainer):
         pact: the objective's settings; the default is `PactConfig()`.
         objective: a ready objective, instead of `tokens` and `pact`.
         reference: the frozen model; the default is the model itself, adapters off or copied.
-        data_collator: the default is a `Collator` for the tokenizer in `processing_class`.
+        data_collator: the default is a `Collator` for the tokenizer in `processing_class`; a
+            `PackedCollator` leaves padding out.
         processing_class: the tokenizer.
         **options: Trainer's other arguments. Data sets have the columns `input_ids` and `labels`,
             as `pact.data.dataset.encode_examples` makes them.
@@ -83,6 +84,9 @@ class PactTrainer(Trainer):
         self.reference = self._default_reference() if reference is None else reference
         if isinstance(self.reference, FrozenModel):
             self.reference.model.to(self.args.device)
+        with self.accelerator.autocast():
+            check_collator(data_collator, self.model, self.reference)
+        self._unchecked = self.objective.needs_reference
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, KL, gate
         self._summed_from = 0  # the step of the last log
 
@@ -92,6 +96,12 @@ class PactTrainer(Trainer):
         if hasattr(self.model, "disable_adapter"):
             return AdaptersOff(self.model)
         return FrozenModel(copy.deepcopy(self.model))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the column by which a cached reference knows an example."""
+        super()._set_signature_columns_if_needed()
+        if self._signature_columns is not None and "example" not in self._signature_columns:
+            self._signature_columns.append("example")
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -112,6 +122,9 @@ class PactTrainer(Trainer):
         inner = self.accelerator.unwrap_model(model)
         forward = partial(batch_loss, inner, self.objective, self.reference)
         with self.accelerator.autocast():
+            if self._unchecked:
+                check_at_start(inner, self.reference, inputs, self.objective)
+                self._unchecked = False
             loss = _call_through(model, inner, forward, inputs, num_items_in_batch)
         total = loss.loss
         if num_items_in_batch is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from pact.data.batches import length_batches
+from pact.data.batches import bucketed_order, length_batches
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,51 @@ def test_every_example_is_in_one_batch_within_the_limits() -> None:
 def test_limits_are_checked(limits: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_batches([1], **limits)
+
+
+def skewed_lengths(count: int) -> list[int]:
+    """1 .. 97, in no order."""
+    return [(37 * n) % 97 + 1 for n in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 100, 256])  # none, less than a batch, one, ragged
+@pytest.mark.parametrize("window", [1, 4, 1000])  # one batch, several, more than there are
+def test_a_bucketed_order_holds_every_index_once(count: int, window: int) -> None:
+    lengths = skewed_lengths(count)
+    order = bucketed_order(lengths, 8, seed=3, window=window)
+    assert sorted(order) == list(range(count))
+    assert all(isinstance(index, int) for index in order)
+    assert order == bucketed_order(lengths, 8, seed=3, window=window)
+    if count > 8:  # one whole batch is sorted, whatever the seed
+        assert order != bucketed_order(lengths, 8, seed=4, window=window)
+
+
+def test_bucketed_batches_have_similar_lengths_in_no_order() -> None:
+    lengths = skewed_lengths(1000)
+
+    def spread(order: list[int]) -> float:
+        """Mean distance of the longest and the shortest of a full batch."""
+        batches = [[lengths[i] for i in order[n : n + 8]] for n in range(0, 1000 - 7, 8)]
+        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
+
+    random = list(np.random.default_rng(0).permutation(1000))
+    order = bucketed_order(lengths, 8, seed=0, window=16)
+    assert spread(random) > 60
+    assert spread(order) < 0.25 * spread(random)
+    assert spread(order) > spread(bucketed_order(lengths, 8, seed=0, window=1000))
+    means = [sum(lengths[i] for i in order[n : n + 8]) / 8 for n in range(0, 1000, 8)]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # from short to long it is 1
+
+
+def test_what_fills_no_batch_is_of_any_length() -> None:
+    """Of 9 examples in batches of 8, each is the last one in its turn."""
+    lengths = [10 * n for n in range(9)]
+    last = {bucketed_order(lengths, 8, seed)[-1] for seed in range(100)}
+    assert last == set(range(9))
+
+
+def test_bucket_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        bucketed_order([1], 0, seed=0)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        bucketed_order([1], 1, seed=0, window=0)

@@ -75,3 +75,11 @@ def test_rows_predict_the_answers_of_a_real_template() -> None:
         assert tokenizer.decode(target) == answer + "<|im_end|>"
         line = batch["post_input_ids"][number][batch["post_attention_mask"][number] == 1]
         assert tokenizer.decode(line) == "<|im_start|>assistant\n" + answer
+
+
+def test_examples_keep_their_index() -> None:
+    named = [{**example, "example": index} for example, index in zip(EXAMPLES, (7, 3), strict=True)]
+    collate = Collator([90], pad_token_id=2)
+    assert collate(named)["example"].tolist() == [7, 3]
+    assert collate(named)["example"].dtype == torch.int64
+    assert "example" not in collate([named[0], EXAMPLES[1]])

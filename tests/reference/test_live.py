@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pact.data.collate import Collator
+from pact.data.packing import PackedCollator
 from pact.models import hidden_states
 from pact.reference import AdaptersOff, FrozenModel
 from tests.tiny import tiny_llama
@@ -53,6 +54,20 @@ def test_adapters_off_is_the_base_model_row_by_row(batch):
         torch.testing.assert_close(state, alone)
     torch.testing.assert_close(got.weight, base.lm_head.weight)
     assert not got.full_hidden.requires_grad and not got.weight.requires_grad
+
+
+def test_packed_lines_give_the_states_of_padded_ones():
+    """Row by row, for a batch whose lines hold two sequences, with their post-only lines too."""
+    examples = [
+        {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, 8, -100, 10]},
+        {"input_ids": [11, 12, 13], "labels": [-100, 12, 13]},
+        {"input_ids": [14, 15, 16], "labels": [14, 15, 16]},
+    ]
+    padded = AdaptersOff(adapted())(Collator(HEADER, pad_token_id=0)(examples))
+    packed = AdaptersOff(adapted())(PackedCollator(HEADER, 0, pack_length=9)(examples))
+    assert padded.full_hidden.shape == (7, 32)
+    torch.testing.assert_close(packed.full_hidden, padded.full_hidden)
+    torch.testing.assert_close(packed.post_hidden, padded.post_hidden)
 
 
 def test_without_post_only_inputs_there_is_no_post_only_state(batch):

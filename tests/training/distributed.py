@@ -1,4 +1,4 @@
-"""Run by `test_loop` in two processes: train with `fit` and with `PactTrainer`, save the weights.
+"""Run by `test_loop` in two processes: train with `fit` and `PactTrainer`, save what comes of it.
 
 torchrun --nproc-per-node=2 tests/training/distributed.py FOLDER
 """
@@ -11,14 +11,21 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from pact.config import PactConfig
 from pact.training.config import FitConfig
 from pact.training.trainer import PactTrainer
 from tests.tiny import tiny_llama
-from tests.training.problem import parameters_of, problem
+from tests.training.problem import one_step, parameters_of, problem
+
+STEPS = {  # (micro_batch_size, packed) -> name
+    (8, False): "padded",
+    (2, False): "padded-by-2",
+    (8, True): "packed",
+    (1, True): "packed-by-1",
+}
 
 
 def by_fit() -> nn.Module:
@@ -29,6 +36,15 @@ def by_fit() -> nn.Module:
     )
     problem(PactConfig(), count=5).fit(model, config)
     return model
+
+
+def by_step(micro_batch_size: int, packed: bool) -> dict[str, Tensor]:
+    """Gradients and loss of one step of 8 examples."""
+    given = problem(PactConfig(), count=8)
+    given = given.packed(pack_length=150) if packed else given
+    reference = given.reference(tiny_llama(seed=1))
+    record, gradients = one_step(given, tiny_llama(), reference, micro_batch_size=micro_batch_size)
+    return gradients | {name: torch.tensor(record[name]) for name in ("loss", "kl", "gate")}
 
 
 def by_trainer(folder: Path, num_processes: int) -> nn.Module:
@@ -64,6 +80,10 @@ def main(folder: Path) -> None:
         for name, model in models.items():
             weights = {n: p.contiguous() for n, p in parameters_of(model).items()}
             save_file(weights, folder / f"{name}.safetensors")
+    for (size, packed), name in STEPS.items():
+        step = by_step(size, packed)
+        if processes.is_main_process:
+            save_file(step, folder / f"{name}.safetensors")
     processes.wait_for_everyone()
 
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
+from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
 from pact.objective import PactObjective
 from pact.reference import FrozenModel, Reference
@@ -48,6 +50,11 @@ class Problem(NamedTuple):
     def reference(self, model: nn.Module) -> Reference | None:
         """A frozen copy of another model, so that the KL pulls from the first step on."""
         return FrozenModel(copy.deepcopy(model)) if self.objective.needs_reference else None
+
+    def packed(self, pack_length: int | None = None) -> Problem:
+        """The same examples in packed lines."""
+        collator = PackedCollator(**vars(self.collator), pack_length=pack_length)
+        return self._replace(collator=collator)
 
     def fit(self, model: nn.Module, config: FitConfig, **options: Any) -> list[Record]:
         reference = self.reference(tiny_llama(seed=1))
@@ -100,6 +107,30 @@ def summed_gradients(model: nn.Module) -> Mapping[str, Tensor]:
             sums[name] = torch.zeros_like(parameter)
             parameter.register_hook(partial(add, name))
     return sums
+
+
+def one_step(
+    given: Problem, model: nn.Module, reference: Reference | None, **settings: Any
+) -> tuple[Record, dict[str, Tensor]]:
+    """The record and the gradients of one optimiser step, as the optimiser sees them.
+
+    They are summed over micro-batches and processes, and not clipped.
+    """
+    gradients: dict[str, Tensor] = {}
+
+    def read(*_: Any) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                gradients[name] = parameter.grad.clone()
+
+    hook = register_optimizer_step_pre_hook(read)
+    try:
+        config = FitConfig(max_steps=1, max_grad_norm=1e9, **settings)
+        (record,) = fit(model, given.dataset, given.objective, reference, given.collator, config)
+    finally:
+        hook.remove()
+    return record, gradients
 
 
 def largest_error(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:

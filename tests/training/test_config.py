@@ -37,6 +37,7 @@ def test_the_loop_refuses(settings: dict, message: str) -> None:
         ({"method": "pact"}, "method=pact needs the safety tokens, got tokens unset"),
         ({"method": "sft"}, "method must be 'pact' or 'plain', got 'sft'"),
         ({"max_length": 1}, "max_length must be at least 2, got 1"),
+        ({"pack_length": 0}, "pack_length must be at least 1, or unset, got 0"),
         ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\), got 1.0"),
         ({"lora_targets": ()}, "lora_targets must be at least one name"),
         ({"epochs": 0}, "epochs must be at least 1"),  # the base's checks run too

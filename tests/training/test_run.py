@@ -17,7 +17,14 @@ from pact.training import TrainConfig, train
 from pact.training import run as run_module
 from pact.training.loop import fit
 from tests.tiny import save_tiny, tiny_llama
-from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, Stopping, conversations
+from tests.training.problem import (
+    TOKEN_IDS,
+    TOKEN_WEIGHTS,
+    Stopping,
+    conversations,
+    largest_error,
+    parameters_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,21 @@ def test_pact_holds_the_student_where_plain_lets_it_go(
         records = train(config, PactConfig(over="vocabulary", gate=False, kl_weight=weight)).records
         kl[weight] = records[-1]["kl"]
     assert kl[100.0] < 0.5 * kl[0.0]
+
+
+@pytest.mark.parametrize("pack_length", [None, 400])
+def test_packing_trains_what_padding_trains(
+    pack_length: int | None, files: dict[str, str], tmp_path: Path
+) -> None:
+    runs = []
+    for packing in (False, True):
+        config = _settings(files, tmp_path / str(packing), packing=packing, pack_length=pack_length)
+        runs.append(train(config))
+    for padded, packed in zip(*(run.records for run in runs), strict=True):
+        assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-4)
+        assert packed["kl"] == pytest.approx(padded["kl"], rel=1e-3, abs=1e-6)
+    error = largest_error(*(parameters_of(run.model.train()) for run in runs))
+    assert error < 1e-3  # Adam divides by small second moments
 
 
 def test_another_reference_model(files: dict[str, str], tmp_path: Path) -> None:

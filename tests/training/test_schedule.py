@@ -65,3 +65,17 @@ def test_noise_differs_between_steps_processes_and_seeds() -> None:
     }
     assert len(seeds) == 8
     assert plans[0].noise_seed(1, 0) == plans[0].noise_seed(1, 0)
+
+
+def test_steps_by_length_hold_every_example_once_in_an_order_per_epoch() -> None:
+    lengths = [(37 * n) % 97 + 1 for n in range(101)]  # 1 .. 97, in no order; 101: 5 are left over
+    plan = Plan(FitConfig(batch_size=8, epochs=2, group_by_length=True, seed=3), 101, lengths)
+    epochs = [[plan.indices(step) for step in range(13 * n, 13 * (n + 1))] for n in (0, 1)]
+    for steps in epochs:
+        assert [len(step) for step in steps] == [8] * 12 + [5]
+        assert sorted(index for step in steps for index in step) == list(range(101))
+        spreads = [max(lengths[i] for i in s) - min(lengths[i] for i in s) for s in steps[:12]]
+        assert max(spreads) < 20  # of 96
+    assert epochs[0] != epochs[1]
+    same = Plan(FitConfig(batch_size=8, epochs=9, group_by_length=True, seed=3), 101, lengths)
+    assert same.indices(20) == plan.indices(20)

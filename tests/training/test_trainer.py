@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import TrainingArguments
+from transformers import BloomConfig, BloomForCausalLM, TrainingArguments
 
 from pact.config import PactConfig
 from pact.discovery import SafetyTokens
@@ -80,6 +80,50 @@ def test_it_trains_the_weights_that_fit_trains(pact: PactConfig | None, tmp_path
     for ours, theirs in zip(logged, records, strict=True):
         for name in ("loss", "cross_entropy", "kl", "gate", "grad_norm"):
             assert float(ours[name]) == pytest.approx(theirs[name], rel=1e-4, abs=1e-7), name
+
+
+def test_it_trains_on_packed_lines_what_it_trains_on_padded_ones(tmp_path: Path) -> None:
+    """Two steps of 8 examples, in micro-batches of 4."""
+    given = problem(PactConfig(), count=16)
+    trainers = []
+    for each in (given, given.packed(pack_length=300)):
+        trainer = InOrder(
+            _adapters(),
+            _arguments(
+                tmp_path,
+                max_steps=2,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                learning_rate=1e-2,
+                logging_steps=1,
+            ),
+            objective=each.objective,
+            data_collator=each.collator,
+            train_dataset=each.dataset,
+        )
+        trainer.train()
+        trainers.append(trainer)
+    padded, packed = trainers
+    assert largest_error(parameters_of(packed.model), parameters_of(padded.model)) < 1e-3
+    for ours, theirs in zip(packed.state.log_history, padded.state.log_history, strict=True):
+        for name in ("loss", "cross_entropy", "kl", "gate", "grad_norm"):
+            if name in theirs:
+                assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4, abs=1e-6)
+
+
+def test_packed_lines_need_a_model_that_keeps_them_apart(tmp_path: Path) -> None:
+    given = problem(None).packed()
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="takes position_ids, got BloomForCausalLM"):
+        PactTrainer(
+            bloom,
+            _arguments(tmp_path),
+            objective=given.objective,
+            data_collator=given.collator,
+            train_dataset=given.dataset,
+        )
+    with pytest.raises(ValueError, match="takes position_ids, got BloomForCausalLM"):
+        given.fit(bloom, FitConfig(max_steps=1))
 
 
 def test_tokens_and_a_tokenizer_are_enough(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The token ids and labels of a data set as flat arrays, without a Python object per token.
+
+Legend: E examples, T tokens of all examples together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pact.data.spans import IGNORE
+
+
+class Columns(NamedTuple):
+    """All examples, one after the other."""
+
+    input_ids: np.ndarray
+    """(T,) int32."""
+    labels: np.ndarray
+    """(T,) int32."""
+    offsets: np.ndarray
+    """(E + 1,) int64: where each example begins, and the end."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) int64: tokens of each example."""
+        return np.diff(self.offsets)
+
+    def example(self, index: int) -> dict[str, np.ndarray]:
+        """One example, as a collator takes it."""
+        place = slice(self.offsets[index], self.offsets[index + 1])
+        return {"input_ids": self.input_ids[place].copy(), "labels": self.labels[place].copy()}
+
+    def row_counts(self) -> np.ndarray:
+        """(E,) int64: answer rows of each example, as `pact.data.spans.answer_rows` finds them."""
+        predicted = self.labels != IGNORE  # (T,)
+        predicted[self.offsets[:-1][self.lengths > 0]] = False  # no state predicts the first
+        before = np.concatenate(([0], np.cumsum(predicted)))  # (T + 1,)
+        return np.diff(before[self.offsets])
+
+
+def read_columns(dataset: Sequence[Mapping[str, Any]] | Any) -> Columns:
+    """Read `input_ids` and `labels`; from a `datasets.Dataset` as Arrow keeps them, in its order.
+
+    Raises:
+        ValueError: there are no examples, or one has not one label per token.
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data must hold at least one example, got none")
+    if hasattr(dataset, "with_format"):
+        table = dataset.with_format("arrow")[:]
+        ids, labels = (pc.list_flatten(table[name]).to_numpy() for name in Columns._fields[:2])
+        sizes = [pc.list_value_length(table[name]).to_numpy() for name in Columns._fields[:2]]
+    else:
+        parts = [[np.asarray(example[name]) for example in dataset] for name in Columns._fields[:2]]
+        ids, labels = (np.concatenate(part) for part in parts)
+        sizes = [np.array([len(line) for line in part]) for part in parts]
+    if not np.array_equal(*sizes):
+        index = int(np.flatnonzero(sizes[0] != sizes[1])[0])
+        raise ValueError(
+            f"an example must have one label per token, got {sizes[0][index]} ids and "
+            f"{sizes[1][index]} labels in example {index}: encode it with "
+            "pact.data.template.encode"
+        )
+    offsets = np.concatenate(([0], np.cumsum(sizes[0], dtype=np.int64)))
+    return Columns(ids.astype(np.int32), labels.astype(np.int32), offsets)

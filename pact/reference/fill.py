@@ -1,0 +1,180 @@
+"""Filling a cache: the frozen model runs over the data set, a shard at a time, at inference speed.
+
+Shards that are whole on disk are left alone, so a killed run goes on where it was.
+
+Legend: n answer rows of an example, K safety tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pact.data.batches import length_batches
+from pact.models import DTYPES, Head, causal_lm, output_head
+from pact.objective import PactObjective
+from pact.reference.cache import ReferenceCache
+from pact.reference.centred import CentredLogits, centred_reference
+from pact.reference.columns import Columns, read_columns
+from pact.reference.live import AdaptersOff, FrozenModel
+from pact.reference.shards import Layout, is_valid, remove_partial, write_json, write_shard
+
+logger = logging.getLogger(__name__)
+
+META_FILE = "meta.json"
+"""Facts for a person; nothing reads it."""
+
+Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
+
+
+def fill_cache(
+    dataset: Sequence[Mapping[str, Any]] | Any,
+    reference: AdaptersOff | FrozenModel,
+    objective: PactObjective,
+    collator: Collate,
+    *,
+    folder: str | Path,
+    dtype: str = "fp16",
+    compute_dtype: str = "fp32",
+    max_tokens: int = 8192,
+    process_index: int = 0,
+    num_processes: int = 1,
+    progress: bool = True,
+) -> ReferenceCache:
+    """Run the frozen model over the shards of this process that are not whole on disk yet.
+
+    Args:
+        dataset: examples with `input_ids` and `labels`; their indices here name them later.
+        reference: the frozen model, on the device where it is to run.
+        objective: its safety tokens, `over`, and whether it has a gate.
+        collator: examples -> one batch; with post-only inputs if the objective has a gate.
+        folder: `<cache_dir>/<cache_key(...)>`, since nothing here checks what a shard was made of.
+        dtype: what the values are kept in, "fp16" or "fp32".
+        compute_dtype: "bf16" runs the products under autocast, as the training loop does.
+        max_tokens: most positions of a batch, padding included.
+        process_index: this process, from 0.
+        num_processes: processes that fill the cache; shards go round among them.
+        progress: whether to show a bar of answer rows.
+
+    Returns:
+        The cache, which checks its files on first use: wait for all processes before.
+    """
+    assert objective.config is not None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = read_columns(dataset)
+    layout = Layout(
+        lengths=columns.lengths,
+        row_counts=columns.row_counts(),
+        num_tokens=objective.token_ids.numel(),
+        contexts=("full", "post") if objective.needs_post_only else ("full",),
+        dtype=dtype,
+    )
+    cache = ReferenceCache(folder, layout, objective.config.over)
+    filler = _Filler(cache, columns, reference, objective, collator, compute_dtype, max_tokens)
+    own = range(process_index, layout.num_shards, num_processes)
+    for shard in own:
+        remove_partial(folder, shard)
+    missing = [shard for shard in own if not is_valid(layout.path(folder, shard))]
+    if process_index == 0 and (missing or not (folder / META_FILE).exists()):
+        write_json(folder / META_FILE, _meta(cache, reference, compute_dtype))
+    done, total = (
+        sum(int(layout.row_counts[layout.examples(shard)].sum()) for shard in shards)
+        for shards in (set(own) - set(missing), own)
+    )
+    start = time.perf_counter()
+    with tqdm(total=total, initial=done, desc="reference", unit="row", disable=not progress) as bar:
+        for shard in missing:
+            write_shard(folder, shard, layout, filler.values(shard, bar))
+    elapsed_s = time.perf_counter() - start
+    if missing:
+        logger.info(
+            "reference cache %s: %d rows of %d bytes, %.0f rows/s",
+            folder,
+            total - done,
+            cache.bytes_per_row,
+            (total - done) / max(elapsed_s, 1e-9),
+        )
+    return cache
+
+
+class _Filler(NamedTuple):
+    """What it takes to compute a shard."""
+
+    cache: ReferenceCache
+    columns: Columns
+    reference: AdaptersOff | FrozenModel
+    objective: PactObjective
+    collator: Collate
+    compute_dtype: str
+    max_tokens: int
+
+    @torch.no_grad()
+    def values(self, shard: int, bar: Any) -> dict[str, list[np.ndarray]]:
+        """Per context, (n, K) of every example of a shard."""
+        layout = self.cache.layout
+        head = output_head(self.reference.model)
+        examples = layout.examples(shard)
+        values: dict[str, list[np.ndarray]] = {
+            context: [np.empty(0)] * len(examples) for context in layout.contexts
+        }
+        lengths = layout.lengths[examples].tolist()
+        for lines in length_batches(lengths, max_tokens=self.max_tokens):
+            indices = examples[lines]
+            counts = layout.row_counts[indices]
+            kept = self._kept(indices, int(counts.sum()), head)
+            for context in layout.contexts:
+                rows = getattr(kept, context).to(DTYPES[layout.dtype]).cpu().numpy()
+                for line, part in zip(lines, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
+                    values[context][line] = part
+            bar.update(int(counts.sum()))
+        return values
+
+    def _kept(self, indices: np.ndarray, num_rows: int, head: Head) -> CentredLogits:
+        """The values of one batch."""
+        device = head.weight.device
+        batch = self.collator([self.columns.example(index) for index in indices])
+        assert batch["row_step"].numel() == num_rows
+        batch = {name: value.to(device) for name, value in batch.items()}
+        token_ids = self.objective.token_ids.to(device)
+        with torch.autocast(device.type, torch.bfloat16, self.compute_dtype == "bf16"):
+            return centred_reference(self.reference(batch), head, token_ids, self.cache.over)
+
+
+def _meta(
+    cache: ReferenceCache, reference: AdaptersOff | FrozenModel, compute_dtype: str
+) -> dict[str, object]:
+    """Facts for a person."""
+    layout = cache.layout
+    model = causal_lm(reference.model)
+    return {
+        "model": model.config.name_or_path or type(model).__name__,
+        "reference": type(reference).__name__,
+        "examples": len(layout.lengths),
+        "tokens": int(layout.lengths.sum()),
+        "rows": cache.num_rows,
+        "safety_tokens": layout.num_tokens,
+        "contexts": list(layout.contexts),
+        "over": cache.over,
+        "dtype": layout.dtype,
+        "compute_dtype": compute_dtype,
+        "bytes_per_row": cache.bytes_per_row,
+        "size_mib": round(cache.num_rows * cache.bytes_per_row / 2**20, 3),
+        "shards": layout.num_shards,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "datasets": datasets.__version__,
+        },
+    }
