@@ -114,8 +114,8 @@ def evened_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         number = held.index(min(held))
         bins[number].append(item)
         held[number] += lengths[item]
-    longest = max((sum(lengths[item] for item in items) for items in fitted), default=0)
-    return bins if max(held, default=0) <= longest else fitted
+    fits = all(size <= capacity or len(b) == 1 for b, size in zip(bins, held, strict=True))
+    return bins if fits else fitted
 
 
 class _Layout(NamedTuple):

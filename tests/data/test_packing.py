@@ -161,9 +161,10 @@ def test_first_fit_decreasing_by_hand() -> None:
 
 
 def test_bins_are_filled_alike_where_that_fits() -> None:
-    assert evened_bins([4, 8, 1, 4, 2, 1], capacity=10) == [[1, 2, 5], [0, 3, 4]]  # 10 and 10
+    assert evened_bins([4, 8, 1, 4, 2, 1], capacity=10) == [[1, 4], [0, 3, 2, 5]]  # 10 and 10
     assert evened_bins([4, 4, 4, 1, 1], capacity=12) == [[0, 2], [1, 3, 4]]  # 8 and 6, not 12 and 2
     assert evened_bins([3, 3, 2, 2, 2], capacity=6) == [[0, 1], [2, 3, 4]]  # alike would be 7 and 5
+    assert evened_bins([9, 3, 3, 2, 2, 2], capacity=6) == [[0], [1, 2], [3, 4, 5]]  # 9 on its own
     assert evened_bins([], capacity=5) == []
 
 
