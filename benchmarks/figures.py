@@ -1,0 +1,58 @@
+"""Measured figures beside their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured value, and the bound that it is to keep."""
+
+    name: str
+    value: float
+    at_most: float | None = None
+    """Its target where less is better."""
+    at_least: float | None = None
+    """Its target where more is better; without either the figure is stated only."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is kept; None without one. A value that is no number keeps none."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return None if self.at_least is None else self.value >= self.at_least
+
+    @property
+    def target(self) -> str:
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return "" if self.at_least is None else f">= {self.at_least:g}"
+
+    @property
+    def verdict(self) -> str:
+        return {True: "met", False: "missed", None: ""}[self.met]
+
+    def record(self) -> dict[str, str | float | bool | None]:
+        """Ready for JSON."""
+        return {"name": self.name, "value": self.value, "target": self.target, "met": self.met}
+
+
+def figure_table(figures: Sequence[Figure]) -> str:
+    """One line for each: name, target, value, verdict."""
+    cells = [("figure", "target", "value", "")]
+    cells += [(f.name, f.target, f"{f.value:.3f}", f.verdict) for f in figures]
+    return align(cells)
+
+
+def align(cells: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )

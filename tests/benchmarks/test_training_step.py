@@ -1,0 +1,158 @@
+"""The training-step benchmark: its sides mean the same, and its table says what was missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import training_step
+from benchmarks.figures import Figure, figure_table
+from benchmarks.timing import alternate_ms
+from benchmarks.training_data import RELEASED_LENGTH, DemoData, PaddedCollator
+from benchmarks.training_memory import MIB, Memory, measure_memory
+from benchmarks.training_sides import (
+    CACHED,
+    LIVE,
+    OWN,
+    RELEASED,
+    SIDES,
+    Setting,
+    Task,
+    check_equal,
+    loss_and_gradients,
+    make_setting,
+    random_task,
+    take_step,
+)
+from benchmarks.training_step import QUICK, memory_figures, step_figures
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture
+def setting() -> Setting:
+    """With adapters that are not the identity any more."""
+    made = make_setting(tiny_llama(), num_tokens=7)  # odd, and no power of two
+    with torch.no_grad():
+        for name, parameter in made.student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    return made
+
+
+@pytest.fixture
+def task(setting: Setting) -> Task:
+    return random_task(setting.student, 3, 13)  # a prompt of 6 tokens, an answer of 7
+
+
+def assert_same(setting: Setting, task: Task, name: str, other: Task, other_name: str) -> None:
+    loss, gradients = loss_and_gradients(setting, SIDES[name](setting, task))
+    same_loss, same_gradients = loss_and_gradients(setting, SIDES[other_name](setting, other))
+    torch.testing.assert_close(loss, same_loss)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients)
+    for gradient, same in zip(gradients, same_gradients, strict=True):
+        torch.testing.assert_close(gradient, same, rtol=1e-4, atol=1e-6)
+
+
+def test_the_released_side_has_our_loss_and_gradients(setting: Setting, task: Task) -> None:
+    assert_same(setting, task, RELEASED, task, LIVE)
+
+
+def test_the_released_side_does_not_feel_its_padding(setting: Setting) -> None:
+    data = DemoData(tiny_tokenizer())
+    padded, natural = data.task(0, 2, PaddedCollator), data.task(0, 2)
+    assert padded.batch()["input_ids"].shape == (2, RELEASED_LENGTH)
+    assert natural.batch()["input_ids"].shape[1] < RELEASED_LENGTH
+    assert_same(setting, padded, RELEASED, natural, LIVE)
+
+
+def test_the_released_side_refuses_a_head_that_it_does_not_know(
+    setting: Setting, task: Task
+) -> None:
+    setting.student.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="a matrix alone"):
+        SIDES[RELEASED](setting, task)()
+
+
+def test_sides_of_one_meaning_are_checked(
+    setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_equal(setting, task)
+    monkeypatch.setitem(SIDES, CACHED, SIDES[OWN])
+    with pytest.raises(AssertionError):
+        check_equal(setting, task)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_a_step_changes_the_adapters_alone(setting: Setting, task: Task, name: str) -> None:
+    before = {key: value.clone() for key, value in setting.student.state_dict().items()}
+    take_step(setting, SIDES[name](setting, task))
+    after = setting.student.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {key for key in before if "lora_" in key}
+
+
+def test_rounds_begin_with_another_call_and_the_first_is_not_recorded() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times_ms = alternate_ms(calls for _ in range(3))
+    assert "".join(order) == "abcbcacab"
+    assert {name: len(times) for name, times in times_ms.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "met", "verdict"),
+    [
+        (1.05, {"at_most": 1.05}, True, "met"),  # the bound itself keeps it
+        (1.051, {"at_most": 1.05}, False, "missed"),
+        (1.9, {"at_least": 1.9}, True, "met"),
+        (1.899, {"at_least": 1.9}, False, "missed"),
+        (float("nan"), {"at_most": 1.0}, False, "missed"),
+        (200.0, {}, None, ""),
+    ],
+)
+def test_a_figure_is_met_or_missed(
+    value: float, bound: dict[str, float], met: bool | None, verdict: str
+) -> None:
+    figure = Figure(name="f", value=value, **bound)
+    assert figure.met is met
+    line = figure_table([figure]).splitlines()[1].split()
+    assert line[-1] == (verdict or f"{value:.3f}")
+
+
+def test_ratios_are_of_medians() -> None:
+    times_ms = {name: [2.0, 4.0, 90.0] for name in [*SIDES, training_step.READING]}
+    times_ms[RELEASED] = [8.0, 1.0, 8.0]
+    figures = {figure.name: figure for figure in step_figures("s", times_ms)}
+    figure = figures[f"time s: {RELEASED} / {CACHED}"]
+    assert (figure.value, figure.target, figure.met) == (2.0, ">= 1.9", True)
+
+
+def test_memory_is_compared_with_and_without_the_imports() -> None:
+    memory = {CACHED: Memory(60.0, 100.0), RELEASED: Memory(60.0, 140.0)}
+    whole, added = memory_figures("s", memory)
+    assert (whole.value, whole.met) == (1.4, False)
+    assert (added.value, added.met) == (2.0, None)
+
+
+def test_a_quick_run_prints_and_writes_every_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {CACHED: Memory(60.0, 100.0), RELEASED: Memory(60.0, 150.0)}
+    monkeypatch.setattr(training_step, "memory_of", lambda *_: memory)
+    file = tmp_path / "report.json"
+    training_step.main(["--quick", "--model", str(save_tiny(tmp_path)), "--json", str(file)])
+    report = json.loads(file.read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert all(figure["name"] in printed for figure in report["figures"])
+    assert all(figure["value"] > 0 for figure in report["figures"])
+    assert list(report["steps_ms"]) == [str(size) for size in QUICK.sizes]
+    assert report["cache_bytes_per_row"] == 200  # 2 contexts of 50 tokens in 16 bits
+
+
+def test_peak_memory_is_of_a_process_of_its_own(tmp_path: Path) -> None:
+    ballast = torch.ones(2**28)  # 1 GiB, which the other process must not take over
+    imports_mib, peak_mib = measure_memory(save_tiny(tmp_path), CACHED, 2, 8)
+    assert 50 < imports_mib <= peak_mib < ballast.nbytes / MIB  # more than an interpreter
