@@ -190,7 +190,7 @@ def test_an_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "pact: error: no command 'trian': did you mean 'train'?\n"
     assert main(["zzz"]) == 2
-    assert "they are discover, show, train" in capsys.readouterr().err
+    assert "they are discover, show, cache, train" in capsys.readouterr().err
     assert main([]) == 2
     assert capsys.readouterr().out.startswith("usage: pact <command>")
 
