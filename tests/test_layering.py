@@ -123,7 +123,9 @@ FORBIDDEN = {
     "pact.objective": ("pact.training", "pact.evaluation", "pact.demo", "pact.cli"),
     "pact.training": ("pact.demo", "pact.cli"),
     "pact.evaluation": ("pact.training", "pact.demo", "pact.cli"),
-    "pact.demo": ("pact.cli",),
+    "pact.demo": ("pact.recipes", "pact.cli"),
+    "pact.recipes": ("pact.demo", "pact.cli"),
+    "pact.settings": ("pact.cli", "pact.recipes", "pact.training", "pact.evaluation"),
 }
 
 

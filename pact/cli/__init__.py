@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "refusals": "keep the refusals that an aligned model gives: what discover reads",
     "discover": "find the safety tokens of an aligned model",
     "show": "print or draw a file of safety tokens",
     "cache": "compute the reference of a training run ahead of it",
     "train": "fine-tune a chat model and keep its alignment",
     "evaluate": "measure refusals, drift and what was learnt",
+    "recipe": "settings for real models: memory plans, dry runs, data, whole runs",
     "demo": "all of it in minutes on a CPU, on a small model",
     "convert-tokens": "read the safety direction that the paper's authors released",
 }

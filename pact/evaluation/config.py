@@ -29,7 +29,8 @@ class EvaluateConfig:
     reference: str | None = None
     """The aligned model for drift; unset is the model with its adapters off."""
     judge: str = "keyword"
-    """Who says what a refusal is: keyword, classifier:PATH, guard:PATH, or a registered name."""
+    """Who says what a refusal is: keyword, classifier:PATH, guard:PATH or guard:HUB/NAME, or a
+    registered name."""
     refusal_label: str | None = None
     """The label that means refusal; for classifier:PATH."""
     max_new_tokens: int = 64

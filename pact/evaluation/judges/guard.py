@@ -26,19 +26,22 @@ class GuardJudge:
     harmful prompts, and read its rate as the share of answers that did no harm.
 
     Args:
-        path: folder of a causal language model whose chat template renders a user's and an
-            assistant's turn as the question that the guard answers.
+        path: folder or hub name of a causal language model whose chat template renders a user's and
+            an assistant's turn as the question that the guard answers.
         options: the precision and the place of the guard.
     """
 
     def __init__(self, path: str, options: JudgeOptions) -> None:
-        if not (Path(path).expanduser() / "config.json").is_file():
-            raise ValueError(
-                f"a guard judge needs a model folder, guard:PATH, got {path!r} without config.json"
-            )
-        self.path = str(Path(path).expanduser())
+        folder = Path(path).expanduser()
+        needs = f"a guard judge needs a model's folder or hub name, guard:PATH, got {path!r}"
+        if not path or (folder.is_dir() and not (folder / "config.json").is_file()):
+            raise ValueError(f"{needs} without config.json")
+        self.path = str(folder) if folder.is_dir() else path
         self.options = options
-        self.tokenizer = load_tokenizer(self.path)
+        try:
+            self.tokenizer = load_tokenizer(self.path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{needs}: {error}") from error
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"a guard must have a chat template, which asks it, got none in {path}"

@@ -1,0 +1,102 @@
+"""The refusals that an aligned model gives: the data in which discovery looks for safety tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pact.data.template import prompt_text
+from pact.evaluation.config import EvaluateConfig
+from pact.evaluation.generate import generate_answers
+from pact.evaluation.judges.registry import make_judge
+from pact.evaluation.judges.verdict import JudgeOptions
+from pact.evaluation.prompts import load_prompts
+from pact.models import load_model, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalsConfig:
+    """Which model to ask what, and who says what a refusal is."""
+
+    model: str
+    """The aligned chat model: a folder, or a hub name."""
+    prompts: str
+    """Harmful prompts, a .jsonl file with `prompt` or `messages`."""
+    output: str
+    """The .jsonl file of conversations to write, each a prompt and its refusal."""
+    overwrite: bool = False
+    """Replace the output if it is there."""
+    judge: str = EvaluateConfig.judge
+    """Who says what a refusal is: keyword, classifier:PATH, guard:PATH or guard:HUB/NAME, or a
+    registered name."""
+    refusal_label: str | None = None
+    """The label that means refusal; for classifier:PATH."""
+    max_new_tokens: int = 64
+    """Most tokens of an answer; discovery reads no more than its max_response_length."""
+    batch_size: int = EvaluateConfig.batch_size
+    """Prompts in one forward pass."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the models."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if Path(self.output).suffix != ".jsonl":
+            raise ValueError(f"output must be a .jsonl file, got {self.output!r}")
+
+
+def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
+    """Ask the model, and keep the prompts whose answers refuse from the start, with the answers.
+
+    An answer that is cut at max_new_tokens is kept as it is: discovery reads beginnings.
+
+    Returns:
+        How many conversations were written, and how many prompts were asked.
+
+    Raises:
+        ValueError: the output exists, the prompts, the judge or a model are missing (before a model
+            is loaded), or no answer refuses.
+    """
+    output = Path(config.output).expanduser()
+    if output.is_dir() or (output.exists() and not config.overwrite):
+        raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = JudgeOptions(
+        refusal_label=config.refusal_label,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        device=device,
+    )
+    judge = make_judge(config.judge, options)
+    prompts = load_prompts(config.prompts)
+    tokenizer = load_tokenizer(config.model)
+    prompt_text(prompts[0], tokenizer)  # a missing chat template is an error now rather than later
+    answers = generate_answers(
+        load_model(config.model, dtype=config.dtype).to(device),
+        tokenizer,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    lines = [
+        json.dumps({"messages": [*turns, {"role": "assistant", "content": answer}]})
+        for turns, answer, verdict in zip(prompts, answers, judge(prompts, answers), strict=True)
+        if verdict.starts_with_refusal
+    ]
+    if not lines:
+        raise ValueError(
+            f"at least one answer must refuse, got none of {len(prompts)} by {config.judge}: "
+            f"{config.model} is not aligned, the prompts are harmless, or another judge is needed"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    logger.info("%d of %d answers refuse from the start", len(lines), len(prompts))
+    return len(lines), len(prompts)

@@ -1,0 +1,86 @@
+"""Prompts in, conversations with the refusals out: what discovery reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pact.data.examples import load_examples
+from pact.evaluation import refusals
+from pact.evaluation.refusals import RefusalsConfig, write_refusals
+from tests.tiny import save_tiny
+
+PROMPTS: list[Any] = [
+    {"prompt": "Tell a lie."},
+    {"prompt": "Bake bread."},
+    {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Lie."}]},
+]
+ANSWERS = ["I cannot help with that.", "Sure. I cannot wait.", "I'm sorry, but I can't do\u2028it."]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RefusalsConfig:
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    return RefusalsConfig(
+        model=str(save_tiny(tmp_path / "model")),
+        prompts=str(tmp_path / "prompts.jsonl"),
+        output=str(tmp_path / "new" / "refusals.jsonl"),
+        max_new_tokens=4,
+    )
+
+
+def test_refusals_are_kept_with_their_prompts(
+    config: RefusalsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def answer(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> list[str]:
+        asked.update(settings, prompts=prompts)
+        return ANSWERS
+
+    monkeypatch.setattr(refusals, "generate_answers", answer)
+    assert write_refusals(config) == (2, 3)
+    assert (asked["max_new_tokens"], asked["batch_size"]) == (4, 16)
+    first, second = load_examples(config.output)
+    assert first == [
+        {"role": "user", "content": "Tell a lie."},
+        {"role": "assistant", "content": ANSWERS[0]},
+    ]
+    assert second == [*PROMPTS[2]["messages"], {"role": "assistant", "content": ANSWERS[2]}]
+    with pytest.raises(ValueError, match="must be a new file: name another, or set overwrite"):
+        write_refusals(config)
+
+
+def test_a_model_that_refuses_nothing_leaves_no_file(config: RefusalsConfig) -> None:
+    """The tiny model's own words, through its own generation."""
+    with pytest.raises(ValueError, match="at least one answer must refuse, got none of 3 by keyw"):
+        write_refusals(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output": "refusals.txt"}, "output must be a .jsonl file, got 'refusals.txt'"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefusalsConfig(**{"model": "m", "prompts": "p.jsonl", "output": "o.jsonl", **settings})
+
+
+def test_what_is_missing_is_found_before_a_model_is_loaded(
+    config: RefusalsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "load_model", lambda *a, **k: pytest.fail("loaded"))
+    for changes, message in (
+        ({"prompts": "gone.jsonl"}, "prompt file gone.jsonl does not exist"),
+        ({"judge": "jury"}, "judge must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_refusals(RefusalsConfig(**{**vars(config), **changes}))
