@@ -39,6 +39,7 @@ def fit(
     config: FitConfig,
     *,
     output_dir: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[Record]:
     """Train what is trainable in `model`, in place.
 
@@ -55,6 +56,8 @@ def fit(
             `pact.data.packing.PackedCollator`.
         config: the settings.
         output_dir: an existing folder for metrics and checkpoints; None writes nothing.
+        after_step: called with the number of steps done, after each, in every process: to look at
+            the model on its way, whose modules' modes it leaves as they are.
 
     Returns:
         The records: step, epoch, loss, cross_entropy and kl in nats, gate, rows of a step,
@@ -99,6 +102,8 @@ def fit(
                 if not is_last:
                     log.plot()
             accelerator.wait_for_everyone()
+        if after_step is not None:
+            after_step(done)
     progress.close()
     log.plot()
     model.eval()

@@ -134,6 +134,24 @@ def test_records_are_means_over_their_steps() -> None:
         assert some[1][name] == pytest.approx(sum(r[name] for r in every[3:]) / 2, rel=1e-5)
 
 
+def test_looking_after_each_step_changes_nothing() -> None:
+    """Every step is seen once, after its update, and what the look draws is not what training draws."""
+    given, model = problem(None), make_trainable(tiny_llama(), _settings(False, lora_dropout=0.5))
+    seen: dict[int, float] = {}
+
+    def look(step: int) -> None:
+        torch.rand(7)
+        seen[step] = sum(float(p.detach().norm()) for p in model.parameters() if p.requires_grad)
+
+    config = FitConfig(max_steps=3, learning_rate=1e-2)
+    looked = given.fit(model, config, after_step=look)
+    other = make_trainable(tiny_llama(), _settings(False, lora_dropout=0.5))
+    alone = given.fit(other, config)
+    assert [record["loss"] for record in looked] == [record["loss"] for record in alone]
+    assert list(seen) == [1, 2, 3]
+    assert len(set(seen.values())) == 3
+
+
 def test_what_cannot_work_is_refused() -> None:
     given = problem(PactConfig())
     with pytest.raises(ValueError, match="needs a reference, got None"):
