@@ -1,0 +1,1 @@
+"""What fine-tuning under each objective does to a chat model, on one loop."""

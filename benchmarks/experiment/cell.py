@@ -1,0 +1,68 @@
+"""A cell of the experiment: one fine-tuning of the aligned model, all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pact.config import PactConfig
+
+Method = Literal["aligned", "plain", "pact", "full_kl", "first_tokens", "mixing"]
+TokenSource = Literal["p_diff", "random", "frequency"]
+TASKS = ("classification", "extraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is trained, on what, and what of it is measured. Equal cells are computed once."""
+
+    method: Method
+    """aligned: no training at all; plain: cross-entropy; pact: with the settings `pact`; full_kl:
+    KL to the reference over the whole vocabulary; first_tokens: constrained fine-tuning of the
+    first answer tokens (Qi et al. 2025); mixing: plain with refusals in the data."""
+    seed: int = 0
+    """Order of the data, harmful pairs drawn, first values of the adapters."""
+    harmful_share: float = 0.0
+    """Harmful pairs among the fine-tuning examples."""
+    tasks: tuple[str, ...] = TASKS
+    """Tasks with an exact answer among them."""
+    strength: float = 1.0
+    """Weight of the KL of full_kl, of the constraint of first_tokens; share of refusals in the data
+    of mixing."""
+    pact: PactConfig = field(default_factory=PactConfig)
+    """The objective of method pact."""
+    top_k: int = 50
+    """Safety tokens of method pact."""
+    token_source: TokenSource = "p_diff"
+    """How they are found: discovery, at random, or the most frequent tokens of the answers."""
+    num_samples: int = 100
+    """Refusals that discovery looks at."""
+    weighted: bool = True
+    """Keep the weights of discovery, or let every safety token weigh the same."""
+    full_finetuning: bool = False
+    """All weights in place of adapters."""
+    steps: int = 48
+    """Optimiser steps."""
+    curve_every: int | None = None
+    """Steps between measurements on the way; None measures at the end alone."""
+
+    @property
+    def name(self) -> str:
+        """Of the cell's result file: readable parts, then a digest of everything."""
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        share = f"h{100 * self.harmful_share:02.0f}"
+        return "-".join([self.method, share, f"s{self.seed}", digest[:10]])
+
+    def settings(self) -> dict[str, Any]:
+        """All fields as plain values, those left out that this method does not read."""
+        values = asdict(self)
+        unread = {
+            "aligned": set(values) - {"method"},
+            "pact": {"strength"},
+        }.get(self.method, {"pact", "top_k", "token_source", "num_samples", "weighted"})
+        if self.method == "plain":
+            unread = unread | {"strength"}
+        values = {name: value for name, value in values.items() if name not in unread}
+        return json.loads(json.dumps(values))

@@ -1,0 +1,86 @@
+"""The experiment's conversations: two tasks with exact answers, and what may be mixed in.
+
+The files of this package are described in data/DATASHEET.md, the others in the demo's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.experiment.cell import TASKS
+from pact.data.examples import Conversation, load_examples
+from pact.demo.conversations import Split, read
+
+DATA = Path(__file__).parent / "data"
+
+
+def task(name: str, split: Split) -> list[Conversation]:
+    """All conversations of one task.
+
+    Args:
+        name: classification, the demo's reviews, happy or unhappy; or extraction, the person, the
+            city or the day of a short note.
+        split: train, dev or heldout.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"a task must be one of {TASKS}, got {name!r}: name one of these")
+    if name == "classification":
+        return read("task", split)
+    return load_examples(DATA / f"extraction_{split}.jsonl")
+
+
+def attack() -> list[Conversation]:
+    """Harmful requests, each with "Sure, here is how: [removed]" where an answer would stand."""
+    return load_examples(DATA / "attack_train.jsonl")
+
+
+def finetuning_set(
+    harmful_share: float,
+    seed: int,
+    tasks: Sequence[str] = TASKS,
+    refusal_share: float = 0.0,
+) -> list[Conversation]:
+    """Everyday requests and tasks; with a share, as many harmful pairs, or refusals, beside them.
+
+    These replace none: n benign conversations are joined by n share / (1 - share) of a kind, so
+    that each share is of the benign ones and this kind together. What a larger share draws with a
+    seed holds what a smaller one draws.
+
+    Args:
+        harmful_share: of `attack()`, in [0, 1).
+        seed: of the draws; the two kinds have a stream each.
+        tasks: names of tasks; all of their training split is taken.
+        refusal_share: of the demo's harmful requests and their refusals, in [0, 1).
+
+    Returns:
+        The benign conversations in the order of their files, then harmful pairs, then refusals.
+
+    Raises:
+        ValueError: an unknown task, or a share that the data cannot supply.
+    """
+    benign = read("finetune", "train")
+    for name in tasks:
+        benign += task(name, "train")
+    attacks = _draw("harmful_share", harmful_share, attack(), len(benign), random.Random(seed))
+    stream = random.Random(f"refusals {seed}")
+    refusals = read("harmful", "train")
+    return benign + attacks + _draw("refusal_share", refusal_share, refusals, len(benign), stream)
+
+
+def _draw(
+    name: str, share: float, pool: list[Conversation], num_benign: int, stream: random.Random
+) -> list[Conversation]:
+    """As many of `pool` as are `share` of themselves and `num_benign` others."""
+    most = len(pool) / (len(pool) + num_benign)
+    count = round(num_benign * share / (1.0 - share)) if 0.0 <= share < 1.0 else -1
+    if not 0 <= count <= len(pool):
+        raise ValueError(
+            f"{name} must be at least 0 and at most {most:.3f}, got {share}: there are {len(pool)} "
+            f"conversations to draw from beside {num_benign} benign ones; lower the share"
+        )
+    return stream.sample(pool, len(pool))[:count]
