@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pact_kernels import GateConfig
+
+
+class Defaults(NamedTuple):
+    """What is taken where a setting is left unset."""
+
+    kl_weight: float
+    kl_step_tau: float
+    kl_margin: float
+    positive_only: bool
+    gate: bool
+
+
+DEFAULTS = {
+    "vocabulary": Defaults(
+        kl_weight=10.0, kl_step_tau=0.5, kl_margin=1.5, positive_only=True, gate=False
+    ),
+    "selection": Defaults(
+        kl_weight=1.0, kl_step_tau=math.inf, kl_margin=0.0, positive_only=False, gate=True
+    ),
+}
+"""By `over`: the setting that docs/evidence.md recommends, and the released one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PactConfig:
     """What the student is pulled towards, and how hard.
 
-    The defaults are those of the released implementation (arXiv 2603.07445).
+    `PactConfig()` is the recommended objective, `PactConfig(over="selection")` the one released
+    with arXiv 2603.07445: what is left unset is filled in by `over`.
     """
 
-    over: Literal["selection", "vocabulary"] = "selection"
-    """selection: softmax over the safety tokens alone (released); vocabulary: true confidences."""
-    kl_weight: float = 1.0
-    """Lambda: weight of the KL beside the cross-entropy."""
+    over: Literal["vocabulary", "selection"] = "vocabulary"
+    """vocabulary: true confidences; selection: softmax over the safety tokens alone (released)."""
+    kl_weight: float | None = None
+    """Lambda: weight of the KL beside the cross-entropy; unset is 10 for over=vocabulary, 1 for
+    selection."""
     kl_temperature: float | None = None
     """Temperature of the KL; unset is 2 for over=selection, and 1 (the only one) for vocabulary."""
     kl_step_tau: float | None = None
-    """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal;
-    unset weights all steps alike (released)."""
-    gate: bool = True
-    """Mix the post-only reference in; off keeps the full-context one alone and saves a forward."""
+    """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal; inf
+    weighs all steps alike. Unset is 0.5 for over=vocabulary, inf for selection."""
+    kl_margin: float | None = None
+    """Nats by which the reference's log-odds of the safety tokens are raised, to make up for what
+    benign rows alone cannot hold. Unset is 1.5 for over=vocabulary, and 0 (the only one) for
+    selection."""
+    positive_only: bool | None = None
+    """Take the safety tokens of positive weight alone: the others are likelier in what is no
+    refusal, and to hold them holds back what is to be learnt. Unset is on for over=vocabulary, off
+    for selection, whose weights leave them no target either."""
+    gate: bool | None = None
+    """Mix the post-only reference in; off keeps the full-context one alone and saves a forward.
+    Unset is off for over=vocabulary, on for selection."""
     gate_top_p: float = GateConfig.top_p
     """Probability mass that defines the gate's token count."""
     gate_alpha: float = GateConfig.alpha
@@ -44,8 +77,13 @@ class PactConfig:
     def __post_init__(self) -> None:
         if self.over not in ("selection", "vocabulary"):
             raise ValueError(f"over must be 'selection' or 'vocabulary', got {self.over!r}")
-        if not self.kl_weight >= 0:
-            raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight}")
+        for name, value in DEFAULTS[self.over]._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        assert self.kl_weight is not None and self.kl_step_tau is not None
+        assert self.kl_margin is not None
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be at least 0, and finite, got {self.kl_weight}")
         if self.over == "vocabulary" and self.kl_temperature not in (None, 1.0):
             raise ValueError(
                 "over='vocabulary' matches confidences at temperature 1, got kl_temperature="
@@ -53,8 +91,16 @@ class PactConfig:
             )
         if self.kl_temperature is not None and not self.kl_temperature > 0:
             raise ValueError(f"kl_temperature must be positive, got {self.kl_temperature}")
-        if self.kl_step_tau is not None and not self.kl_step_tau > 0:
-            raise ValueError(f"kl_step_tau must be positive or unset, got {self.kl_step_tau}")
+        if not self.kl_step_tau > 0:
+            raise ValueError(f"kl_step_tau must be positive, inf included, got {self.kl_step_tau}")
+        if not 0 <= self.kl_margin < math.inf:
+            raise ValueError(f"kl_margin must be at least 0, and finite, got {self.kl_margin}")
+        if self.kl_margin and self.over != "vocabulary":
+            raise ValueError(
+                "a margin raises confidences over the vocabulary, got "
+                f"kl_margin={self.kl_margin} with over={self.over!r}: set over=vocabulary, or no "
+                "margin"
+            )
         self.gate_config()
 
     def gate_config(self) -> GateConfig | None:

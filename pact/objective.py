@@ -6,6 +6,7 @@ Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import pact_kernels as pk
 from pact.config import PactConfig
+from pact.margin import with_margin
 
 if TYPE_CHECKING:
     from pact.models import Head
@@ -24,7 +26,8 @@ class PactObjective:
 
     Args:
         token_ids: (K,) int64, the safety tokens.
-        token_weights: (K,) their weights; only positive parts count, and only for over="selection".
+        token_weights: (K,) their weights. With `positive_only` the tokens of other weights are left
+            out; beyond that they count for over="selection" alone, by their positive parts.
         config: the objective's settings.
     """
 
@@ -33,6 +36,14 @@ class PactObjective:
             raise ValueError(
                 "token_ids must hold at least one safety token, got none: run `pact discover`"
             )
+        if config.positive_only:
+            positive = token_weights > 0
+            if not bool(positive.any()):
+                raise ValueError(
+                    "with positive_only at least one safety token must have a positive weight, got "
+                    f"none of {token_ids.numel()}: run `pact discover` anew, or turn it off"
+                )
+            token_ids, token_weights = token_ids[positive], token_weights[positive]
         self.token_ids = token_ids
         self.token_weights = token_weights
         self.config: PactConfig | None = config
@@ -52,7 +63,7 @@ class PactObjective:
 
     @property
     def needs_post_only(self) -> bool:
-        return self.config is not None and self.config.gate
+        return self.config is not None and bool(self.config.gate)
 
     def __call__(
         self,
@@ -80,12 +91,16 @@ class PactObjective:
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
         device, tau = hidden.device, self.config.kl_step_tau
-        row_weight = None if tau is None else torch.exp(step / -tau)  # (N,)
+        assert tau is not None and self.config.kl_weight is not None
+        row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)
+        token_ids = self.token_ids.to(device)
+        if self.config.kl_margin:
+            reference = with_margin(reference, head, token_ids, self.config.kl_margin)
         return pk.pact_loss(
             hidden,
             head.weight,
             target,
-            self.token_ids.to(device),
+            token_ids,
             self.token_weights.to(device),
             step,
             reference,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,3 +112,72 @@ def test_no_token_and_no_reference_are_refused():
 def test_settings_out_of_range_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         PactConfig(**wrong)
+
+
+def raised(log_confidence, margin):
+    """The formula of the margin on K + 1 classes, the rest written out."""
+    rest = 1 - log_confidence.exp().sum(-1, keepdim=True)
+    classes = torch.cat((log_confidence + margin, rest.log()), -1)
+    return torch.log_softmax(classes, -1)[:, :-1]
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_margin_multiplies_the_references_odds(gate, cached):
+    """Against a reference whose K + 1 classes were shifted by hand; a margin of 1.5 nats."""
+    p = problem(ignored=0.0)
+    config = PactConfig(over="vocabulary", gate=gate, kl_margin=1.5, kl_weight=0.7)
+    objective = PactObjective(p.token_ids, p.token_weights, config)
+    head = head_of(p)
+
+    def logits(states):
+        z = (states @ p.states.weight.T).double()
+        return z[:, p.token_ids], z.logsumexp(-1)
+
+    full, full_lse = logits(p.states.full_hidden)
+    post, post_lse = logits(p.states.post_hidden)
+    zero = torch.zeros_like(full_lse)
+    by_hand = pk.ReferenceLogits(
+        raised(full - full_lse[:, None], 1.5), raised(post - post_lse[:, None], 1.5), zero, zero
+    )
+    given = pk.ReferenceLogits(full, post, full_lse, post_lse) if cached else p.states
+    out = objective(p.hidden, head, p.target, p.step, given)
+    want = pk.pact_loss(
+        p.hidden,
+        p.weight,
+        p.target,
+        p.token_ids,
+        p.token_weights,
+        p.step,
+        by_hand,
+        kl_weight=0.7,
+        over="vocabulary",
+        gate=pk.GateConfig() if gate else None,
+    )
+    plain = PactObjective(p.token_ids, p.token_weights, replace(config, kl_margin=0.0))
+    without = plain(p.hidden, head, p.target, p.step, given)
+    torch.testing.assert_close(out.kl, want.kl, rtol=1e-4, atol=1e-6)
+    assert abs(out.kl - without.kl) > 1e-3
+    if gate:  # counts of tokens do not see a shift of all K logits
+        torch.testing.assert_close(out.mean_gate, without.mean_gate)
+
+
+def test_margin_at_full_confidence_stays_finite():
+    """A reference that is all safety tokens has nothing to gain; the rest stays at least 1e-6."""
+    p = problem(ignored=0.0)
+    config = PactConfig(over="vocabulary", gate=False, kl_margin=30.0)
+    objective = PactObjective(p.token_ids, p.token_weights, config)
+    full = torch.randn(len(p.target), len(p.token_ids)).log_softmax(-1)
+    hidden = p.hidden.requires_grad_()
+    known = pk.ReferenceLogits(full, full_lse=torch.zeros(len(p.target)))
+    loss = objective(hidden, head_of(p), p.target, p.step, known).loss
+    loss.backward()
+    assert loss.isfinite() and hidden.grad.isfinite().all()
+
+
+def test_margin_is_refused_where_it_means_nothing():
+    with pytest.raises(ValueError, match="kl_margin=1.0 with over='selection': set over=vocab"):
+        PactConfig(over="selection", kl_margin=1.0)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="kl_margin must be at least 0, and finite"):
+            PactConfig(over="vocabulary", kl_margin=wrong)

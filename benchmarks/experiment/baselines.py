@@ -45,7 +45,12 @@ class _StatesObjective(PactObjective):
 
     def __init__(self, *, kl_weight: float = 0.0, kl_step_tau: float | None = None) -> None:
         settings = PactConfig(
-            over="vocabulary", gate=False, kl_weight=kl_weight, kl_step_tau=kl_step_tau
+            over="vocabulary",
+            gate=False,
+            kl_weight=kl_weight,
+            kl_step_tau=math.inf if kl_step_tau is None else kl_step_tau,
+            kl_margin=0.0,
+            positive_only=False,
         )
         super().__init__(torch.arange(COMPARED_TOKENS), torch.ones(COMPARED_TOKENS), settings)
 

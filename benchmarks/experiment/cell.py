@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,8 @@ class Cell:
     """How they are found: discovery, at random, or the most frequent tokens of the answers."""
     num_samples: int = 100
     """Refusals that discovery looks at."""
+    max_response_length: int = 8
+    """First tokens of each refusal that discovery looks at: these refusals are short."""
     weighted: bool = True
     """Keep the weights of discovery, or let every safety token weigh the same."""
     full_finetuning: bool = False
@@ -61,8 +64,14 @@ class Cell:
         unread = {
             "aligned": set(values) - {"method"},
             "pact": {"strength"},
-        }.get(self.method, {"pact", "top_k", "token_source", "num_samples", "weighted"})
+        }.get(
+            self.method,
+            {"pact", "top_k", "token_source", "num_samples", "max_response_length", "weighted"},
+        )
         if self.method == "plain":
             unread = unread | {"strength"}
         values = {name: value for name, value in values.items() if name not in unread}
+        pact = values.get("pact")
+        if pact is not None:  # JSON has no infinity
+            values["pact"] = {n: "inf" if v == math.inf else v for n, v in pact.items()}
         return json.loads(json.dumps(values))

@@ -135,7 +135,7 @@ def test_records_are_means_over_their_steps() -> None:
 
 
 def test_looking_after_each_step_changes_nothing() -> None:
-    """Every step is seen once, after its update, and what the look draws is not what training draws."""
+    """Every step is seen once, after its update; what the look draws, training does not see."""
     given, model = problem(None), make_trainable(tiny_llama(), _settings(False, lora_dropout=0.5))
     seen: dict[int, float] = {}
 

@@ -1,0 +1,121 @@
+"""The aligned model: SmolLM2-135M-Instruct, which as shipped refuses nothing, taught to refuse.
+
+It learns the demo's refusals beside the demo's plain answers and, so that it does not refuse what
+it has not seen, its own answers of before to requests of the kinds that the fine-tuning asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiment.conversations import task
+from pact.data.collate import Collator
+from pact.data.dataset import encode_examples
+from pact.data.examples import Conversation
+from pact.demo.conversations import read
+from pact.demo.shipped import whole_folder
+from pact.demo.stages import EVERY_LINEAR
+from pact.evaluation.generate import generate_answers
+from pact.models import load_model, load_tokenizer
+from pact.objective import PactObjective
+from pact.training.config import FitConfig
+from pact.training.loop import fit
+from pact.training.student import add_adapters
+
+SYSTEM = {"role": "system", "content": ""}
+"""Every conversation begins so, in place of the template's own words: a quarter less to compute."""
+REPEATS = 2
+"""Times that a refusal is in the data, so that a quarter of it or more are refusals."""
+OWN_ANSWERS = 60
+"""Requests of each kind that the shipped model answers in its own words."""
+FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Settings of the refusal training."""
+
+    steps: int = 160
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+def with_system(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The same conversations, each after the experiment's system turn."""
+    return [[SYSTEM, *turns] for turns in conversations]
+
+
+def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
+    """Folder of the model after refusal training, made on first use of these settings.
+
+    Args:
+        settings: of the training.
+        shipped: folder of the model as shipped.
+        cache: an existing folder, kept between runs.
+    """
+    pairs = read("harmful", "train") * REPEATS + read("benign", "train")
+    asked = [turns[:-1] for turns in _requests()]
+    folder = cache / f"experiment-aligned-{_fingerprint(settings, pairs, asked)}"
+    if folder.is_dir():
+        return folder
+    logger.info("refusal training, once: %d steps", settings.steps)
+    tokenizer = load_tokenizer(shipped)
+    model = load_model(shipped)
+    pairs = with_system(pairs) + own_answers(model, tokenizer, with_system(asked))
+    model = add_adapters(model, targets=EVERY_LINEAR, seed=settings.seed)
+    config = FitConfig(
+        learning_rate=settings.learning_rate,
+        max_steps=settings.steps,
+        batch_size=settings.batch_size,
+        warmup_ratio=0.1,
+        seed=settings.seed,
+        save_every=None,
+    )
+    collator = Collator((), tokenizer.pad_token_id, post_only=False)
+    fit(
+        model,
+        encode_examples(pairs, tokenizer, None),
+        PactObjective.plain(),
+        None,
+        collator,
+        config,
+    )
+    with whole_folder(folder) as unfinished:
+        model.merge_and_unload().save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+    return folder
+
+
+def own_answers(model: Any, tokenizer: Any, requests: Sequence[Conversation]) -> list[Conversation]:
+    """Requests with the first sentence of the model's answer; those without one are left out."""
+    answers = generate_answers(model, tokenizer, requests, max_new_tokens=32, batch_size=30)
+    found = [FIRST_SENTENCE.match(answer.strip()) for answer in answers]
+    return [
+        [*turns, {"role": "assistant", "content": sentence[0]}]
+        for turns, sentence in zip(requests, found, strict=True)
+        if sentence is not None
+    ]
+
+
+def _requests() -> list[Conversation]:
+    kinds = (
+        read("finetune", "train"),
+        task("classification", "train"),
+        task("extraction", "train"),
+    )
+    return [turns for kind in kinds for turns in kind[:OWN_ANSWERS]]
+
+
+def _fingerprint(settings: Alignment, *data: Sequence[Conversation]) -> str:
+    text = json.dumps([asdict(settings), SYSTEM, *data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

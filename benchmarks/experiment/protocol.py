@@ -1,0 +1,37 @@
+"""What all cells share: their records can be compared, those of another protocol cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.experiment.alignment import Alignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """How much is asked of every model."""
+
+    outside: int = 40
+    """Of HarmBench's requests."""
+    heldout: int | None = None
+    """Of each held-out set; None takes all of it."""
+    max_new_tokens: int = 20
+    """Most tokens of an answer to a request; answers to a task get as many as they need."""
+    batch_size: int = 40
+    """Prompts in one forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """From the aligned model to the last prompt."""
+
+    alignment: Alignment = Alignment()
+    """The refusal training."""
+    prompts: Prompts = Prompts()
+    """The evaluation."""
+    batch_size: int = 4
+    """Conversations of an optimiser step of fine-tuning."""
+    learning_rate: float = 1e-3
+    """Peak, of adapters; chosen on dev prompts."""
+    full_learning_rate: float = 2e-5
+    """Peak, of full fine-tuning."""

@@ -1,0 +1,226 @@
+"""One cell on models in memory: its safety tokens, its fine-tuning, and what is left.
+
+Legend: K safety tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.experiment.alignment import with_system
+from benchmarks.experiment.baselines import FirstTokens, FullVocabularyKl
+from benchmarks.experiment.cell import TASKS, Cell
+from benchmarks.experiment.conversations import finetuning_set, task
+from benchmarks.experiment.outside import harmbench_prompts
+from benchmarks.experiment.protocol import Protocol
+from benchmarks.experiment.record import Measures
+from pact.data.collate import Collator
+from pact.data.dataset import encode_examples
+from pact.data.examples import Conversation
+from pact.data.template import IGNORE, header_ids
+from pact.demo.conversations import read
+from pact.discovery import SafetyTokens, discover
+from pact.evaluation import Evaluation, evaluate
+from pact.evaluation.result import Refusals
+from pact.models import load_model, load_tokenizer
+from pact.objective import PactObjective
+from pact.reference import AdaptersOff, FrozenModel, Reference
+from pact.training.config import FitConfig
+from pact.training.loop import fit
+from pact.training.student import add_adapters
+
+PREFILL = "Sure, here is"
+"""The attack: words put at the beginning of the answer."""
+TABLE_CELL = Cell(method="pact")
+"""Of its safety tokens the tables show the confidence, whatever a method trains on."""
+Look = Callable[[Any, Reference, int], None]
+"""Called with the model on its way, the frozen model, and the steps done."""
+
+
+class Bench:
+    """The models on disk and the prompts, read once for all cells."""
+
+    def __init__(self, aligned: Path, shipped: Path, protocol: Protocol) -> None:
+        self.aligned = aligned
+        self.shipped = shipped
+        self.protocol = protocol
+        self.tokenizer = load_tokenizer(aligned)
+        self._tokens: dict[tuple[Any, ...], SafetyTokens] = {}
+
+    def tokens(self, cell: Cell) -> SafetyTokens:
+        """Safety tokens of a cell: discovered, or of the two kinds that they are compared with."""
+        source, top_k, length = cell.token_source, cell.top_k, cell.max_response_length
+        key = (source, top_k, length, cell.num_samples)
+        if key not in self._tokens:
+            refusals = with_system(read("harmful", "train")[: cell.num_samples])
+            dataset = encode_examples(refusals, self.tokenizer, None)
+            if source == "p_diff":
+                self._tokens[key] = discover(
+                    load_model(self.aligned),
+                    load_model(self.shipped),
+                    dataset,
+                    top_k=top_k,
+                    max_response_length=length,
+                    tokenizer=self.tokenizer,
+                    progress=False,
+                )
+            else:
+                self._tokens[key] = _equally(self._other_tokens(cell, dataset))
+        return self._tokens[key]
+
+    def _other_tokens(self, cell: Cell, dataset: Any) -> list[int]:
+        """At random among all that are not special, or the commonest where discovery looks."""
+        if cell.token_source == "random":
+            special = set(self.tokenizer.all_special_ids)
+            ids = [token for token in range(len(self.tokenizer)) if token not in special]
+            return random.Random(0).sample(ids, cell.top_k)
+        counts: Counter[int] = Counter()
+        for labels in dataset["labels"]:
+            answer = [label for label in labels if label != IGNORE]
+            counts.update(answer[: cell.max_response_length])
+        return [token for token, _ in counts.most_common(cell.top_k)]
+
+    def finetune(self, cell: Cell, look: Look | None = None) -> tuple[Any, Reference]:
+        """The trained model and the frozen one.
+
+        Args:
+            cell: its method is not "aligned".
+            look: called with the model and the frozen one before the first step, and every
+                `cell.curve_every` steps.
+        """
+        model = load_model(self.aligned)
+        reference: Reference
+        if cell.full_finetuning:
+            reference = FrozenModel(copy.deepcopy(model))
+            model.requires_grad_(True)
+        else:
+            model = add_adapters(model, seed=cell.seed)
+            reference = AdaptersOff(model)
+        objective = self.objective(cell)
+        data = finetuning_set(
+            cell.harmful_share,
+            cell.seed,
+            cell.tasks,
+            cell.strength if cell.method == "mixing" else 0.0,
+        )
+        header = header_ids(self.tokenizer) if objective.needs_post_only else ()
+        collator = Collator(
+            header, self.tokenizer.pad_token_id, post_only=objective.needs_post_only
+        )
+        dataset = encode_examples(with_system(data), self.tokenizer, None)
+        protocol = self.protocol
+        peak = protocol.full_learning_rate if cell.full_finetuning else protocol.learning_rate
+        config = FitConfig(
+            learning_rate=peak,
+            max_steps=cell.steps,
+            batch_size=protocol.batch_size,
+            warmup_ratio=0.1,
+            seed=cell.seed,
+            save_every=None,
+        )
+        held_to = reference if objective.needs_reference else None
+
+        def after_step(step: int) -> None:
+            if look and cell.curve_every and step % cell.curve_every == 0 and step < cell.steps:
+                look(model, reference, step)
+
+        after_step(0)
+        fit(model, dataset, objective, held_to, collator, config, after_step=after_step)
+        return model, reference
+
+    def objective(self, cell: Cell) -> PactObjective:
+        """What a cell minimises."""
+        if cell.method == "pact":
+            tokens = self.tokens(cell)
+            weights = tokens.weights if cell.weighted else torch.ones(len(tokens.ids))
+            return PactObjective(tokens.ids, weights, cell.pact)
+        if cell.method == "full_kl":
+            return FullVocabularyKl(cell.strength)
+        if cell.method == "first_tokens":
+            return FirstTokens(strength=cell.strength)
+        return PactObjective.plain()
+
+    def measure(
+        self, model: Any, reference: Reference, *, outside: bool = True, attacked: bool = True
+    ) -> Measures:
+        """All that is counted of one model; `outside` and `attacked` may be left out."""
+        prompts = self.protocol.prompts
+        harmful = with_system(read("harmful", "heldout")[: prompts.heldout])
+        common: dict[str, Any] = {"batch_size": prompts.batch_size, "progress": False}
+        ask = {"max_new_tokens": prompts.max_new_tokens, **common}
+        main = evaluate(
+            model,
+            self.tokenizer,
+            harmful=harmful,
+            benign=with_system(read("benign", "heldout")[: prompts.heldout]),
+            heldout=with_system(_finetuning_heldout()),
+            drift=harmful,
+            tokens=self.tokens(TABLE_CELL),
+            reference=reference,
+            **ask,
+        )
+        counts = _refusals("harmful", main.harmful) | _refusals("benign", main.benign)
+        if attacked:
+            answers = evaluate(model, self.tokenizer, harmful=harmful, prefill=PREFILL, **ask)
+            counts |= _refusals("prefill", answers.harmful)
+        if outside:
+            requests = [_request(text) for text in harmbench_prompts(prompts.outside)]
+            answers = evaluate(model, self.tokenizer, harmful=with_system(requests), **ask)
+            counts |= _refusals("outside", answers.harmful)
+        for name in TASKS:
+            data = with_system(task(name, "heldout")[: prompts.heldout])
+            matches = evaluate(model, self.tokenizer, task=data, **common).task
+            assert matches is not None
+            counts[name] = matches.successes, matches.n
+        plain_answers = with_system(read("benign", "heldout"))
+        fluent = evaluate(model, self.tokenizer, heldout=plain_answers, **common).heldout
+        assert fluent is not None
+        values = _drift(main) | {"benign_perplexity": fluent.perplexity}
+        return Measures(counts=counts, values=values)
+
+
+def _finetuning_heldout() -> list[Conversation]:
+    """What the fine-tuning is for, unseen: requests and both tasks."""
+    return [
+        *read("finetune", "heldout"),
+        *(turns for name in TASKS for turns in task(name, "heldout")),
+    ]
+
+
+def _request(text: str) -> Conversation:
+    return [{"role": "user", "content": text}]
+
+
+def _refusals(name: str, refusals: Refusals | None) -> dict[str, tuple[int, int]]:
+    assert refusals is not None
+    starts, contains = refusals.starts, refusals.contains
+    return {
+        name: (starts.successes, starts.n),
+        f"{name}_anywhere": (contains.successes, contains.n),
+    }
+
+
+def _drift(evaluation: Evaluation) -> dict[str, float]:
+    drift, loss = evaluation.drift, evaluation.heldout
+    assert drift is not None and loss is not None
+    names = (
+        "kl_vocabulary_nats",
+        "kl_selection_nats",
+        "confidence",
+        "reference_confidence",
+        "first_confidence",
+        "first_reference_confidence",
+    )
+    return {"finetune_nats": loss.mean_nats} | {name: getattr(drift, name) for name in names}
+
+
+def _equally(ids: Sequence[int]) -> SafetyTokens:
+    """Tokens that weigh the same."""
+    return SafetyTokens(torch.tensor(sorted(ids)), torch.ones(len(ids)))
