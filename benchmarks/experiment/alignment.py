@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiment.cell import TASKS
 from benchmarks.experiment.conversations import task
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
@@ -55,6 +56,12 @@ def with_system(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [[SYSTEM, *turns] for turns in conversations]
 
 
+def aligned_folder(settings: Alignment, cache: Path) -> Path:
+    """Where the aligned model of these settings and these data is, or will be."""
+    digest = _fingerprint(settings, _pairs(), _requests())
+    return cache / f"experiment-aligned-{digest}"
+
+
 def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
     """Folder of the model after refusal training, made on first use of these settings.
 
@@ -63,15 +70,13 @@ def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
         shipped: folder of the model as shipped.
         cache: an existing folder, kept between runs.
     """
-    pairs = read("harmful", "train") * REPEATS + read("benign", "train")
-    asked = [turns[:-1] for turns in _requests()]
-    folder = cache / f"experiment-aligned-{_fingerprint(settings, pairs, asked)}"
+    folder = aligned_folder(settings, cache)
     if folder.is_dir():
         return folder
     logger.info("refusal training, once: %d steps", settings.steps)
     tokenizer = load_tokenizer(shipped)
     model = load_model(shipped)
-    pairs = with_system(pairs) + own_answers(model, tokenizer, with_system(asked))
+    pairs = with_system(_pairs()) + own_answers(model, tokenizer, with_system(_requests()))
     model = add_adapters(model, targets=EVERY_LINEAR, seed=settings.seed)
     config = FitConfig(
         learning_rate=settings.learning_rate,
@@ -107,13 +112,14 @@ def own_answers(model: Any, tokenizer: Any, requests: Sequence[Conversation]) ->
     ]
 
 
+def _pairs() -> list[Conversation]:
+    return read("harmful", "train") * REPEATS + read("benign", "train")
+
+
 def _requests() -> list[Conversation]:
-    kinds = (
-        read("finetune", "train"),
-        task("classification", "train"),
-        task("extraction", "train"),
-    )
-    return [turns for kind in kinds for turns in kind[:OWN_ANSWERS]]
+    """What the shipped model answers itself, without the answers that are there."""
+    kinds = [read("finetune", "train"), *(task(name, "train") for name in TASKS)]
+    return [turns[:-1] for kind in kinds for turns in kind[:OWN_ANSWERS]]
 
 
 def _fingerprint(settings: Alignment, *data: Sequence[Conversation]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.experiment.alignment import aligned_model
+from benchmarks.experiment.alignment import aligned_folder, aligned_model
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures, Record, load_record, save_record
@@ -60,10 +60,10 @@ def run_cells(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in dict.fromkeys(cells) if load_record(cell, folder) is None]
     logger.info("%d cells, %d to compute", len(set(cells)), len(missing))
-    aligned, shipped = models(protocol, cache)
-    _check_protocol(protocol, aligned, folder)
+    _check_protocol(protocol, aligned_folder(protocol.alignment, cache), folder)
     if not missing:
         return
+    aligned, shipped = models(protocol, cache)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers,
@@ -74,8 +74,12 @@ def run_cells(
         waiting = {
             pool.submit(_compute, cell, folder, cell.name in with_outside): cell for cell in missing
         }
-        for done in tqdm(as_completed(waiting), total=len(waiting), unit="cell"):
-            done.result()
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), unit="cell"):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is under way ends; its record is kept
+            raise
 
 
 def models(protocol: Protocol, cache: Path) -> tuple[Path, Path]:

@@ -146,7 +146,8 @@ def test_settings_are_told_from_the_cell() -> None:
     words = tables.describe(replace(OURS, token_source="random", full_finetuning=True))
     assert words == (
         "cross-entropy and the KL of the true confidences on K = 200 random safety tokens, "
-        "lambda 2.5, answer step t weighs exp(-t / 4), no gate; all weights"
+        "lambda 2.5, those of positive weight alone, the reference raised by a margin of 1.5 nats, "
+        "answer step t weighs exp(-t / 4), no gate; all weights"
     )
     assert tables.describe(OURS, "1, 2").count("lambda 1, 2") == 1
     assert tables.describe(Cell(method="full_kl", strength=0.7)).endswith("lambda 0.7")
