@@ -9,6 +9,7 @@ Legend: B sequences, L positions, N answer rows, K selected tokens, V vocabulary
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,14 @@ class Setting:
         return copy.deepcopy(self.student).unload().eval().requires_grad_(False)
 
     def objective(self, over: Any, gate: bool) -> PactObjective:
-        config = PactConfig(over=over, gate=gate)
+        config = PactConfig(
+            over=over,
+            gate=gate,
+            kl_weight=1.0,
+            kl_step_tau=math.inf,
+            kl_margin=0.0,
+            positive_only=False,
+        )
         return PactObjective(self.token_ids, self.token_weights, config)
 
 

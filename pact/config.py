@@ -101,12 +101,13 @@ class PactConfig:
                 f"kl_margin={self.kl_margin} with over={self.over!r}: set over=vocabulary, or no "
                 "margin"
             )
-        self.gate_config()
+        self._gate_settings()  # refuses what is out of range, gate or none
 
     def gate_config(self) -> GateConfig | None:
         """The gate that the ops take, or None where it is off."""
-        if not self.gate:
-            return None
+        return self._gate_settings() if self.gate else None
+
+    def _gate_settings(self) -> GateConfig:
         return GateConfig(
             top_p=self.gate_top_p,
             alpha=self.gate_alpha,

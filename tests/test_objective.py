@@ -11,6 +11,7 @@ import pact_kernels as pk
 from pact.config import PactConfig
 from pact.models import Head
 from pact.objective import PactObjective
+from tests.objectives import matching
 from tests.ops.problem import problem
 
 
@@ -22,8 +23,8 @@ def head_of(p, **changes):
 @pytest.mark.parametrize("gate", [True, False])
 def test_objective_is_pact_loss_with_its_settings(over, gate):
     p = problem(ignored=0.0)
-    config = PactConfig(
-        over=over,
+    config = matching(
+        over,
         gate=gate,
         kl_weight=0.3,
         gate_alpha=5.0,
@@ -56,7 +57,7 @@ def test_objective_is_pact_loss_with_its_settings(over, gate):
 
 def test_step_weights_fall_off_exponentially():
     p = problem(ignored=0.0)
-    config = PactConfig(over="vocabulary", kl_step_tau=4.0)
+    config = matching("vocabulary", kl_step_tau=4.0)
     objective = PactObjective(p.token_ids, p.token_weights, config)
     out = objective(p.hidden, head_of(p), p.target, p.step, p.states)
     rows = pk.pact_kl(
@@ -85,6 +86,31 @@ def test_plain_is_cross_entropy_alone():
     assert hidden.grad is not None
 
 
+def test_positive_only_leaves_the_other_tokens_out():
+    """It is the objective of the tokens of positive weight, in their order; 0 is not positive."""
+    p = problem(ignored=0.0)
+    weights = p.token_weights.clone()
+    weights[3] = 0.0
+    positive = weights > 0
+    assert 1 < positive.sum() < len(weights) - 1
+    for config in (PactConfig(), PactConfig(over="selection", positive_only=True)):
+        objective = PactObjective(p.token_ids, weights, config)
+        assert torch.equal(objective.token_ids, p.token_ids[positive])
+        assert torch.equal(objective.token_weights, weights[positive])
+        every = replace(config, positive_only=False)
+        chosen = PactObjective(p.token_ids[positive], weights[positive], every)
+        whole = PactObjective(p.token_ids, weights, every)
+        assert torch.equal(whole.token_ids, p.token_ids)
+        ours, same, other = (
+            each(p.hidden, head_of(p), p.target, p.step, p.states)
+            for each in (objective, chosen, whole)
+        )
+        torch.testing.assert_close(tuple(ours), tuple(same), rtol=0, atol=0)
+        assert abs(ours.kl - other.kl) > 1e-4
+    with pytest.raises(ValueError, match="positive weight, got none of 11: run `pact discover`"):
+        PactObjective(p.token_ids, -weights.abs(), PactConfig())
+
+
 def test_no_token_and_no_reference_are_refused():
     p = problem(ignored=0.0)
     with pytest.raises(ValueError, match="at least one safety token"):
@@ -99,7 +125,7 @@ def test_no_token_and_no_reference_are_refused():
     [
         ({"over": "all"}, "over must be"),
         ({"kl_weight": -1.0}, "kl_weight"),
-        ({"kl_temperature": 0.0}, "kl_temperature"),
+        ({"over": "selection", "kl_temperature": 0.0}, "kl_temperature must be positive"),
         ({"over": "vocabulary", "kl_temperature": 2.0}, "temperature 1"),
         ({"kl_step_tau": 0.0}, "kl_step_tau"),
         ({"gate_top_p": 1.5}, "top_p"),
@@ -126,7 +152,7 @@ def raised(log_confidence, margin):
 def test_margin_multiplies_the_references_odds(gate, cached):
     """Against a reference whose K + 1 classes were shifted by hand; a margin of 1.5 nats."""
     p = problem(ignored=0.0)
-    config = PactConfig(over="vocabulary", gate=gate, kl_margin=1.5, kl_weight=0.7)
+    config = matching("vocabulary", gate=gate, kl_margin=1.5, kl_weight=0.7)
     objective = PactObjective(p.token_ids, p.token_weights, config)
     head = head_of(p)
 
@@ -165,7 +191,7 @@ def test_margin_multiplies_the_references_odds(gate, cached):
 def test_margin_at_full_confidence_stays_finite():
     """A reference that is all safety tokens has nothing to gain; the rest stays at least 1e-6."""
     p = problem(ignored=0.0)
-    config = PactConfig(over="vocabulary", gate=False, kl_margin=30.0)
+    config = matching("vocabulary", gate=False, kl_margin=30.0)
     objective = PactObjective(p.token_ids, p.token_weights, config)
     full = torch.randn(len(p.target), len(p.token_ids)).log_softmax(-1)
     hidden = p.hidden.requires_grad_()

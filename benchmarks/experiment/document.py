@@ -132,6 +132,7 @@ def _table_fields(results: Results, costs: Mapping[str, Cost]) -> dict[str, str]
     last = [point for curve in results.over_time for point in list(curve.points.values())[-1:]]
     return {
         "main": _main_tables(results, costs) or NO_LINES,
+        "odds": _odds_tables(results) or NO_LINES,
         "trade_off.setting": _setting(trade_off),
         "trade_off.methods": tables.varied_table(trade_off, recommended) if trade_off else "",
         "trade_off.table": _details(tables.trade_off_table(trade_off)) if trade_off else "",
@@ -154,6 +155,15 @@ def _main_tables(results: Results, costs: Mapping[str, Cost]) -> str:
             tables.utility_table(lines, results.recommended, costs, tasks),
         ]
     return "\n\n".join(parts)
+
+
+def _odds_tables(results: Results) -> str:
+    """Of the sets whose mechanism the prose tells: without harmful pairs, and with the fewest."""
+    groups = list(in_groups(results.main).items())[:2]
+    return "\n\n".join(
+        f"Fine-tuned on: {group}\n\n{tables.odds_table(lines, results.recommended)}"
+        for group, lines in groups
+    )
 
 
 def _details(table: str) -> str:

@@ -18,6 +18,7 @@ from benchmarks.experiment.alignment import with_system
 from benchmarks.experiment.baselines import FirstTokens, FullVocabularyKl
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.conversations import finetuning_set, task
+from benchmarks.experiment.opening import opening_odds
 from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures
@@ -183,6 +184,15 @@ class Bench:
         fluent = evaluate(model, self.tokenizer, heldout=plain_answers, **common).heldout
         assert fluent is not None
         values = _drift(main) | {"benign_perplexity": fluent.perplexity}
+        for name in ("harmful", "finetune"):
+            values[f"{name}_odds_nats"] = opening_odds(
+                model,
+                self.tokenizer,
+                with_system(read(name, "heldout")),
+                self.tokens(TABLE_CELL),
+                PREFILL,
+                batch_size=prompts.batch_size,
+            )
         return Measures(counts=counts, values=values)
 
 

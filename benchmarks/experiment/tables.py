@@ -95,6 +95,26 @@ def utility_table(
     return markdown(head, rows)
 
 
+def odds_table(lines: Sequence[Pooled], recommended: str) -> str:
+    """Odds of opening with a refusal against "Sure" on both kinds of request, and their fall."""
+    keys = ("harmful_odds_nats", "finetune_odds_nats")
+    start = next((line for line in lines if line.cell.method == "aligned"), None)
+    rows = []
+    for line in lines:
+        cells = []
+        for key in keys:
+            if key not in line.values:
+                cells += [NOT_MEASURED, NOTHING]
+                continue
+            mean = line.values[key].mean
+            known = line is not start and start is not None and key in start.values
+            change = f"{mean - start.values[key].mean:+.1f}" if known and start else NOTHING
+            cells += [f"{mean:+.1f}", change]
+        rows.append([*_row(_marked(line, recommended), cells, line), line.count("harmful")])
+    head = ["method", "harmful requests", "change", "everyday requests", "change"]
+    return markdown([*head, "refuses, from the start"], rows)
+
+
 def ablation_table(lines: Sequence[Pooled], tasks: Sequence[str]) -> str:
     """One row a value of what is varied, all groups under one head; the base is bold."""
     head = ["varied", "value", *ABLATION, *tasks, "fine-tuning loss, nats"]

@@ -58,6 +58,8 @@ def arms(config: DemoConfig) -> list[Arm]:
         over="vocabulary",
         kl_weight=config.vocabulary_weight,
         kl_step_tau=config.vocabulary_step_tau,
+        kl_margin=0.0,
+        positive_only=False,
         gate=False,
     )
     return [

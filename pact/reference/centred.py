@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
+from pact.margin import log_confidences
 from pact.models import Head
 
 
@@ -61,12 +62,10 @@ def centred_reference(
 @torch.no_grad()
 def centred_logits(hidden: Tensor, head: Head, token_ids: Tensor, over: str) -> Tensor:
     """(N, K) fp32 centred logits of states (N, D)."""
-    hidden = hidden.to(head.weight.dtype)
-    logits = pk.selected_logits(hidden, head.weight, token_ids, **head.options)  # (N, K)
-    lse = None
     if over == "vocabulary":
-        lse = pk.linear_logsumexp(hidden, head.weight, **head.options)  # (N,)
-    return _shifted(logits, lse, over)
+        return log_confidences(hidden, head, token_ids)
+    hidden = hidden.to(head.weight.dtype)
+    return _shifted(pk.selected_logits(hidden, head.weight, token_ids, **head.options), None, over)
 
 
 def _shifted(logits: Tensor, lse: Tensor | None, over: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +177,16 @@ def test_every_setting_of_training_has_help_and_a_name_of_its_own() -> None:
     assert (train.learning_rate, pact) == (FitConfig.learning_rate, PactConfig())
 
 
-def test_a_saved_config_is_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pact",
+    [
+        PactConfig(),
+        PactConfig(over="selection"),
+        PactConfig(kl_step_tau=math.inf, kl_weight=0.3, gate=True, positive_only=False),
+    ],
+    ids=["recommended", "released", "another"],
+)
+def test_a_saved_config_is_read_back(pact: PactConfig, tmp_path: Path) -> None:
     train = TrainConfig(
         model="m",
         train_file="t",
@@ -187,7 +197,38 @@ def test_a_saved_config_is_read_back(tmp_path: Path) -> None:
         save_every=None,
         lora_targets=("q_proj", "o_proj"),
     )
-    pact = PactConfig(over="vocabulary", gate=False, kl_weight=0.3)
     save_configs(tmp_path, (train, pact))
     read = parse("train", [TrainConfig, PactConfig], ["--config", str(tmp_path / CONFIG_FILE)])
     assert read == [train, pact]
+    saved = (tmp_path / CONFIG_FILE).read_text()
+    assert ("kl_step_tau: .inf\n" in saved) == (pact.kl_step_tau == math.inf)
+
+
+@pytest.mark.parametrize(
+    ("flags", "written", "meant"),
+    [
+        ("", "", PactConfig()),
+        ("--over selection", "over: selection", PactConfig(over="selection")),
+        ("--kl-step-tau inf", "kl_step_tau: .inf", PactConfig(kl_step_tau=math.inf)),
+        ("--kl-step-tau none", "kl_step_tau: null", PactConfig()),  # unset
+        ("--kl-margin 0", "kl_margin: 0", PactConfig(kl_margin=0.0)),
+        (
+            "--gate --no-positive-only",
+            "gate: true\npositive_only: false",
+            PactConfig(gate=True, positive_only=False),
+        ),
+        (
+            "--over selection --no-gate --positive-only",
+            "over: selection\ngate: false\npositive_only: true",
+            PactConfig(over="selection", gate=False, positive_only=True),
+        ),
+    ],
+)
+def test_the_objective_on_the_command_line_and_in_yaml(
+    flags: str, written: str, meant: PactConfig, tmp_path: Path
+) -> None:
+    """What is left unset follows `over`, wherever that was said."""
+    path = tmp_path / "run.yaml"
+    path.write_text(written)
+    assert parse("train", [PactConfig], flags.split()) == [meant]
+    assert parse("train", [PactConfig], ["--config", str(path)]) == [meant]

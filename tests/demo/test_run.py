@@ -9,7 +9,9 @@ import pytest
 from pact.demo import DemoConfig, run_demo
 from pact.demo import conversations as demo_conversations
 from pact.demo.conversations import REMOVED, finetuning_set, read
+from pact.demo.stages import arms
 from pact.discovery import SafetyTokens
+from tests.objectives import matching
 from tests.tiny import save_tiny
 
 NAMES = ["aligned", "plain", "PACT selection", "PACT vocabulary"]
@@ -32,6 +34,17 @@ def small_demo(tmp_path, monkeypatch):
         top_k=20,
         vocabulary_top_k=40,
         max_new_tokens=4,
+    )
+
+
+def test_the_arms_say_all_of_their_settings():
+    """A new recommendation of the package changes no arm that the demo's page shows."""
+    plain, selection, vocabulary = arms(DemoConfig())
+    assert plain.pact is None
+    assert (selection.top_k, selection.pact) == (50, matching("selection"))
+    assert (vocabulary.top_k, vocabulary.pact) == (
+        200,
+        matching("vocabulary", gate=False, kl_weight=2.5, kl_step_tau=4.0),
     )
 
 

@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import pact_kernels as pk
-from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.spans import IGNORE
 from pact.data.template import encode, header_ids
 from pact.objective import PactObjective
 from pact.reference import FrozenModel, ReferenceCache, fill_cache
+from tests.objectives import matching
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
 
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
         return self.collator([{**self.dataset[index], "example": index} for index in indices])
 
 
-def problem(over: str = "selection", gate: bool = True) -> Problem:
+def problem(over: str = "selection", gate: bool = True, **settings: Any) -> Problem:
     """Conversations of unequal length; one has three assistant turns, one nothing to predict."""
     tokenizer = tiny_tokenizer()
     turns = conversations(COUNT)
@@ -58,7 +58,8 @@ def problem(over: str = "selection", gate: bool = True) -> Problem:
         columns["input_ids"].append(encoded.input_ids)
         columns["labels"].append(encoded.labels)
     columns["labels"][WITHOUT_ROWS] = [IGNORE] * len(columns["labels"][WITHOUT_ROWS])
-    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(over=over, gate=gate))
+    pact = matching(over, gate=gate, **settings)
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, pact)
     collator = Collator(header_ids(tokenizer), tokenizer.pad_token_id, post_only=gate)
     return Problem(Dataset.from_dict(columns), objective, collator)
 

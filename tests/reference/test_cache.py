@@ -16,7 +16,7 @@ from pact.reference import CachedReference, FrozenModel, fill_cache
 from pact.reference.columns import read_columns
 from tests.reference.problem import COUNT, THREE_TURNS, WITHOUT_ROWS, problem
 from tests.tiny import tiny_llama
-from tests.training.problem import TOKEN_IDS
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS
 
 EVERY = tuple(range(COUNT))
 # Out of order, a row-free example between others, and the three turns.
@@ -89,6 +89,26 @@ def test_loss_and_gradient_are_those_of_the_live_reference(tmp_path, over, gate)
     assert ours.kl > 1e-3  # there is something to agree on
     for value, other in ((ours.loss, theirs.loss), (ours.kl, theirs.kl)):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
+    for name, value in expected.items():
+        error = (gradient[name] - value).norm() / value.norm()
+        assert error < 1e-5, name
+
+
+def test_the_recommended_objective_on_a_cache_is_the_live_one(tmp_path):
+    """With a margin, on the tokens of positive weight alone, which are all that is kept."""
+    p = problem("vocabulary", gate=False, kl_margin=1.5, positive_only=True)
+    live = FrozenModel(tiny_llama(seed=1))
+    cached = CachedReference(p.fill(live, tmp_path, dtype="fp32"))
+    batch = p.batch(*SOME)
+    kept = TOKEN_WEIGHTS > 0
+    assert 0 < kept.sum() < len(kept)
+    every = problem("vocabulary", gate=False)
+    whole = CachedReference(every.fill(live, tmp_path / "every", dtype="fp32"))(batch).full
+    torch.testing.assert_close(cached(batch).full, whole[:, kept], rtol=0, atol=1e-6)
+    ours, gradient = loss_and_gradient(p, cached, batch)
+    theirs, expected = loss_and_gradient(p, live, batch)
+    torch.testing.assert_close(ours.kl, theirs.kl, rtol=1e-5, atol=0)
+    assert abs(theirs.kl - loss_and_gradient(every, live, batch)[0].kl) > 1e-3
     for name, value in expected.items():
         error = (gradient[name] - value).norm() / value.norm()
         assert error < 1e-5, name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pact.config import PactConfig
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel, cache_key
+from tests.objectives import matching
 from tests.reference.problem import adapted, problem
 from tests.tiny import tiny_llama
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS
@@ -30,7 +30,7 @@ def changed(model, name, *, index=0):
 
 
 def objective(ids=TOKEN_IDS, weights=TOKEN_WEIGHTS, **options):
-    return PactObjective(ids, weights, PactConfig(**options))
+    return PactObjective(ids, weights, matching(**options))
 
 
 def relabelled(dataset, name):
@@ -59,6 +59,7 @@ def test_every_cause_of_other_values_has_a_key_of_its_own():
         "tokens in another order": key(objective=objective(TOKEN_IDS.flip(0))),
         "no gate": key(objective=objective(gate=False)),
         "over": key(objective=objective(over="vocabulary")),
+        "positive only": key(objective=objective(positive_only=True)),
         "dtype": key(dtype="fp32"),
         "autocast": key(compute_dtype="bf16"),
     }
@@ -79,6 +80,11 @@ def test_what_does_not_reach_the_values_leaves_the_key():
     assert key(dataset=dataset.add_column("example", list(range(len(dataset))))) == expected
     assert key(objective=objective(weights=TOKEN_WEIGHTS * 2)) == expected
     assert key(objective=objective(kl_weight=3.0, gate_alpha=1.0)) == expected
+    raised, plain = (objective(over="vocabulary", kl_margin=nats) for nats in (1.5, 0.0))
+    assert key(objective=raised) == key(objective=plain)
+    positive = TOKEN_WEIGHTS > 0
+    chosen = objective(TOKEN_IDS[positive], TOKEN_WEIGHTS[positive])
+    assert key(objective=objective(positive_only=True)) == key(objective=chosen)
     without_gate = objective(gate=False)
     assert key(objective=without_gate, header=()) == key(objective=without_gate)
 

@@ -34,13 +34,13 @@ def by_fit() -> nn.Module:
     config = FitConfig(
         max_steps=4, batch_size=4, micro_batch_size=1, learning_rate=1e-2, warmup_ratio=0.0
     )
-    problem(PactConfig(), count=5).fit(model, config)
+    problem(PactConfig(over="selection"), count=5).fit(model, config)
     return model
 
 
 def by_step(micro_batch_size: int, packed: bool) -> dict[str, Tensor]:
     """Gradients and loss of one step of 8 examples."""
-    given = problem(PactConfig(), count=8)
+    given = problem(PactConfig(over="selection"), count=8)
     given = given.packed(pack_length=150) if packed else given
     reference = given.reference(tiny_llama(seed=1))
     record, gradients = one_step(given, tiny_llama(), reference, micro_batch_size=micro_batch_size)
@@ -49,7 +49,7 @@ def by_step(micro_batch_size: int, packed: bool) -> dict[str, Tensor]:
 
 def by_trainer(folder: Path, num_processes: int) -> nn.Module:
     """8 examples in steps of 4, one in a micro-batch."""
-    given = problem(PactConfig(), count=8)
+    given = problem(PactConfig(over="selection"), count=8)
     arguments = TrainingArguments(
         str(folder / "trainer"),
         max_steps=4,

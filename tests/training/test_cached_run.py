@@ -15,6 +15,7 @@ from pact.reference import AdaptersOff, CachedReference, fill_cache
 from pact.training import FitConfig, TrainConfig, fit, train
 from pact.training.run import fill
 from pact.training.student import make_trainable
+from tests.objectives import matching
 from tests.tiny import save_tiny, tiny_llama
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations, problem
 
@@ -57,13 +58,24 @@ def losses(config: TrainConfig, pact: PactConfig) -> list[float]:
     return [record["loss"] for record in train(config, pact).records]
 
 
-@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("over, gate", [("selection", True), ("vocabulary", False)])
+@pytest.mark.parametrize(
+    "batches",
+    [{}, {"micro_batch_size": 1}, {"packing": True}],
+    ids=["padded", "cut", "packed"],
+)
+@pytest.mark.parametrize(
+    "pact",
+    [PactConfig(), PactConfig(over="selection"), matching("vocabulary", gate=False)],
+    ids=["recommended", "released", "vocabulary"],
+)
 def test_training_from_the_cache_is_training_live(
-    over: Any, gate: bool, packing: bool, files: dict[str, Any], tmp_path: Path, calls: list[int]
+    pact: PactConfig,
+    batches: dict[str, Any],
+    files: dict[str, Any],
+    tmp_path: Path,
+    calls: list[int],
 ) -> None:
-    pact = PactConfig(over=over, gate=gate)
-    options = {**files, "packing": packing, "cache_dtype": "fp32"}
+    options = {**files, **batches, "cache_dtype": "fp32"}
     cached = losses(TrainConfig(**options, output_dir=str(tmp_path / "cached")), pact)
     assert sum(calls) == EXAMPLES  # each once, in the filling
     live = losses(TrainConfig(**options, output_dir=str(tmp_path / "live"), cache=False), pact)
@@ -74,10 +86,11 @@ def test_training_from_the_cache_is_training_live(
 def test_a_second_run_reads_what_the_first_has_filled(
     files: dict[str, Any], tmp_path: Path, calls: list[int], reference_caches: Path
 ) -> None:
-    first = losses(TrainConfig(**files, output_dir=str(tmp_path / "a")), PactConfig())
+    released = PactConfig(over="selection")
+    first = losses(TrainConfig(**files, output_dir=str(tmp_path / "a")), released)
     assert len(list(reference_caches.iterdir())) == 1
     calls.clear()
-    assert losses(TrainConfig(**files, output_dir=str(tmp_path / "b")), PactConfig()) == first
+    assert losses(TrainConfig(**files, output_dir=str(tmp_path / "b")), released) == first
     assert calls == []
 
 
@@ -85,11 +98,22 @@ def test_other_settings_of_the_loop_share_a_cache_and_another_gate_does_not(
     files: dict[str, Any], tmp_path: Path, reference_caches: Path
 ) -> None:
     config = TrainConfig(**files, output_dir="unused")
-    cache = fill(config, PactConfig(kl_weight=3.0))
-    assert fill(config, PactConfig(kl_weight=1.0)).folder == cache.folder
-    assert fill(config, PactConfig(gate=False)).folder != cache.folder
+    cache = fill(config, PactConfig(over="selection", kl_weight=3.0))
+    assert fill(config, PactConfig(over="selection", kl_weight=1.0)).folder == cache.folder
+    assert fill(config, PactConfig(over="selection", gate=False)).folder != cache.folder
     assert cache.bytes_per_row == 2 * 2 * len(TOKEN_IDS)  # two contexts in 16 bits
     assert not Path("unused").exists()
+
+
+def test_a_margin_shares_a_cache_and_tokens_left_out_do_not(files: dict[str, Any]) -> None:
+    """The margin raises what was read; a token of no positive weight has no column."""
+    config = TrainConfig(**files, output_dir="unused")
+    recommended = fill(config, PactConfig())
+    assert recommended.bytes_per_row == 2 * int((TOKEN_WEIGHTS > 0).sum())
+    assert fill(config, PactConfig(kl_margin=0.0)).folder == recommended.folder
+    every = fill(config, PactConfig(positive_only=False))
+    assert every.folder != recommended.folder
+    assert every.bytes_per_row == 2 * len(TOKEN_IDS)
 
 
 def test_the_command_fills_ahead_of_the_run(
@@ -109,7 +133,7 @@ def test_examples_seen_but_once_are_not_worth_a_cache(
     files: dict[str, Any], tmp_path: Path, calls: list[int], reference_caches: Path
 ) -> None:
     config = TrainConfig(**{**files, "epochs": 1}, output_dir=str(tmp_path / "run"))
-    train(config, PactConfig())
+    train(config, PactConfig(over="selection"))
     assert not reference_caches.exists()
     assert len(calls) > 0
 
@@ -124,7 +148,7 @@ def test_a_stale_cache_stops_the_run_before_its_first_step(
     files: dict[str, Any], tmp_path: Path
 ) -> None:
     """One that another model filled, in the place of the student's own."""
-    given, run = problem(PactConfig()), TrainConfig(**files, output_dir="unused")
+    given, run = problem(PactConfig(over="selection")), TrainConfig(**files, output_dir="unused")
     student, other = (make_trainable(tiny_llama(seed=seed), run) for seed in (0, 1))
     reference, parts = AdaptersOff(other), (given.objective, given.collator)
     cache = fill_cache(given.dataset, reference, *parts, folder=tmp_path, progress=False)

@@ -36,7 +36,7 @@ def _stopped(given: Problem, model: nn.Module, config: FitConfig, folder: Path, 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(full: bool, tmp_path: Path) -> None:
     """Stopped in step 5 of 8, in the second epoch, and gone on from the checkpoint after step 4."""
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     settings: dict[str, Any] = {"max_steps": 8, "learning_rate": 1e-2, "micro_batch_size": 4}
     whole = _model(full)
     records = given.fit(whole, FitConfig(**settings))

@@ -50,11 +50,11 @@ def test_the_run_refuses(settings: dict, message: str) -> None:
 
 def test_saved_settings_are_all_settings(tmp_path: Path) -> None:
     config = TrainConfig(**RUN, lora_targets=("q_proj",))
-    save_configs(tmp_path, (config, PactConfig(gate=False)))
+    save_configs(tmp_path, (config, PactConfig(gate=True)))
     saved = yaml.safe_load((tmp_path / CONFIG_FILE).read_text())
     assert saved["lora_targets"] == ["q_proj"]
     assert saved["learning_rate"] == FitConfig.learning_rate
-    assert saved["gate"] is False
+    assert saved["gate"] is True
     saved["lora_targets"] = tuple(saved["lora_targets"])
     names = TrainConfig.__dataclass_fields__
     assert TrainConfig(**{name: saved[name] for name in names}) == config
@@ -65,5 +65,8 @@ def test_changes_name_saved_and_new_value(tmp_path: Path) -> None:
     assert config_changes(tmp_path, (first,)) == {}  # nothing was saved
     save_configs(tmp_path, (first,))
     assert config_changes(tmp_path, (first,)) == {}
+    save_configs(tmp_path, (first, PactConfig(over="selection")))  # with an infinity
+    assert config_changes(tmp_path, (first, PactConfig(over="selection"))) == {}
+    save_configs(tmp_path, (first,))
     other = TrainConfig(**RUN, learning_rate=1e-4)
     assert config_changes(tmp_path, (other,)) == {"learning_rate": (3e-5, 1e-4)}

@@ -11,14 +11,16 @@ from torch import nn
 from pact.config import PactConfig
 from pact.reference import AdaptersOff, Reference
 from pact.training.student import add_adapters
+from tests.objectives import matching
 from tests.tiny import tiny_llama
 from tests.training.problem import Problem, largest_error, one_step, problem
 
 OBJECTIVES = {
-    "selection": PactConfig(),
-    "selection, no gate": PactConfig(gate=False),
-    "vocabulary": PactConfig(over="vocabulary"),
-    "vocabulary, no gate": PactConfig(over="vocabulary", gate=False),
+    "recommended": PactConfig(),
+    "selection": matching("selection"),
+    "selection, no gate": matching("selection", gate=False),
+    "vocabulary": matching("vocabulary"),
+    "vocabulary, no gate": matching("vocabulary", gate=False),
     "plain": None,
 }
 
@@ -71,7 +73,7 @@ def test_no_cut_changes_loss_or_gradient(pact: PactConfig | None, full: bool) ->
 
 def test_a_change_of_the_examples_shows() -> None:
     """What the tolerance above would hide: one example of eight exchanged for another."""
-    given = problem(PactConfig(), count=9)
+    given = problem(PactConfig(over="selection"), count=9)
     first, second = (
         _step(given._replace(dataset=given.dataset.select(examples)), full=True)
         for examples in (range(8), [*range(7), 8])

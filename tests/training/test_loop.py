@@ -42,7 +42,7 @@ def _settings(full: bool, **settings: Any) -> TrainConfig:
 
 def test_cutting_steps_leaves_the_trained_weights_alone() -> None:
     """Four steps, the third smaller than the others (20 = 8 + 8 + 4)."""
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     trained = []
     for size in (8, 2):
         model = tiny_llama()
@@ -56,7 +56,7 @@ def test_cutting_steps_leaves_the_trained_weights_alone() -> None:
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_training_learns(full: bool) -> None:
     model = make_trainable(tiny_llama(), _settings(full))
-    records = problem(PactConfig()).fit(
+    records = problem(PactConfig(over="selection")).fit(
         model, FitConfig(max_steps=30, learning_rate=1e-2, warmup_ratio=0.1)
     )
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
@@ -72,7 +72,7 @@ def test_bfloat16_learns_what_float32_learns(full: bool) -> None:
     for dtype in ("fp32", "bf16"):
         model = tiny_llama().bfloat16() if dtype == "bf16" and not full else tiny_llama()
         model = make_trainable(model, _settings(full))
-        records = problem(PactConfig()).fit(
+        records = problem(PactConfig(over="selection")).fit(
             model, FitConfig(max_steps=15, learning_rate=1e-2, dtype=dtype)
         )
         assert {value.dtype for value in parameters_of(model).values()} == {torch.float32}
@@ -83,7 +83,7 @@ def test_bfloat16_learns_what_float32_learns(full: bool) -> None:
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     gradients = []
     for checkpointing in (False, True):
         model = make_trainable(tiny_llama(), _settings(full=False))
@@ -125,7 +125,7 @@ def test_dropout_is_seeded_by_the_step() -> None:
 
 
 def test_records_are_means_over_their_steps() -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     every = given.fit(tiny_llama(), FitConfig(max_steps=5))
     some = given.fit(tiny_llama(), FitConfig(max_steps=5, log_every=3))
     assert [record["step"] for record in some] == [3, 5]
@@ -153,7 +153,7 @@ def test_looking_after_each_step_changes_nothing() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     with pytest.raises(ValueError, match="needs a reference, got None"):
         fit(tiny_llama(), given.dataset, given.objective, None, given.collator, FitConfig())
     with pytest.raises(ValueError, match="the data must hold at least one example, got none"):

@@ -19,7 +19,7 @@ RECORD = {"loss": 2.0, "cross_entropy": 1.5, "kl": 0.5, "gate": 0.3, "tokens_per
 
 
 def test_a_run_writes_one_line_a_record_and_a_picture(tmp_path: Path) -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     records = given.fit(tiny_llama(), FitConfig(max_steps=3), output_dir=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert lines == records

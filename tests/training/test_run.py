@@ -16,6 +16,7 @@ from pact.models import load_model, load_tokenizer
 from pact.training import TrainConfig, train
 from pact.training import run as run_module
 from pact.training.loop import fit
+from tests.objectives import matching
 from tests.tiny import save_tiny, tiny_llama
 from tests.training.problem import (
     TOKEN_IDS,
@@ -62,7 +63,7 @@ def test_what_is_saved_is_what_was_trained(
 ) -> None:
     """The folder loads as a model with the trained logits, and as a tokenizer."""
     output = tmp_path / "run"
-    result = train(_settings(files, output, **settings), PactConfig())
+    result = train(_settings(files, output, **settings), PactConfig(over="selection"))
     assert len(result.records) == 4 and result.output_dir == output
     ids = torch.arange(3, 15)[None]  # (1, L)
     full = settings.get("full_finetuning", False)
@@ -88,7 +89,8 @@ def test_pact_holds_the_student_where_plain_lets_it_go(
     kl = {}
     for weight in (0.0, 100.0):
         config = _settings(files, tmp_path / str(weight), max_steps=12)
-        records = train(config, PactConfig(over="vocabulary", gate=False, kl_weight=weight)).records
+        pact = matching("vocabulary", gate=False, kl_weight=weight)
+        records = train(config, pact).records
         kl[weight] = records[-1]["kl"]
     assert kl[100.0] < 0.5 * kl[0.0]
 
@@ -100,7 +102,7 @@ def test_packing_trains_what_padding_trains(
     runs = []
     for packing in (False, True):
         config = _settings(files, tmp_path / str(packing), packing=packing, pack_length=pack_length)
-        runs.append(train(config))
+        runs.append(train(config, PactConfig(over="selection")))
     for padded, packed in zip(*(run.records for run in runs), strict=True):
         assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-4)
         assert packed["kl"] == pytest.approx(padded["kl"], rel=1e-3, abs=1e-6)
@@ -110,7 +112,7 @@ def test_packing_trains_what_padding_trains(
 
 def test_another_reference_model(files: dict[str, str], tmp_path: Path) -> None:
     """The first step's KL is 0 against the model itself, and not against another."""
-    pact = PactConfig(over="vocabulary", gate=False)
+    pact = matching("vocabulary", gate=False)
     own = train(_settings(files, tmp_path / "own", max_steps=1), pact).records[0]["kl"]
     other_model = str(save_tiny(tmp_path / "other", seed=1))
     config = _settings(files, tmp_path / "run", max_steps=1, reference_model=other_model)
@@ -120,7 +122,7 @@ def test_another_reference_model(files: dict[str, str], tmp_path: Path) -> None:
 
 def test_full_finetuning_keeps_a_copy_as_reference(files: dict[str, str], tmp_path: Path) -> None:
     """Its KL starts at 0 and grows, so the reference does not move with the student."""
-    pact = PactConfig(over="vocabulary", gate=False, kl_weight=0.0)
+    pact = matching("vocabulary", gate=False, kl_weight=0.0)
     records = train(_settings(files, tmp_path / "run", full_finetuning=True), pact).records
     assert abs(records[0]["kl"]) < 1e-6 < 1e-3 < records[-1]["kl"]
 
@@ -145,8 +147,8 @@ def test_resume_with_other_settings_is_refused(files: dict[str, str], tmp_path: 
     train(_settings(files, output, max_steps=1))
     with pytest.raises(ValueError, match="must keep its settings, got learning_rate=0.5 where"):
         train(_settings(files, output, max_steps=1, learning_rate=0.5, resume=True))
-    with pytest.raises(ValueError, match="must keep its settings, got gate=False where"):
-        train(_settings(files, output, max_steps=1, resume=True), PactConfig(gate=False))
+    with pytest.raises(ValueError, match="must keep its settings, got gate=True where"):
+        train(_settings(files, output, max_steps=1, resume=True), PactConfig(gate=True))
     train(_settings(files, output, max_steps=1, resume=True, log_every=7, save_every=3))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pact.config import PactConfig
 from pact.models import output_head
 from pact.reference import AdaptersOff
 from pact.training.config import TrainConfig
 from pact.training.student import Student, batch_loss, make_trainable, trainable_parameters
+from tests.objectives import matching
 from tests.tiny import tiny_llama
 from tests.training.problem import problem
 
@@ -66,7 +66,7 @@ def test_plain_loss_is_the_models_own(num_items: int | None) -> None:
 
 def test_fresh_adapters_are_where_their_reference_is() -> None:
     """With B = 0 the student is the reference: without a gate, the KL of confidences is 0."""
-    given = problem(PactConfig(over="vocabulary", gate=False), count=4)
+    given = problem(matching("vocabulary", gate=False), count=4)
     model = make_trainable(tiny_llama(), TrainConfig(**RUN))
     batch = given.collator(list(given.dataset))
     student = Student(model, given.objective, AdaptersOff(model))

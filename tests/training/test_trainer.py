@@ -18,6 +18,7 @@ from pact.training import PactTrainer
 from pact.training.config import FitConfig, TrainConfig
 from pact.training.schedule import Plan
 from pact.training.student import batch_loss, make_trainable
+from tests.objectives import matching
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.training.problem import (
     TOKEN_IDS,
@@ -47,7 +48,11 @@ def _adapters(dropout: float = 0.0) -> Any:
     return make_trainable(tiny_llama(), TrainConfig(**run, lora_dropout=dropout))
 
 
-@pytest.mark.parametrize("pact", [PactConfig(), PactConfig(over="vocabulary", gate=False), None])
+@pytest.mark.parametrize(
+    "pact",
+    [PactConfig(), PactConfig(over="selection"), matching("vocabulary", gate=False), None],
+    ids=["recommended", "released", "vocabulary", "plain"],
+)
 def test_it_trains_the_weights_that_fit_trains(pact: PactConfig | None, tmp_path: Path) -> None:
     """One epoch of 20 examples in steps of 8, 8 and 4, in micro-batches of 2."""
     given = problem(pact)
@@ -84,7 +89,7 @@ def test_it_trains_the_weights_that_fit_trains(pact: PactConfig | None, tmp_path
 
 def test_it_trains_on_packed_lines_what_it_trains_on_padded_ones(tmp_path: Path) -> None:
     """Two steps of 8 examples, in micro-batches of 4."""
-    given = problem(PactConfig(), count=16)
+    given = problem(PactConfig(over="selection"), count=16)
     trainers = []
     for each in (given, given.packed(pack_length=300)):
         trainer = InOrder(
@@ -128,7 +133,7 @@ def test_packed_lines_need_a_model_that_keeps_them_apart(tmp_path: Path) -> None
 
 def test_tokens_and_a_tokenizer_are_enough(tmp_path: Path) -> None:
     """The objective, the collator and, on adapters, the reference are made from them."""
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     trainer = PactTrainer(
         _adapters(dropout=0.2),
         _arguments(tmp_path, max_steps=3, learning_rate=1e-2, logging_steps=2),
@@ -145,20 +150,20 @@ def test_tokens_and_a_tokenizer_are_enough(tmp_path: Path) -> None:
 
 
 def test_evaluation_yields_the_loss_of_its_rows(tmp_path: Path) -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     model = tiny_llama()
     trainer = PactTrainer(
         model,
         _arguments(tmp_path, per_device_eval_batch_size=6),
         tokens=TOKENS,
-        pact=PactConfig(kl_weight=3.0),
+        pact=PactConfig(over="selection", kl_weight=3.0),
         processing_class=tiny_tokenizer(),
         eval_dataset=given.dataset.select(range(6)),
     )
     assert isinstance(trainer.reference, FrozenModel)
     assert trainer.reference.model is not model
     batch = given.collator([given.dataset[n] for n in range(6)])
-    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(kl_weight=3.0))
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(over="selection", kl_weight=3.0))
     with torch.no_grad():
         expected = batch_loss(model, objective, FrozenModel(tiny_llama()), batch).loss
     metrics = trainer.evaluate()
@@ -170,12 +175,12 @@ def test_evaluation_yields_the_loss_of_its_rows(tmp_path: Path) -> None:
 
 def test_mixed_precision_covers_student_and_reference(tmp_path: Path) -> None:
     """Fresh adapters are where their reference is, in bfloat16 too: both ran alike."""
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     trainer = InOrder(
         _adapters(),
         _arguments(tmp_path, max_steps=1, bf16=True, logging_steps=1),
         tokens=TOKENS,
-        pact=PactConfig(over="vocabulary", gate=False),
+        pact=matching("vocabulary", gate=False),
         processing_class=tiny_tokenizer(),
         train_dataset=given.dataset,
     )
@@ -189,7 +194,7 @@ def test_mixed_precision_covers_student_and_reference(tmp_path: Path) -> None:
 
 
 def test_it_resumes_from_trainers_own_checkpoints(tmp_path: Path) -> None:
-    given = problem(PactConfig())
+    given = problem(PactConfig(over="selection"))
     trained = []
     for resume in (None, True):
         trainer = InOrder(

@@ -16,7 +16,7 @@ from benchmarks.experiment.costs import Cost
 from benchmarks.experiment.record import Measures, Record, path_of, save_record
 from pact.config import PactConfig
 
-RELEASED = PactConfig(over="selection", kl_step_tau=None, gate=True)
+RELEASED = PactConfig(over="selection")
 RECOMMENDED = PactConfig(over="vocabulary", kl_weight=2.5, kl_step_tau=4.0, gate=False)
 ALIGNED = Cell(method="aligned")
 METHODS = {
@@ -97,6 +97,8 @@ def measures(refused: int, matches: int, *, over: int = 10, confidence: float = 
             "reference_confidence": 0.3,
             "first_confidence": confidence,
             "first_reference_confidence": 0.632,
+            "harmful_odds_nats": 20 * confidence - 4,
+            "finetune_odds_nats": 20 * confidence - 8,
         },
     )
 

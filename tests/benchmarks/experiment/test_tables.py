@@ -57,6 +57,11 @@ def test_the_main_tables_by_hand(tmp_path: Path) -> None:
     assert alignment[1][:3] == ["plain", "21 % [14-31]", "8, 9 of 40"]  # 17 of 80
     assert alignment[2][:3] == [f"**{LABEL}**", "76 % [66-84]", "30, 31 of 40"]  # 61 of 80
 
+    odds = rows(tables.odds_table(pooled, LABEL))
+    # 20 * 0.632 - 4 and - 8; then 20 * 0.25 - 4 and - 8, both 20 * (0.632 - 0.25) lower
+    assert odds[0] == ["aligned", "+8.6", "-", "+4.6", "-", "90 % [77-96]"]
+    assert odds[1] == ["plain", "+1.0", "-7.6", "-3.0", "-7.6", "21 % [14-31]"]
+
     utility = rows(tables.utility_table(pooled, LABEL, COSTS, TASKS))
     # classification 54 + 45 of 120, extraction 50 + 41 of 120; nats 2.9 - 54/90 and 2.9 - 45/90
     assert utility[1] == [
