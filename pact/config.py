@@ -21,13 +21,13 @@ class Defaults(NamedTuple):
 
 DEFAULTS = {
     "vocabulary": Defaults(
-        kl_weight=10.0, kl_step_tau=0.5, kl_margin=1.5, positive_only=True, gate=False
+        kl_weight=10.0, kl_step_tau=0.5, kl_margin=0.0, positive_only=True, gate=False
     ),
     "selection": Defaults(
         kl_weight=1.0, kl_step_tau=math.inf, kl_margin=0.0, positive_only=False, gate=True
     ),
 }
-"""By `over`: the setting that docs/evidence.md recommends, and the released one."""
+"""By `over`: what docs/evidence.md recommends, with some refusals in the data, and as released."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class PactConfig:
     """Weight the KL of answer step t by exp(-t / tau), since the first steps decide a refusal; inf
     weighs all steps alike. Unset is 0.5 for over=vocabulary, inf for selection."""
     kl_margin: float | None = None
-    """Nats by which the reference's log-odds of the safety tokens are raised, to make up for what
-    benign rows alone cannot hold. Unset is 1.5 for over=vocabulary, and 0 (the only one) for
-    selection."""
+    """Nats by which the reference's log-odds of the safety tokens are raised. It makes up for what
+    benign rows alone cannot hold, at the price of over-refusal: about 1.5 where the data hold
+    neither refusals nor harmful requests, for over=vocabulary. Unset is 0."""
     positive_only: bool | None = None
     """Take the safety tokens of positive weight alone: the others are likelier in what is no
     refusal, and to hold them holds back what is to be learnt. Unset is on for over=vocabulary, off

@@ -12,7 +12,7 @@ from pact.config import PactConfig
 RECOMMENDED = {
     "kl_weight": 10.0,
     "kl_step_tau": 0.5,
-    "kl_margin": 1.5,
+    "kl_margin": 0.0,
     "positive_only": True,
     "gate": False,
 }
@@ -44,7 +44,7 @@ def test_over_fills_in_what_is_unset(over, defaults):
     [
         ("vocabulary", "kl_weight", 0.0),
         ("vocabulary", "kl_step_tau", math.inf),
-        ("vocabulary", "kl_margin", 0.0),
+        ("vocabulary", "kl_margin", 1.5),
         ("vocabulary", "positive_only", False),
         ("vocabulary", "gate", True),
         ("selection", "kl_weight", 0.0),
@@ -65,6 +65,6 @@ def test_replace_keeps_what_was_filled_in():
     released = replace(PactConfig(over="selection"), over="vocabulary")
     assert released == PactConfig(over="vocabulary", **RELEASED)
     with pytest.raises(ValueError, match="kl_margin=1.5 with over='selection'"):
-        replace(PactConfig(), over="selection")
+        replace(PactConfig(kl_margin=1.5), over="selection")
     with pytest.raises(ValueError, match="kl_step_tau must be positive, inf included, got nan"):
         PactConfig(kl_step_tau=math.nan)

@@ -93,7 +93,7 @@ def test_positive_only_leaves_the_other_tokens_out():
     weights[3] = 0.0
     positive = weights > 0
     assert 1 < positive.sum() < len(weights) - 1
-    for config in (PactConfig(), PactConfig(over="selection", positive_only=True)):
+    for config in (PactConfig(kl_margin=1.5), PactConfig(over="selection", positive_only=True)):
         objective = PactObjective(p.token_ids, weights, config)
         assert torch.equal(objective.token_ids, p.token_ids[positive])
         assert torch.equal(objective.token_weights, weights[positive])

@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.experiment.grid import Grid, full_grid, quick_grid
+from benchmarks.experiment.grid import Grid, Line, full_grid, quick_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiment"
@@ -63,10 +64,15 @@ def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
         folder,
         cache,
         workers=args.workers,
-        with_outside=frozenset(cell.name for line in grid.main for cell in line.cells),
+        with_outside=_names(grid.main),
+        with_attack=_names([*grid.main, *grid.ablations]),
     )
     measure_costs(grid.priced(), *models(grid.protocol, cache), folder)
     _render(args, grid, folder)
+
+
+def _names(lines: Iterable[Line]) -> frozenset[str]:
+    return frozenset(cell.name for line in lines for cell in line.cells)
 
 
 def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:

@@ -22,16 +22,18 @@ class Cell:
     method: Method
     """aligned: no training at all; plain: cross-entropy; pact: with the settings `pact`; full_kl:
     KL to the reference over the whole vocabulary; first_tokens: constrained fine-tuning of the
-    first answer tokens (Qi et al. 2025); mixing: plain with refusals in the data."""
+    first answer tokens (Qi et al. 2025); mixing: plain with refusals in the data
+    (`refusal_share`), which pact may have too."""
     seed: int = 0
     """Order of the data, harmful pairs drawn, first values of the adapters."""
     harmful_share: float = 0.0
     """Harmful pairs among the fine-tuning examples."""
     tasks: tuple[str, ...] = TASKS
     """Tasks with an exact answer among them."""
+    refusal_share: float = 0.0
+    """Refusals of harmful requests among the fine-tuning examples."""
     strength: float = 1.0
-    """Weight of the KL of full_kl, of the constraint of first_tokens; share of refusals in the data
-    of mixing."""
+    """Weight of the KL of full_kl, of the constraint of first_tokens."""
     pact: PactConfig = field(default_factory=PactConfig)
     """The objective of method pact."""
     top_k: int = 50
@@ -68,8 +70,10 @@ class Cell:
             self.method,
             {"pact", "top_k", "token_source", "num_samples", "max_response_length", "weighted"},
         )
-        if self.method == "plain":
+        if self.method in ("plain", "mixing"):
             unread = unread | {"strength"}
+        if not self.refusal_share:
+            unread = unread | {"refusal_share"}
         values = {name: value for name, value in values.items() if name not in unread}
         pact = values.get("pact")
         if pact is not None:  # JSON has no infinity

@@ -20,6 +20,8 @@ ONE_SEED = (0,)
 SETS = {"benign only": 0.0, "10 % harmful": 0.1, "30 % harmful": 0.3}
 LAMBDAS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
+MIXED = 0.1
+"""Refusals among the fine-tuning examples, where they are mixed in."""
 ABLATION_SHARE = 0.1
 """Harmful pairs in the data of the ablations: enough that plain fine-tuning loses all refusals."""
 QUICK_STEPS = 16
@@ -47,21 +49,27 @@ VOCABULARY = Cell(
     ),
 )
 """The same settings over the vocabulary."""
-RECOMMENDED = Cell(method="pact", pact=PactConfig())
+DEFAULT = Cell(method="pact", pact=PactConfig())
 """The package's default."""
+MARGIN = replace(DEFAULT, pact=PactConfig(kl_margin=1.5))
+"""For data without refusals."""
+RECOMMENDED = replace(DEFAULT, refusal_share=MIXED)
+"""The default, with some of the refusals that discovery reads in the data too."""
 FULL_KL = Cell(method="full_kl", strength=1.0)
 FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
-MIXING = Cell(method="mixing", strength=0.05)
 
-RECOMMENDED_LABEL = "PACT recommended"
+DEFAULT_LABEL = "PACT default"
+RECOMMENDED_LABEL = "PACT default, 10 % refusals"
 METHODS = {
     "plain": PLAIN,
     "PACT selection (released)": RELEASED,
-    "PACT vocabulary": VOCABULARY,
+    DEFAULT_LABEL: DEFAULT,
+    "PACT default, margin": MARGIN,
     RECOMMENDED_LABEL: RECOMMENDED,
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
-    "refusals mixed in": MIXING,
+    "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),
+    "plain, 10 % refusals": Cell(method="mixing", refusal_share=MIXED),
 }
 """By their label in the tables, each at its own default."""
 
@@ -170,23 +178,23 @@ def _weighted(cell: Cell, weight: float) -> Cell:
 
 
 def _trade_off(shares: Iterable[float], weights: Iterable[float]) -> Iterator[Line]:
-    compared = (
-        "PACT selection (released)",
-        "PACT vocabulary",
-        RECOMMENDED_LABEL,
-        "full-vocabulary KL",
-        "first tokens",
-    )
+    compared = {
+        "PACT selection (released)": RELEASED,
+        "PACT vocabulary, gated": VOCABULARY,
+        DEFAULT_LABEL: DEFAULT,
+        "full-vocabulary KL": FULL_KL,
+        "first tokens": FIRST_TOKENS,
+    }
     for share in shares:
-        for label in compared:
+        for label, base in compared.items():
             for weight in weights:
-                cell = replace(_weighted(METHODS[label], weight), harmful_share=share)
+                cell = replace(_weighted(base, weight), harmful_share=share)
                 yield _line(label, f"{weight:g}", cell, ONE_SEED)
 
 
 def _ablations() -> Iterator[Line]:
     """One thing at a time; what needs a gate or the selection is varied where there is one."""
-    ours = replace(RECOMMENDED, harmful_share=ABLATION_SHARE)
+    ours = replace(DEFAULT, harmful_share=ABLATION_SHARE)
     gated = replace(VOCABULARY, harmful_share=ABLATION_SHARE)
     released = replace(RELEASED, harmful_share=ABLATION_SHARE)
     plain = replace(PLAIN, harmful_share=ABLATION_SHARE)
@@ -212,7 +220,8 @@ def _ablations() -> Iterator[Line]:
         },
     )
     yield from vary(
-        "margin, nats", {f"{m:g}": _pact(ours, kl_margin=m) for m in (0.0, 0.75, 1.5, 3.0)}
+        "margin, nats, on benign data",
+        {f"{m:g}": _pact(DEFAULT, kl_margin=m) for m in (0.0, 0.75, 1.5, 3.0)},
     )
     lengths = {f"{n}": replace(ours, max_response_length=n) for n in (1, 8)}
     yield from vary("answer steps that discovery looks at", lengths)

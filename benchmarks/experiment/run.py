@@ -43,6 +43,7 @@ def run_cells(
     *,
     workers: int,
     with_outside: frozenset[str],
+    with_attack: frozenset[str],
 ) -> None:
     """Compute what is missing of `cells`.
 
@@ -53,6 +54,7 @@ def run_cells(
         cache: of the models, kept between runs.
         workers: processes; the processor's cores are shared out among them.
         with_outside: names of the cells that the outside prompts are asked of too.
+        with_attack: names of the cells that the prefill attack is tried on.
 
     Raises:
         ValueError: the folder holds records of another protocol.
@@ -72,7 +74,10 @@ def run_cells(
         initargs=(aligned, shipped, protocol, threads),
     ) as pool:
         waiting = {
-            pool.submit(_compute, cell, folder, cell.name in with_outside): cell for cell in missing
+            pool.submit(
+                _compute, cell, folder, cell.name in with_outside, cell.name in with_attack
+            ): cell
+            for cell in missing
         }
         try:
             for done in tqdm(as_completed(waiting), total=len(waiting), unit="cell"):
@@ -100,7 +105,7 @@ def _start(aligned: Path, shipped: Path, protocol: Protocol, threads: int) -> No
     _bench = Bench(aligned, shipped, protocol)
 
 
-def _compute(cell: Cell, folder: Path, outside: bool) -> str:
+def _compute(cell: Cell, folder: Path, outside: bool, attacked: bool) -> str:
     assert _bench is not None
     bench = _bench
     start_s = time.perf_counter()
@@ -114,7 +119,7 @@ def _compute(cell: Cell, folder: Path, outside: bool) -> str:
         reference: Reference = FrozenModel(model)
     else:
         model, reference = bench.finetune(cell, look if cell.curve_every else None)
-    measures = bench.measure(model, reference, outside=outside)
+    measures = bench.measure(model, reference, outside=outside, attacked=attacked)
     seconds = time.perf_counter() - start_s
     record = Record(
         settings=cell.settings(),

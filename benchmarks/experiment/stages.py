@@ -109,7 +109,7 @@ class Bench:
             cell.harmful_share,
             cell.seed,
             cell.tasks,
-            cell.strength if cell.method == "mixing" else 0.0,
+            cell.refusal_share,
         )
         header = header_ids(self.tokenizer) if objective.needs_post_only else ()
         collator = Collator(
@@ -161,7 +161,7 @@ class Bench:
             self.tokenizer,
             harmful=harmful,
             benign=with_system(read("benign", "heldout")[: prompts.heldout]),
-            heldout=with_system(_finetuning_heldout()),
+            heldout=with_system(read("finetune", "heldout")),
             drift=harmful,
             tokens=self.tokens(TABLE_CELL),
             reference=reference,
@@ -194,14 +194,6 @@ class Bench:
                 batch_size=prompts.batch_size,
             )
         return Measures(counts=counts, values=values)
-
-
-def _finetuning_heldout() -> list[Conversation]:
-    """What the fine-tuning is for, unseen: requests and both tasks."""
-    return [
-        *read("finetune", "heldout"),
-        *(turns for name in TASKS for turns in task(name, "heldout")),
-    ]
 
 
 def _request(text: str) -> Conversation:

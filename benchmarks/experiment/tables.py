@@ -209,7 +209,7 @@ def describe(cell: Cell, weight: str | None = None) -> str:
         f"{weight}",
         "first_tokens": "cross-entropy whose first answer tokens are held back (Qi et al. 2025), "
         f"strength {weight}",
-        "mixing": f"cross-entropy, with refusals mixed into the data, share {weight}",
+        "mixing": f"cross-entropy{_mixed(cell)}",
     }[cell.method]
     return f"{words}; all weights" if cell.full_finetuning else words
 
@@ -233,7 +233,12 @@ def _describe_pact(cell: Cell, weight: str) -> str:
     parts.append("gated" if pact.gate else "no gate")
     if not cell.weighted:
         parts.append("all tokens weigh the same")
-    return ", ".join(parts) + ("; all weights" if cell.full_finetuning else "")
+    return ", ".join(parts) + _mixed(cell) + ("; all weights" if cell.full_finetuning else "")
+
+
+def _mixed(cell: Cell) -> str:
+    share = cell.refusal_share
+    return f", with refusals mixed into the data, share {share:g}" if share else ""
 
 
 def _row(name: str, cells: Sequence[str], line: Pooled) -> list[str]:

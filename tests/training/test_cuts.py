@@ -16,7 +16,7 @@ from tests.tiny import tiny_llama
 from tests.training.problem import Problem, largest_error, one_step, problem
 
 OBJECTIVES = {
-    "recommended": PactConfig(),
+    "with a margin": PactConfig(kl_margin=1.5),
     "selection": matching("selection"),
     "selection, no gate": matching("selection", gate=False),
     "vocabulary": matching("vocabulary"),

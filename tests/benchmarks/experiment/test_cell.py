@@ -23,6 +23,7 @@ PACT = Cell(method="pact")
         {"tasks": ("extraction",)},
         {"pact": PactConfig(kl_weight=3.0)},
         {"pact": PactConfig(over="selection")},
+        {"refusal_share": 0.05},
         {"top_k": 20},
         {"token_source": "random"},
         {"num_samples": 8},

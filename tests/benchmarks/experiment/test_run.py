@@ -50,7 +50,7 @@ def test_every_kind_of_cell_is_trained_and_measured(
 ) -> None:
     monkeypatch.setattr(run, "_bench", bench)
     cell = replace(cell, steps=2, curve_every=1)
-    run._compute(cell, tmp_path, outside=False)
+    run._compute(cell, tmp_path, outside=False, attacked=True)
     record = load_record(cell, tmp_path)
     assert record is not None
     assert record.settings == cell.settings()
@@ -105,7 +105,7 @@ def test_records_at_hand_are_not_computed_anew(
     path_of(cell, tmp_path).write_text(json.dumps(record))
     for name in ("models", "ProcessPoolExecutor"):
         monkeypatch.setattr(run, name, never)
-    common: dict[str, Any] = {"workers": 2, "with_outside": frozenset()}
+    common: dict[str, Any] = {"workers": 2, "with_outside": frozenset(), "with_attack": frozenset()}
     run_cells([cell, cell], TINY, tmp_path, tmp_path, **common)
     run_cells([cell], TINY, tmp_path, tmp_path, **common)
     with pytest.raises(ValueError, match=r"records of another protocol \(other learning_rate\)"):

@@ -148,13 +148,15 @@ def test_over_time_lists_every_step(tmp_path: Path) -> None:
 
 
 def test_settings_are_told_from_the_cell() -> None:
+    raised = replace(OURS, pact=replace(OURS.pact, kl_margin=1.5))
+    assert "the reference raised by a margin of 1.5 nats" in tables.describe(raised)
     words = tables.describe(replace(OURS, token_source="random", full_finetuning=True))
     assert words == (
         "cross-entropy and the KL of the true confidences on K = 200 random safety tokens, "
-        "lambda 2.5, those of positive weight alone, the reference raised by a margin of 1.5 nats, "
-        "answer step t weighs exp(-t / 4), no gate; all weights"
+        "lambda 2.5, those of positive weight alone, answer step t weighs exp(-t / 4), no gate; "
+        "all weights"
     )
     assert tables.describe(OURS, "1, 2").count("lambda 1, 2") == 1
     assert tables.describe(Cell(method="full_kl", strength=0.7)).endswith("lambda 0.7")
-    assert tables.describe(Cell(method="mixing", strength=0.05)).endswith("share 0.05")
+    assert tables.describe(Cell(method="mixing", refusal_share=0.05)).endswith("share 0.05")
     assert tables.describe(Cell(method="first_tokens", strength=1.5)).endswith("strength 1.5")
