@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 demo-quick: $(VENV)/.demo
 	$(BIN)/pact demo --quick $(ARGS)
 
-# What docs/evidence.md shows: about two hours on two cores, less what is in benchmarks/results/experiment.
+# What docs/evidence.md shows: two to three hours on two cores, less what is in benchmarks/results/experiment.
 # It may be cut off and started again.
 experiment: $(VENV)/.experiment
 	$(BIN)/python -m benchmarks.experiment run $(ARGS)
