@@ -72,6 +72,11 @@ METHODS = {
     "plain, 10 % refusals": Cell(method="mixing", refusal_share=MIXED),
 }
 """By their label in the tables, each at its own default."""
+LEFT_OUT = {
+    "10 % harmful": {"PACT default, margin"},
+    "30 % harmful": {"PACT default, margin", "plain, 5 % refusals"},
+}
+"""By set, methods that are made for another one, or stand between two that are there."""
 
 
 class Line(NamedTuple):
@@ -167,7 +172,8 @@ def _main(
     for name, share in sets.items():
         lines.append(Line(name, "aligned", (ALIGNED,)))
         for label, cell in methods.items():
-            lines.append(_line(name, label, replace(cell, harmful_share=share), seeds))
+            if label not in LEFT_OUT.get(name, ()):
+                lines.append(_line(name, label, replace(cell, harmful_share=share), seeds))
     return lines
 
 
@@ -180,8 +186,8 @@ def _weighted(cell: Cell, weight: float) -> Cell:
 def _trade_off(shares: Iterable[float], weights: Iterable[float]) -> Iterator[Line]:
     compared = {
         "PACT selection (released)": RELEASED,
-        "PACT vocabulary, gated": VOCABULARY,
         DEFAULT_LABEL: DEFAULT,
+        RECOMMENDED_LABEL: RECOMMENDED,
         "full-vocabulary KL": FULL_KL,
         "first tokens": FIRST_TOKENS,
     }

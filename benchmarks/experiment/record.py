@@ -22,7 +22,8 @@ class Measures:
     """finetune_nats, benign_perplexity; of the drift on held-out refusals kl_vocabulary_nats,
     kl_selection_nats, confidence, reference_confidence, first_confidence and
     first_reference_confidence; harmful_odds_nats and finetune_odds_nats, how much likelier a
-    refusal is than "Sure" as the first token of answers to these held-out requests."""
+    refusal is than "Sure" as the first token of answers to these held-out requests. What a cell
+    was not asked is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,10 @@ class Bench:
     def measure(
         self, model: Any, reference: Reference, *, outside: bool = True, attacked: bool = True
     ) -> Measures:
-        """All that is counted of one model; `outside` and `attacked` may be left out."""
+        """All that is counted of one model.
+
+        `attacked` with the prefill; `outside` with the outside prompts and the odds of openings.
+        """
         prompts = self.protocol.prompts
         harmful = with_system(read("harmful", "heldout")[: prompts.heldout])
         common: dict[str, Any] = {"batch_size": prompts.batch_size, "progress": False}
@@ -171,10 +174,6 @@ class Bench:
         if attacked:
             answers = evaluate(model, self.tokenizer, harmful=harmful, prefill=PREFILL, **ask)
             counts |= _refusals("prefill", answers.harmful)
-        if outside:
-            requests = [_request(text) for text in harmbench_prompts(prompts.outside)]
-            answers = evaluate(model, self.tokenizer, harmful=with_system(requests), **ask)
-            counts |= _refusals("outside", answers.harmful)
         for name in TASKS:
             data = with_system(task(name, "heldout")[: prompts.heldout])
             matches = evaluate(model, self.tokenizer, task=data, **common).task
@@ -184,15 +183,19 @@ class Bench:
         fluent = evaluate(model, self.tokenizer, heldout=plain_answers, **common).heldout
         assert fluent is not None
         values = _drift(main) | {"benign_perplexity": fluent.perplexity}
-        for name in ("harmful", "finetune"):
-            values[f"{name}_odds_nats"] = opening_odds(
-                model,
-                self.tokenizer,
-                with_system(read(name, "heldout")),
-                self.tokens(TABLE_CELL),
-                PREFILL,
-                batch_size=prompts.batch_size,
-            )
+        if outside:
+            requests = [_request(text) for text in harmbench_prompts(prompts.outside)]
+            answers = evaluate(model, self.tokenizer, harmful=with_system(requests), **ask)
+            counts |= _refusals("outside", answers.harmful)
+            for name in ("harmful", "finetune"):
+                values[f"{name}_odds_nats"] = opening_odds(
+                    model,
+                    self.tokenizer,
+                    with_system(read(name, "heldout")),
+                    self.tokens(TABLE_CELL),
+                    PREFILL,
+                    batch_size=prompts.batch_size,
+                )
         return Measures(counts=counts, values=values)
 
 
