@@ -99,8 +99,8 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
     """Tensors of a case, the same for the same case, device and seed.
 
     Random logits have a standard deviation of 2. Peaked ones belong to states that are close to
-    their target's row of the head, some more than others: the target's logit is 8 to 16, the others'
-    have a standard deviation below 1.
+    their target's row of the head, some more than others: the target's logit is 8 to 16, the
+    others' have a standard deviation below 1.
     """
     g = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, case.dtype)
