@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.experiment.cell import TASKS
 from pact.data.examples import Conversation, load_examples
+from pact.data.mixing import draw_share, with_refusals
 from pact.demo.conversations import Split, read
 
 DATA = Path(__file__).parent / "data"
@@ -66,21 +67,8 @@ def finetuning_set(
     benign = read("finetune", "train")
     for name in tasks:
         benign += task(name, "train")
-    attacks = _draw("harmful_share", harmful_share, attack(), len(benign), random.Random(seed))
-    stream = random.Random(f"refusals {seed}")
-    refusals = read("harmful", "train")
-    return benign + attacks + _draw("refusal_share", refusal_share, refusals, len(benign), stream)
-
-
-def _draw(
-    name: str, share: float, pool: list[Conversation], num_benign: int, stream: random.Random
-) -> list[Conversation]:
-    """As many of `pool` as are `share` of themselves and `num_benign` others."""
-    most = len(pool) / (len(pool) + num_benign)
-    count = round(num_benign * share / (1.0 - share)) if 0.0 <= share < 1.0 else -1
-    if not 0 <= count <= len(pool):
-        raise ValueError(
-            f"{name} must be at least 0 and at most {most:.3f}, got {share}: there are {len(pool)} "
-            f"conversations to draw from beside {num_benign} benign ones; lower the share"
-        )
-    return stream.sample(pool, len(pool))[:count]
+    attacks = draw_share(
+        attack(), harmful_share, len(benign), random.Random(seed), name="harmful_share"
+    )
+    refusals = with_refusals(benign, read("harmful", "train"), refusal_share, seed)[len(benign) :]
+    return benign + attacks + refusals

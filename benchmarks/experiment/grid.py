@@ -14,13 +14,14 @@ from benchmarks.experiment.alignment import Alignment
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.protocol import Prompts, Protocol
 from pact.config import PactConfig
+from pact.training.config import TrainConfig
 
 SEEDS = (0, 1, 2)
 ONE_SEED = (0,)
 SETS = {"benign only": 0.0, "10 % harmful": 0.1, "30 % harmful": 0.3}
 LAMBDAS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
-MIXED = 0.1
+MIXED = TrainConfig.refusal_share
 """Refusals among the fine-tuning examples, where they are mixed in."""
 ABLATION_SHARE = 0.1
 """Harmful pairs in the data of the ablations: enough that plain fine-tuning loses all refusals."""

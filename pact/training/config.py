@@ -78,6 +78,11 @@ class TrainConfig(FitConfig):
     """The aligned chat model: a folder, or a hub name."""
     train_file: str
     """Conversations: .jsonl, .json, a saved data set, or a hub name."""
+    refusals: str | None = None
+    """Refusals of harmful requests, such as `pact refusals` writes: some join the conversations,
+    which gives the pull on the safety tokens rows where there is something to hold."""
+    refusal_share: float = 0.1
+    """How many: their share of all. Unused where refusals is unset."""
     output_dir: str
     """Folder for the trained model, its config, metrics and checkpoints; it must be empty."""
     method: Literal["pact", "plain"] = "pact"
@@ -121,6 +126,7 @@ class TrainConfig(FitConfig):
                 "`pact discover` writes, or use method=plain"
             )
         for name, valid, need in (
+            ("refusal_share", 0 <= self.refusal_share < 1, "in [0, 1)"),
             ("max_length", self.max_length >= 2, "at least 2"),
             (
                 "pack_length",

@@ -25,7 +25,8 @@ from datasets import Dataset
 from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
-from pact.data.examples import load_examples
+from pact.data.examples import Conversation, load_examples
+from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
 from pact.discovery import SafetyTokens
@@ -80,7 +81,7 @@ def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
     output_dir = _output_folder(config, pact)
     tokenizer = load_tokenizer(config.model)
     objective = _objective(config, pact, tokenizer)
-    dataset = encode_examples(load_examples(config.train_file), tokenizer, config.max_length)
+    dataset = encode_examples(_conversations(config), tokenizer, config.max_length)
     model, reference = _load(config, objective, dataset)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
@@ -120,12 +121,20 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
     objective = _objective(config, pact, tokenizer)
     if not objective.needs_reference:
         raise ValueError("method=plain has no reference to cache: give --method pact")
-    dataset = encode_examples(load_examples(config.train_file), tokenizer, config.max_length)
+    dataset = encode_examples(_conversations(config), tokenizer, config.max_length)
     _, reference = _load(config, objective, dataset)
     assert isinstance(reference, AdaptersOff | FrozenModel)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
     return _cached(config, objective, dataset, reference, collator).cache
+
+
+def _conversations(config: TrainConfig) -> list[Conversation]:
+    conversations = load_examples(config.train_file)
+    if config.refusals is None:
+        return conversations
+    refusals = load_examples(config.refusals)
+    return with_refusals(conversations, refusals, config.refusal_share, config.seed)
 
 
 def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:

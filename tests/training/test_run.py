@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from pact.config import PactConfig
+from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
 from pact.models import load_model, load_tokenizer
 from pact.training import TrainConfig, train
@@ -108,6 +109,28 @@ def test_packing_trains_what_padding_trains(
         assert packed["kl"] == pytest.approx(padded["kl"], rel=1e-3, abs=1e-6)
     error = largest_error(*(parameters_of(run.model.train()) for run in runs))
     assert error < 1e-3  # Adam divides by small second moments
+
+
+def test_refusals_join_the_conversations(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the data are refusals then, in training and in the cache that is filled ahead."""
+    rows = [json.dumps({"messages": turns}) for turns in conversations(9)]
+    (tmp_path / "refusals.jsonl").write_text("\n".join(rows))
+    sizes = []
+
+    def count(data: list[Any], *rest: Any) -> Any:
+        sizes.append(len(data))
+        return encode_examples(data, *rest)
+
+    monkeypatch.setattr(run_module, "encode_examples", count)
+    mixed = {"refusals": str(tmp_path / "refusals.jsonl"), "refusal_share": 1 / 3}
+    config = _settings(files, tmp_path / "run", cache_dir=str(tmp_path / "cache"), **mixed)
+    train(config)
+    run_module.fill(config)
+    assert sizes == [12 + 6] * 2
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["refusals"] == mixed["refusals"]
 
 
 def test_another_reference_model(files: dict[str, str], tmp_path: Path) -> None:
