@@ -21,10 +21,10 @@ LEAST_REST = 1e-6
 
 
 class VocabularyKl(NamedTuple):
-    """KL of K + 1 classes; its gradient by the logits: scale * P, plus `sparse` at the K ids."""
+    """KL of K + 1 classes; its gradient by the logits: share * P, plus `sparse` at the K ids."""
 
     kl: Tensor  # (M,)
-    scale: Tensor  # (M,)
+    share: Tensor  # (M,)
     sparse: Tensor  # (M, K)
 
 
@@ -80,22 +80,23 @@ def vocabulary_kl(
 ) -> VocabularyKl:
     """KL of the K confidences and the rest of the mass, and its gradient by the full logits.
 
-    d kl / d z_v = P_v - q_v on the K tokens and P_v (1 - q_rest / P_rest) elsewhere. Where the
-    student's rest is clamped it passes no gradient, which leaves P_v (1 - q_rest) - q_v and
-    P_v (1 - q_rest).
+    With r = q_rest / P_rest, or 0 where the student's rest is clamped and passes no gradient,
+
+        d kl / d z_v = share P_v (+ r P_v - q_v on the K tokens),   share = sum_k (q_k - r P_k)
+
+    The share is 1 - r where nothing is clamped, and formed as that it would keep few digits: with K
+    of many tokens both sums are small.
     """
     mass = student.exp()  # (M, K)
     rest = 1.0 - mass.sum(-1, keepdim=True)  # (M, 1)
-    clamped = rest <= LEAST_REST
     log_p = torch.cat((student, rest.clamp(min=LEAST_REST).log()), -1)  # (M, K + 1)
     mixed = mix(_with_rest(full), None if post is None else _with_rest(post), c)
     log_q = mixed.log_softmax(-1)
     q = log_q.exp()
     kl = (q * (log_q - log_p)).sum(-1)
-    q_rest, p_rest = q[:, -1:], log_p[:, -1:].exp()
-    scale = 1.0 - q_rest * torch.where(clamped, 1.0, 1.0 / p_rest)  # (M, 1)
-    on_selected = torch.where(clamped, 1.0 - q_rest, 1.0)  # (M, 1) factor of P_v on the K tokens
-    return VocabularyKl(kl, scale.squeeze(-1), (on_selected - scale) * mass - q[:, :-1])
+    ratio = torch.where(rest <= LEAST_REST, 0.0, q[:, -1:] / rest)  # (M, 1)
+    sparse = ratio * mass - q[:, :-1]  # (M, K)
+    return VocabularyKl(kl, -sparse.sum(-1), sparse)
 
 
 def _with_rest(log_confidence: Tensor) -> Tensor:

@@ -108,7 +108,9 @@ def vocabulary_kl(
 ):
     """KL of the K + 1 classes, the softmax's share in its gradient, and the K sparse entries.
 
-    d kl / d z_v is share * P_v, plus the sparse entry on a selected v.
+    d kl / d z_v is share * P_v, plus the sparse entry on a selected v. The sparse entries are
+    r P_v - q_v with r = q_rest / P_rest, or 0 where the rest is clamped, and the share is minus
+    their sum: 1 - r where nothing is clamped, but with more digits.
     """
     rest, clamped = log_rest(student, is_token)
     m = tl.where(is_token, mixed, float("-inf"))
@@ -119,7 +121,6 @@ def vocabulary_kl(
     q_rest = exp(mixed_rest - shift)
     terms = tl.where(q > 0.0, q * (m - shift[:, None] - student), 0.0)
     kl = tl.sum(terms, 1) + q_rest * (mixed_rest - shift - rest)
-    share = 1.0 - q_rest * tl.where(clamped, 1.0, exp(-rest))
-    on_selected = tl.where(clamped, 1.0 - q_rest, 1.0)
-    sparse = (on_selected - share)[:, None] * exp(student) - q
-    return kl, share, tl.where(is_token, sparse, 0.0)
+    ratio = tl.where(clamped, 0.0, q_rest * exp(-rest))
+    sparse = tl.where(is_token, ratio[:, None] * exp(student) - q, 0.0)
+    return kl, -tl.sum(sparse, 1), sparse

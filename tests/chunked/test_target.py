@@ -112,17 +112,32 @@ def test_a_token_without_positive_weight_is_no_target(weight: float) -> None:
     assert torch.isfinite(kl).all()
 
 
-@pytest.mark.parametrize("rest", ["some", "clamped"])
-def test_the_vocabularys_gradient_sums_to_zero(rest: str) -> None:
-    """Over all tokens it is the gradient of something that a common shift does not change."""
+def confidences(lead: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(6, 5) log-confidences of student and reference in tokens that lead 25 others by so much."""
     g = torch.Generator().manual_seed(1)
-    logits = torch.randn(6, 30, generator=g, dtype=torch.float64)
-    logits[:, :5] += 30.0 if rest == "clamped" else 0.0
-    confidence = logits.log_softmax(-1)
-    full = torch.randn(6, 30, generator=g, dtype=torch.float64).log_softmax(-1)
-    kl, scale, sparse = vocabulary_kl(confidence[:, :5], full[:, :5], None, None)
+    logits = torch.randn(2, 6, 30, generator=g, dtype=torch.float64)
+    logits[0, :, :5] += lead
+    logits[1, :, :5] += min(lead, 0.0)
+    student, full = logits.log_softmax(-1)[..., :5].to(dtype)
+    return student, full
+
+
+@pytest.mark.parametrize("lead", [0.0, 30.0], ids=["some rest", "rest clamped"])
+def test_the_share_of_the_softmax(lead: float) -> None:
+    """1 - q_rest / P_rest, or 1 - q_rest where the rest is clamped and passes no gradient."""
+    student, full = confidences(lead, torch.float64)
+    kl, share, sparse = vocabulary_kl(student, full, None, None)
+    p_rest, q_rest = (1 - x.exp().sum(-1) for x in (student, full))
+    assert bool((p_rest < LEAST_REST).all()) == (lead > 0)
     assert bool((kl > 0).all())
-    assert ((1 - confidence[:, :5].exp().sum(-1)) < LEAST_REST).all() == (rest == "clamped")
-    torch.testing.assert_close(
-        scale + sparse.sum(-1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(share, 1 - (q_rest if lead else q_rest / p_rest))
+    # Over all tokens the gradient sums to zero: a common shift of the logits changes nothing.
+    torch.testing.assert_close(share + sparse.sum(-1), torch.zeros(6, dtype=torch.float64))
+
+
+def test_the_share_keeps_its_digits_where_the_tokens_have_little_mass() -> None:
+    """As 50 tokens of many thousands have: 1 - q_rest / P_rest would be right to 1e-7 alone."""
+    exact = vocabulary_kl(*confidences(-12.0, torch.float64), None, None).share
+    share = vocabulary_kl(*confidences(-12.0, torch.float32), None, None).share
+    assert float(exact.abs().max()) < 1e-5
+    torch.testing.assert_close(share.double(), exact, rtol=1e-4, atol=0)

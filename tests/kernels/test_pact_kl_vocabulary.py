@@ -105,3 +105,24 @@ def test_over_the_vocabulary(
     atol = 4e-6 if selected == 11 else 2e-5
     for name, value in expected.items():
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=atol)
+
+
+def test_little_mass_on_the_tokens() -> None:
+    """As 50 of many thousands have: the share is the small difference of two sums, to its digits."""
+    c = case(torch.float32, width=VOCABULARY, reference_width=VOCABULARY, selected=11)
+    c.weight = torch.eye(VOCABULARY, dtype=torch.float64)
+    c.token_ids = torch.arange(11)
+    for states in (c.hidden, *c.states[:2]):
+        states[:, :11] = states[:, :11].float().sub(12.0).double()
+    c.states = pk.ReferenceStates(*c.states[:2], c.weight)
+    nothing = torch.zeros(c.step.numel(), dtype=torch.bool)
+    got = vocabulary_rows(c, "logits", None, nothing, torch.float32)["gradient"]
+    z = c.hidden.clone().requires_grad_()
+    settings = {"gate": None, "temperature": 1.0, "over": "vocabulary"}
+    tokens = (c.token_ids, c.token_weights, c.step, c.states)
+    kl, _ = pact_kl_rows(z, c.weight, *tokens, row_weight=c.row_weight.double(), **settings)
+    (1.7 * kl).sum().backward()
+    assert z.grad is not None
+    elsewhere = (z.grad[:, 11:] / c.hidden.softmax(-1)[:, 11:])[:, 0]
+    assert float(elsewhere.abs().max()) < 1e-4
+    torch.testing.assert_close(got[:, 11:], z.grad[:, 11:], rtol=1e-3, atol=1e-12)
