@@ -108,7 +108,7 @@ def test_over_the_vocabulary(
 
 
 def test_little_mass_on_the_tokens() -> None:
-    """As 50 of many thousands have: the share is the small difference of two sums, to its digits."""
+    """As 50 of many thousands have: the share is a small difference, right to its digits."""
     c = case(torch.float32, width=VOCABULARY, reference_width=VOCABULARY, selected=11)
     c.weight = torch.eye(VOCABULARY, dtype=torch.float64)
     c.token_ids = torch.arange(11)
