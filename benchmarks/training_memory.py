@@ -9,18 +9,17 @@ then with everything.
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.resident import peak_mib
 from benchmarks.training_sides import SIDES, make_setting, random_task, take_step
 from pact.models import load_model
 
 STEPS = 2
-KIB, MIB = 2**10, 2**20
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,17 +29,6 @@ class Memory(NamedTuple):
     imports_mib: float
     """Peak before the model is loaded: the interpreter and its libraries."""
     peak_mib: float
-
-
-def peak_mib() -> float:
-    """High-water mark of this process's resident memory.
-
-    Of the memory map, unlike getrusage's ru_maxrss, which a child takes over from its parent.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * KIB / MIB
 
 
 def measure_memory(model: Path, side: str, sequences: int, length: int) -> Memory:

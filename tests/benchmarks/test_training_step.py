@@ -10,9 +10,10 @@ import torch
 
 from benchmarks import training_step
 from benchmarks.figures import Figure, figure_table
+from benchmarks.resident import MIB
 from benchmarks.timing import alternate_ms
 from benchmarks.training_data import RELEASED_LENGTH, DemoData, PaddedCollator
-from benchmarks.training_memory import MIB, Memory, measure_memory
+from benchmarks.training_memory import Memory, measure_memory
 from benchmarks.training_sides import (
     CACHED,
     LIVE,

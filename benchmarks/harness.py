@@ -1,0 +1,169 @@
+"""Measure a case: every implementation is compared with the oracle, then all are timed in turn.
+
+An implementation that is not installed, cannot run the case, would need too much memory, fails or
+is wrong becomes a line with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from benchmarks.case import Case, make_inputs
+from benchmarks.clock import Quantiles, clock_of, quantiles, take_turns
+from benchmarks.contestants import Contestant, contestants, refusal
+from benchmarks.equality import Checker
+from benchmarks.floors import CROSS_ENTROPY_ALONE, GEMMS
+from benchmarks.machine import Circumstances
+from benchmarks.memory import REGISTRY, Memory, cpu_memory, gpu_memory
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.registry import RegisteredPeer
+from benchmarks.plan import Plan
+from benchmarks.products import flops
+from benchmarks.results import Result
+from benchmarks.trial import MOST_OF_A_REASON, Ready, Refused, Trial, written
+
+ROUNDS = {"cpu": 5, "cuda": 20}
+LEAST_ROUNDS = 5
+MOST_ROUNDS_MS = 3000.0
+"""Of a case's rounds on a GPU, past LEAST_ROUNDS of them."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all measurements of a run share."""
+
+    device: torch.device
+    peers_for: Callable[[Case], Sequence[RegisteredPeer]]
+    circumstances: Circumstances
+    memory_limit_bytes: int
+    """The most that an implementation may need."""
+    rounds: int | None = None
+    """Of the timing; None leaves it to ROUNDS."""
+    registry: str = REGISTRY
+    """The module in which another process finds the peers."""
+    command: str = ""
+    """That started the run."""
+
+
+def measure(plan: Plan, bench: Bench) -> list[Result]:
+    """A line for each implementation of the plan's case."""
+    candidates = contestants(plan, bench.peers_for(plan.case))
+    reasons: dict[str, str] = {}
+    for each in candidates:
+        reason = refusal(each, plan.case, bench.device, bench.memory_limit_bytes)
+        if reason is not None:
+            reasons[each.name] = reason
+    willing = [each for each in candidates if each.name not in reasons]
+    found: dict[str, Result] = {}
+    if any(not each.yardstick for each in willing):
+        try:
+            found = _measure_willing(willing, plan, bench, reasons)
+        except torch.OutOfMemoryError as error:  # of the inputs, the oracle, or all together
+            reasons |= {each.name: f"does not fit: {error}"[:MOST_OF_A_REASON] for each in willing}
+    for each in candidates:
+        if each.name not in found:
+            reason = reasons.get(each.name, "no implementation to compare with")
+            found[each.name] = _line(plan, bench, each.peer, reason)
+    return [found[each.name] for each in candidates]
+
+
+def _measure_willing(
+    willing: Sequence[Contestant], plan: Plan, bench: Bench, reasons: dict[str, str]
+) -> dict[str, Result]:
+    """Lines of those that run and are right, by name; `reasons` is told of the others."""
+    inputs = make_inputs(plan.case, bench.device)
+    checker = Checker(plan.case, inputs)
+    clock = clock_of(bench.device)
+    trial = Trial(case=plan.case, inputs=inputs, checker=checker, clock=clock)
+    ready: list[Ready] = []
+    for each in willing:
+        try:
+            ready.append(trial.best(each))
+        except Refused as refused:
+            reasons[each.name] = str(refused)
+            logger.info("  %s: %s", each.name, refused)
+    if not ready:
+        return {}
+    rounds = bench.rounds or _rounds(ready, bench.device)
+    calls = {each.contestant.name: each.call for each in ready}
+    times = {name: quantiles(ms) for name, ms in take_turns(calls, rounds, clock).items()}
+    return {
+        each.contestant.name: _measured(
+            each, times, _memory(each, plan, bench), rounds, plan, bench
+        )
+        for each in ready
+    }
+
+
+def _rounds(ready: Sequence[Ready], device: torch.device) -> int:
+    most = ROUNDS[device.type]
+    if device.type == "cpu":
+        return most
+    round_ms = sum(each.quick_ms for each in ready)
+    return max(LEAST_ROUNDS, min(most, int(MOST_ROUNDS_MS / max(round_ms, 1e-3))))
+
+
+def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
+    if ready.contestant.yardstick:
+        return Memory(None)
+    if bench.device.type == "cuda":
+        return gpu_memory(ready.call, bench.device)
+    return cpu_memory(plan.case, ready.contestant.name, written(ready.setting), bench.registry)
+
+
+def _measured(
+    ready: Ready,
+    times: Mapping[str, Quantiles],
+    memory: Memory,
+    rounds: int,
+    plan: Plan,
+    bench: Bench,
+) -> Result:
+    own = times[ready.contestant.name]
+
+    def times_of(other: str) -> float | None:
+        """This one's median by another's."""
+        return own.p50_ms / times[other].p50_ms if other in times else None
+
+    by_gemms, verdict = times_of(GEMMS), ready.verdict
+    return replace(
+        _line(plan, bench, ready.contestant.peer),
+        setting=written(ready.setting),
+        settings_tried=ready.tried,
+        remark="; ".join(
+            filter(None, (ready.contestant.other_objective, ready.refused, memory.remark))
+        ),
+        rounds=rounds,
+        p20_ms=own.p20_ms,
+        p50_ms=own.p50_ms,
+        p80_ms=own.p80_ms,
+        tflop_per_s=flops(plan.case) / own.p50_ms / 1e9,
+        of_gemms=None if by_gemms is None else 1 / by_gemms,
+        of_cross_entropy=times_of(CROSS_ENTROPY_ALONE),
+        of_baseline=times_of(plan.baseline),
+        extra_mib=memory.extra_mib,
+        output_mib=ready.output_mib,
+        error=None if verdict is None else verdict.error,
+        error_share=None if verdict is None else verdict.share,
+        checked_rows=ready.checked_rows,
+    )
+
+
+def _line(plan: Plan, bench: Bench, peer: Peer, reason: str = "") -> Result:
+    """What is known of a line without a measurement."""
+    return Result(
+        case=plan.case,
+        device=bench.device.type,
+        implementation=peer.name,
+        version=peer.version() or "",
+        reason=reason,
+        baseline=plan.baseline,
+        command=bench.command,
+        **bench.circumstances._asdict(),
+    )

@@ -1,0 +1,48 @@
+"""cut-cross-entropy: kernels that form no logits in memory, or a compiled dense formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case
+from benchmarks.peers.compiling import cannot_compile
+from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
+from benchmarks.peers.peer import Setting
+
+
+class CutCrossEntropy(CrossEntropyPeer):
+    """The setting `impl` is "cce", the kernels, or "torch_compile".
+
+    By default the kernels leave out gradients that 16 bits would hardly show (`filter_eps` "high");
+    with None they are exact. Prompts they drop themselves. Their backward pass takes 16 bits alone.
+    """
+
+    name = "cut-cross-entropy"
+    distribution = "cut-cross-entropy"
+
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
+        return cannot_compile(device)
+
+    def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
+        ways: list[Setting] = [{"impl": "torch_compile"}]
+        if device.type == "cuda" and case.dtype in ("bfloat16", "float16"):
+            ways += [{"impl": "cce", "filter_eps": eps} for eps in ("high", None)]
+        return ways
+
+    def compiles(self, setting: Setting) -> bool:
+        """The kernels too: they sort the vocabulary by a compiled function."""
+        return True
+
+    def load(self, setting: Setting) -> Loss:
+        linear_cross_entropy = import_module("cut_cross_entropy").linear_cross_entropy
+        options = {name: value for name, value in setting.items() if name != "rows"}
+
+        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+            made: Tensor = linear_cross_entropy(hidden, weight, target, **options)
+            return made
+
+        return loss

@@ -1,0 +1,167 @@
+"""Every op as a competent user writes it in torch: all logits of the answer rows, in the dtype of
+the states, and softmax in fp32.
+
+One product serves cross-entropy and KL. Where the formula needs K columns of the head alone, no
+more are formed, unless `every_column` asks for what the released implementation does.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pact_kernels import GateConfig, ReferenceLogits, ReferenceStates
+from pact_kernels.naive.pact_kl import gate_value, selection_target
+
+TEMPERATURE = 2.0
+"""Of the KL over the selection."""
+LEAST_REST = 1e-6
+"""Of the mass that is on no selected token."""
+
+
+def logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(N, D), (V, D) -> (N, V) fp32."""
+    return functional.linear(hidden, weight).float()
+
+
+def selected_logits(
+    hidden: Tensor, weight: Tensor, token_ids: Tensor, every_column: bool = False
+) -> Tensor:
+    """(N, D), (V, D), (K,) -> (N, K) fp32."""
+    if every_column:
+        return logits(hidden, weight)[:, token_ids]
+    return logits(hidden, weight[token_ids])
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Mean over the rows."""
+    return functional.cross_entropy(logits(hidden, weight), target)
+
+
+def linear_logsumexp(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(N,)"""
+    return logits(hidden, weight).logsumexp(-1)
+
+
+def selected_confidences(hidden: Tensor, weight: Tensor, token_ids: Tensor, over: str) -> Tensor:
+    """(N, K)"""
+    if over == "selection":
+        return selected_logits(hidden, weight, token_ids).softmax(-1)
+    return logits(hidden, weight).softmax(-1)[:, token_ids]
+
+
+def token_scores(
+    aligned_hidden: Tensor,
+    aligned_weight: Tensor,
+    base_hidden: Tensor,
+    base_weight: Tensor,
+    share: Tensor,  # (N,) of each row in the mean over samples
+) -> tuple[Tensor, Tensor]:
+    """-> difference and confidence, (V,) each."""
+    aligned = logits(aligned_hidden, aligned_weight).softmax(-1)  # (N, V)
+    base = logits(base_hidden, base_weight).softmax(-1)
+    confidence = share @ aligned
+    return confidence - share @ base, confidence
+
+
+def pact_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor,
+    step: Tensor,
+    reference: ReferenceStates | ReferenceLogits,
+    over: str,
+    gate: GateConfig | None,
+    every_column: bool = False,
+) -> Tensor:
+    """Mean over the rows."""
+    known = _known(reference, token_ids, over, every_column)
+    if over == "selection":
+        u = selected_logits(hidden, weight, token_ids, every_column)
+        return _over_selection(u, token_weights, step, known, gate)
+    log_p = logits(hidden, weight).log_softmax(-1)
+    return _over_vocabulary(log_p[:, token_ids], step, known, gate)
+
+
+def pact_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor,
+    step: Tensor,
+    reference: ReferenceStates | ReferenceLogits,
+    over: str,
+    gate: GateConfig | None,
+) -> Tensor:
+    """Cross-entropy + KL, means over the rows, from one product with the student's head."""
+    known = _known(reference, token_ids, over)
+    z = logits(hidden, weight)  # (N, V)
+    if over == "selection":
+        kl = _over_selection(z[:, token_ids], token_weights, step, known, gate)
+        return functional.cross_entropy(z, target) + kl
+    log_p = z.log_softmax(-1)
+    kl = _over_vocabulary(log_p[:, token_ids], step, known, gate)
+    return functional.nll_loss(log_p, target) + kl
+
+
+def _known(
+    reference: ReferenceStates | ReferenceLogits,
+    token_ids: Tensor,
+    over: str,
+    every_column: bool = False,
+) -> ReferenceLogits:
+    if isinstance(reference, ReferenceLogits):
+        return reference
+    full, full_lse = _values(reference.full_hidden, reference, token_ids, over, every_column)
+    if reference.post_hidden is None:
+        return ReferenceLogits(full, None, full_lse)
+    post, post_lse = _values(reference.post_hidden, reference, token_ids, over, every_column)
+    return ReferenceLogits(full, post, full_lse, post_lse)
+
+
+@torch.no_grad()
+def _values(
+    hidden: Tensor, reference: ReferenceStates, token_ids: Tensor, over: str, every_column: bool
+) -> tuple[Tensor, Tensor | None]:
+    if over == "selection":
+        return selected_logits(hidden, reference.weight, token_ids, every_column), None
+    z = logits(hidden, reference.weight)
+    return z[:, token_ids], z.logsumexp(-1)
+
+
+def _over_selection(
+    u: Tensor, token_weights: Tensor, step: Tensor, known: ReferenceLogits, gate: GateConfig | None
+) -> Tensor:
+    m = known.full  # (N, K)
+    if gate is not None and known.post is not None:
+        c = gate_value(u.detach(), known.post, step, gate)[:, None]
+        m = (1 - c) * m + c * known.post
+    q = selection_target(m, token_weights, TEMPERATURE)
+    log_student = (u / TEMPERATURE).log_softmax(-1)
+    return TEMPERATURE**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
+
+
+def _over_vocabulary(
+    log_p: Tensor,  # (N, K) the student's log-confidences
+    step: Tensor,
+    known: ReferenceLogits,
+    gate: GateConfig | None,
+) -> Tensor:
+    assert known.full_lse is not None
+    m = _with_rest(known.full - known.full_lse[:, None])  # (N, K + 1)
+    if gate is not None and known.post is not None and known.post_lse is not None:
+        # The gate counts entries of a softmax over K: a shift by the log-sum-exp is nothing to it.
+        c = gate_value(log_p.detach(), known.post, step, gate)[:, None]
+        m = (1 - c) * m + c * _with_rest(known.post - known.post_lse[:, None])
+    log_q = m.log_softmax(-1)
+    return (log_q.exp() * (log_q - _with_rest(log_p))).sum(-1).mean()
+
+
+def _with_rest(log_p: Tensor) -> Tensor:
+    rest = (1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST)
+    return torch.cat((log_p, rest.log()), -1)

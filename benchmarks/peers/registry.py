@@ -1,0 +1,59 @@
+"""All that is timed, in the order of the tables. The oracle is none of it: see `naive`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from benchmarks.case import Case
+from benchmarks.peers.compiled import Compiled
+from benchmarks.peers.composed import Composed
+from benchmarks.peers.cross_entropy import CrossEntropyPeer
+from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
+from benchmarks.peers.eager import Eager
+from benchmarks.peers.liger import Liger, LigerFullKl
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.quack import Quack
+from benchmarks.peers.released import Released
+from benchmarks.peers.torch_linear_cross_entropy import TorchLinearCrossEntropy
+from benchmarks.peers.trl import Trl, TrlFullKl
+
+
+class RegisteredPeer(Peer, Protocol):
+    """A peer that says what it is for."""
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """What it has an implementation of, or an answer to."""
+        ...
+
+    def other_objective(self, case: Case) -> str | None:
+        """What it computes in the place of the case's objective, in words for the table: its time
+        stands for a price, and its results are compared with nothing. None where they are equal.
+        """
+        ...
+
+
+CROSS_ENTROPIES: tuple[CrossEntropyPeer, ...] = (
+    TorchLinearCrossEntropy(),
+    Liger(),
+    CutCrossEntropy(),
+    Quack(),
+    Trl(),
+)
+PEERS: tuple[RegisteredPeer, ...] = (
+    Ours(),
+    Eager(),
+    Compiled(),
+    *CROSS_ENTROPIES,
+    Released(),
+    Composed("peer CE + released KL", CROSS_ENTROPIES, every_column=True),
+    Composed("peer CE + KL of K columns", CROSS_ENTROPIES, every_column=False),
+    LigerFullKl(),
+    TrlFullKl(),
+)
+
+
+def peers_for(case: Case) -> tuple[RegisteredPeer, ...]:
+    """Those with the case's op, in order; `unavailable` says which of them do not run here."""
+    return tuple(peer for peer in PEERS if case.op in peer.ops)

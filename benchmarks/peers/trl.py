@@ -1,0 +1,79 @@
+"""TRL's log-probabilities and distillation from hidden states, in tiles of rows and vocabulary.
+
+Its trainers use both, without a function that a user could call: what is taken here are the two
+autograd functions, called as the trainers call them. On a GPU their tiles are read by Triton
+kernels, on a CPU by torch. Both form every tile again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case, Inputs
+from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
+from benchmarks.peers.full_kl import FullKlPeer, StatesLoss
+from benchmarks.peers.peer import Setting
+
+DISTRIBUTION = "trl"
+COLUMNS = (8192, 32768, 131072)
+"""Of a tile; its trainers have 32768."""
+BACKWARD_IMPORTS = "trl.trainer.utils"
+"""What a first backward pass would import, seconds long."""
+
+
+class Trl(CrossEntropyPeer):
+    """Rows: answer rows alone, as its trainers have it on a GPU: it knows no target to ignore.
+
+    The setting `columns` is the width of a tile; no wider one than the vocabulary is tried.
+    """
+
+    name = "TRL"
+    distribution = DISTRIBUTION
+    ignores_targets = False
+
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
+        return None
+
+    def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
+        widths = sorted({min(width, case.vocabulary) for width in COLUMNS})
+        return [{"columns": width} for width in widths]
+
+    def load(self, setting: Setting) -> Loss:
+        import_module(BACKWARD_IMPORTS)
+        function = import_module("trl.kernels.chunked_logprob").ChunkedLogProbFunction
+        width, none, outputs = setting["columns"], None, ()
+
+        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+            logprobs: Tensor = function.apply(
+                hidden, weight, none, target, 1.0, width, none, 1.0, outputs
+            )[0]
+            return -logprobs.mean()
+
+        return loss
+
+
+class TrlFullKl(FullKlPeer):
+    """Its generalised divergence at beta 0, which is the KL to the teacher."""
+
+    name = "TRL full-vocabulary KL"
+    distribution = DISTRIBUTION
+
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
+        return None
+
+    def load(self, case: Case, inputs: Inputs, setting: Setting) -> StatesLoss:
+        import_module(BACKWARD_IMPORTS)
+        function = import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
+
+        def loss(hidden: Tensor, reference: Tensor) -> Tensor:
+            student = hidden, inputs.weight, None
+            rows: Tensor = function.apply(*student, reference, inputs.reference_weight, None, 0.0)[
+                0
+            ]
+            return rows.mean()
+
+        return loss
