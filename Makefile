@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-quick experiment experiment-quick test test-triton-matrix kernel-report lint build clean
+.PHONY: demo demo-quick experiment experiment-quick bench bench-gpu test test-triton-matrix kernel-report lint build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
@@ -19,6 +19,16 @@ experiment: $(VENV)/.experiment
 
 experiment-quick: $(VENV)/.experiment
 	$(BIN)/python -m benchmarks.experiment run --quick $(ARGS)
+
+# Every op against its peers: on the processor, or on an NVIDIA GPU. Results go to benchmarks/results as they come.
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks run --device cpu --minutes 9.5 $(ARGS)
+	$(BIN)/python -m benchmarks report
+
+bench-gpu: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet quack-kernels || true  # a peer for Hopper alone
+	$(BIN)/python -m benchmarks run --device cuda --minutes 8.5 $(ARGS)
+	$(BIN)/python -m benchmarks report
 
 test: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest $(ARGS)

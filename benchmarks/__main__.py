@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
-    from benchmarks.plan import Plan
+    from benchmarks.cases.plan import Plan
 
 Number = TypeVar("Number", int, float)
 SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
@@ -43,10 +43,10 @@ def _told(arguments: Sequence[str]) -> str:
 
 
 def _list(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.contestants import contestants, refusal
-    from benchmarks.estimate import case_s
+    from benchmarks.cases.estimate import case_s
+    from benchmarks.cases.plan import title
+    from benchmarks.measuring.contestants import contestants, refusal
     from benchmarks.peers.registry import PEERS, peers_for
-    from benchmarks.plan import title
 
     device, planned = _device(args), _planned(args)
     limit_bytes, total_s = _memory_limit_bytes(args, device), 0.0
@@ -72,13 +72,13 @@ def _list(args: argparse.Namespace, _: str) -> None:
 
 
 def _run(args: argparse.Namespace, command: str) -> None:
-    from benchmarks.contestants import contestants, refusal
-    from benchmarks.estimate import case_s
+    from benchmarks.cases.estimate import case_s
     from benchmarks.harness import Bench
-    from benchmarks.machine import circumstances
-    from benchmarks.memory import preload_compiler
+    from benchmarks.measuring.contestants import contestants, refusal
+    from benchmarks.measuring.machine import circumstances
+    from benchmarks.measuring.memory import preload_compiler
+    from benchmarks.measuring.run import run
     from benchmarks.peers.registry import peers_for
-    from benchmarks.run import run
 
     device = _device(args)
     limit_bytes = _memory_limit_bytes(args, device)
@@ -103,9 +103,9 @@ def _run(args: argparse.Namespace, command: str) -> None:
 
 
 def _plot(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.pictures import plot_all
-    from benchmarks.report import places
-    from benchmarks.results import load_results
+    from benchmarks.reporting.pictures import plot_all
+    from benchmarks.reporting.report import places
+    from benchmarks.reporting.results import load_results
 
     path = args.results or _default_results()
     results = load_results(path)
@@ -116,8 +116,8 @@ def _plot(args: argparse.Namespace, _: str) -> None:
 
 
 def _report(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.report import render
-    from benchmarks.results import load_results
+    from benchmarks.reporting.report import render
+    from benchmarks.reporting.results import load_results
 
     path = args.results or _default_results()
     for written in render(load_results(path), args.output or path.parent):
@@ -125,7 +125,7 @@ def _report(args: argparse.Namespace, _: str) -> None:
 
 
 def _default_results() -> Path:
-    from benchmarks.results import OPS_CSV
+    from benchmarks.reporting.results import OPS_CSV
 
     return OPS_CSV
 
@@ -137,8 +137,8 @@ def _device(args: argparse.Namespace) -> torch.device:
 
 
 def _planned(args: argparse.Namespace) -> list[Plan]:
-    from benchmarks.cases import plans
-    from benchmarks.plan import title
+    from benchmarks.cases.catalogue import plans
+    from benchmarks.cases.plan import title
 
     subset = args.subset or SUBSETS[_device(args).type]
     return [
@@ -151,8 +151,8 @@ def _planned(args: argparse.Namespace) -> list[Plan]:
 def _memory_limit_bytes(args: argparse.Namespace, device: torch.device) -> int:
     import torch
 
-    from benchmarks.contestants import GIB, MEMORY_SHARE
-    from benchmarks.machine import total_memory_bytes
+    from benchmarks.measuring.contestants import GIB, MEMORY_SHARE
+    from benchmarks.measuring.machine import total_memory_bytes
 
     if args.memory_gib is not None:
         return int(args.memory_gib * GIB)

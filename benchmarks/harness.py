@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.case import Case, make_inputs
-from benchmarks.clock import Quantiles, clock_of, quantiles, take_turns
-from benchmarks.contestants import Contestant, contestants, refusal
-from benchmarks.equality import Checker
-from benchmarks.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.machine import Circumstances
-from benchmarks.memory import REGISTRY, Memory, cpu_memory, gpu_memory
+from benchmarks.cases.case import Case, make_inputs
+from benchmarks.cases.plan import Plan
+from benchmarks.cases.products import flops
+from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
+from benchmarks.measuring.contestants import Contestant, contestants, refusal
+from benchmarks.measuring.equality import Checker
+from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
+from benchmarks.measuring.machine import Circumstances
+from benchmarks.measuring.memory import REGISTRY, Memory, cpu_memory, gpu_memory
+from benchmarks.measuring.trial import MOST_OF_A_REASON, Ready, Refused, Trial, written
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import RegisteredPeer
-from benchmarks.plan import Plan
-from benchmarks.products import flops
-from benchmarks.results import Result
-from benchmarks.trial import MOST_OF_A_REASON, Ready, Refused, Trial, written
+from benchmarks.reporting.results import Result
 
 ROUNDS = {"cpu": 5, "cuda": 20}
 LEAST_ROUNDS = 5

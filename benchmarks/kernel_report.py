@@ -28,8 +28,8 @@ import torch
 import triton
 from triton.backends.nvidia.compiler import get_ptxas_version
 
-from benchmarks.kernel_cases import CASES
-from benchmarks.kernel_readings import Reading, problems, readings
+from benchmarks.kernels.cases import CASES
+from benchmarks.kernels.readings import Reading, problems, readings
 from pact_kernels.kernels.runtime import KIB, TARGETS
 
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")

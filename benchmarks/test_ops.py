@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.case import OPS, Case, make_inputs
-from benchmarks.equality import Checker
+from benchmarks.cases.case import OPS, Case, make_inputs
+from benchmarks.measuring.equality import Checker
 from benchmarks.peers.eager import Eager
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.peer import Peer

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.figures import Figure, align, figure_table
-from benchmarks.timing import medians
-from benchmarks.training_data import (
+from benchmarks.measuring.timing import medians
+from benchmarks.reporting.figures import Figure, align, figure_table
+from benchmarks.training.data import (
     BACKBONE,
     FILLING,
     PACKED,
@@ -33,8 +33,8 @@ from benchmarks.training_data import (
     example_times_ms,
     filling_times_ms,
 )
-from benchmarks.training_memory import Memory, memory_of
-from benchmarks.training_sides import (
+from benchmarks.training.memory import Memory, memory_of
+from benchmarks.training.sides import (
     CACHED,
     CACHED_VOCABULARY,
     FUSED,

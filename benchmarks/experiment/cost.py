@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.costs import Cost, load_costs
-from benchmarks.training_memory import peak_mib
+from benchmarks.training.memory import peak_mib
 
 STEPS = 12
 """Of which the first two warm up."""

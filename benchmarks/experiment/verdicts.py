@@ -18,7 +18,7 @@ from benchmarks.experiment.pooled import (
     in_groups,
 )
 from benchmarks.experiment.tables import markdown
-from benchmarks.figures import Figure
+from benchmarks.reporting.figures import Figure
 
 REFUSALS_WITHIN = {0.0: 10.0, 0.1: 15.0}
 """Points of refusals (from the start) that may be lost, by the share of harmful pairs. A

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from benchmarks.case import TRAINED, Case, Inputs
+from benchmarks.cases.case import TRAINED, Case, Inputs
 from benchmarks.peers.peer import Call, Outputs
 
 Forward = Callable[[], Mapping[str, Tensor]]

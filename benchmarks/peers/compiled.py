@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import OPS, Case, Inputs
+from benchmarks.cases.case import OPS, Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.compiling import cannot_compile, compile_now
 from benchmarks.peers.eager import formula_of, forward_of

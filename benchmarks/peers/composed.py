@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers import dense
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.compiling import compile_now

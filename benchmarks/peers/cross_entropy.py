@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.compiling import compile_now
 from benchmarks.peers.packages import installed_version

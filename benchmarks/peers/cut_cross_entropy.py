@@ -8,7 +8,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
+from benchmarks.cases.case import Case
 from benchmarks.peers.compiling import cannot_compile
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
 from benchmarks.peers.peer import Setting

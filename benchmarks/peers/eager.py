@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.case import OPS, Case, Inputs
+from benchmarks.cases.case import OPS, Case, Inputs
 from benchmarks.peers import dense
 from benchmarks.peers.calls import Forward, make_call
 from benchmarks.peers.peer import Call, Setting

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.packages import installed_version
 from benchmarks.peers.peer import Call, Setting

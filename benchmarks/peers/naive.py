@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.peer import Outputs
 from benchmarks.peers.references import gate_of, reference_states, temperature_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from benchmarks.case import OPS, Case, Inputs
+from benchmarks.cases.case import OPS, Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.packages import installed_version
 from benchmarks.peers.peer import Call, Setting

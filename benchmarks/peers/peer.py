@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 
 Setting = Mapping[str, Any]
 """One way to run a peer: plain values alone, so that it can be written down."""

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
+from benchmarks.cases.case import Case
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
 from benchmarks.peers.peer import Setting
 

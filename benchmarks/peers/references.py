@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.rows import answer_rows, take
 
 Reference = pk.ReferenceStates | pk.ReferenceLogits

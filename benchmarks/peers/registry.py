@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from benchmarks.case import Case
+from benchmarks.cases.case import Case
 from benchmarks.peers.compiled import Compiled
 from benchmarks.peers.composed import Composed
 from benchmarks.peers.cross_entropy import CrossEntropyPeer

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.peer import Call, Setting
 from benchmarks.released import Batch, released_loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from benchmarks.case import IGNORE, Case, Inputs
+from benchmarks.cases.case import IGNORE, Case, Inputs
 
 
 def answer_rows(case: Case, inputs: Inputs) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.case import Case
+from benchmarks.cases.case import Case
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
 from benchmarks.peers.peer import Setting
 

@@ -13,7 +13,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
 from benchmarks.peers.full_kl import FullKlPeer, StatesLoss
 from benchmarks.peers.peer import Setting

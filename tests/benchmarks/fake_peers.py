@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.case import Case, Inputs
+from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.eager import Eager
 from benchmarks.peers.peer import Call, Outputs, Setting
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from benchmarks import harness
-from benchmarks.case import Case, make_inputs
-from benchmarks.clock import quantiles, take_turns
-from benchmarks.contestants import GIB, needed_bytes
-from benchmarks.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
+from benchmarks.cases.case import Case, make_inputs
+from benchmarks.cases.plan import OURS, Plan
+from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import Bench, measure
-from benchmarks.machine import circumstances
-from benchmarks.memory import Memory
+from benchmarks.measuring.clock import quantiles, take_turns
+from benchmarks.measuring.contestants import GIB, needed_bytes
+from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
+from benchmarks.measuring.machine import circumstances
+from benchmarks.measuring.memory import Memory
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.registry import RegisteredPeer
-from benchmarks.plan import OURS, Plan
-from benchmarks.products import flops, minimal_products
-from benchmarks.results import Result
+from benchmarks.reporting.results import Result
 from tests.benchmarks import fake_peers as fakes
 
 CPU = torch.device("cpu")

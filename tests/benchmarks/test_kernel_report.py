@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import kernel_readings
-from benchmarks.compiled import Compiled, Configuration
-from benchmarks.kernel_cases import Case, meta
-from benchmarks.kernel_readings import Reading, problems, read, record
 from benchmarks.kernel_report import COLUMNS, main, table
-from benchmarks.machine_code import MachineCode, Spills
+from benchmarks.kernels import readings as kernel_readings
+from benchmarks.kernels.cases import Case, meta
+from benchmarks.kernels.compiled import Compiled, Configuration
+from benchmarks.kernels.machine_code import MachineCode, Spills
+from benchmarks.kernels.readings import Reading, problems, read, record
 from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.runtime import KIB, TARGETS, Cost, Options
 

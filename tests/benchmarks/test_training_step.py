@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from benchmarks.figures import Figure, figure_table
-from benchmarks.resident import MIB
-from benchmarks.timing import alternate_ms
-from benchmarks.training_data import RELEASED_LENGTH, DemoData, PaddedCollator
-from benchmarks.training_memory import Memory, measure_memory
-from benchmarks.training_sides import (
+from benchmarks.measuring.resident import MIB
+from benchmarks.measuring.timing import alternate_ms
+from benchmarks.reporting.figures import Figure, figure_table
+from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
+from benchmarks.training.memory import Memory, measure_memory
+from benchmarks.training.sides import (
     CACHED,
     LIVE,
     OWN,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, make_inputs
+from benchmarks.cases.case import Case, make_inputs
 from benchmarks.peers.eager import Eager
 from benchmarks.peers.naive import oracle
 from benchmarks.peers.peer import Outputs, Peer, Setting

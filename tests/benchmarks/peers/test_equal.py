@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.case import IGNORE, Case, make_inputs
+from benchmarks.cases.case import IGNORE, Case, make_inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.compiled import Compiled
 from benchmarks.peers.eager import Eager

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.case import IGNORE, make_inputs
+from benchmarks.cases.case import IGNORE, make_inputs
 from benchmarks.peers.trl import TrlFullKl
 from tests.benchmarks.peers.judging import BASE, CPU, relative
 

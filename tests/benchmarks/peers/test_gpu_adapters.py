@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.case import IGNORE, make_inputs
+from benchmarks.cases.case import IGNORE, make_inputs
 from benchmarks.peers.cross_entropy import CrossEntropyPeer
 from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
 from benchmarks.peers.liger import Liger, LigerFullKl

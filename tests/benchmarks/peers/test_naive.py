@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.case import IGNORE, Case, make_inputs
+from benchmarks.cases.case import IGNORE, Case, make_inputs
 from benchmarks.peers.naive import fewer_rows, oracle
 from pact_kernels import GateConfig, ReferenceStates
 from pact_kernels.naive.pact_loss import pact_loss

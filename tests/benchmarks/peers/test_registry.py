@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.case import OPS, Case, make_inputs
+from benchmarks.cases.case import OPS, Case, make_inputs
 from benchmarks.peers import compiling, cross_entropy, full_kl
 from benchmarks.peers.composed import Composed
 from benchmarks.peers.cut_cross_entropy import CutCrossEntropy

@@ -1,0 +1,97 @@
+"""How long a case will take, from its flops and bytes: for budgets, never for a result.
+
+Legend: V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cases.case import Case
+from benchmarks.cases.plan import OURS
+from benchmarks.cases.products import flops, minimal_products
+from benchmarks.harness import LEAST_ROUNDS, MOST_ROUNDS_MS, ROUNDS
+from benchmarks.measuring.contestants import OF_ALL_POSITIONS, Contestant
+from benchmarks.measuring.equality import checked_rows
+from benchmarks.measuring.memory import CALLS
+
+
+class Speed(NamedTuple):
+    """Of a machine, rather too low than too high."""
+
+    flop_per_s: dict[str, float]
+    """Of a GEMM, by dtype."""
+    bytes_per_s: float
+    """Of passes over a tensor."""
+    randoms_per_s: float
+    """Normal numbers, for the inputs."""
+    start_s: float
+    """Of a contestant: imports, and the process that measures its memory."""
+    compile_s: float
+    """Of one that is compiled for each shape, beside."""
+
+
+SPEEDS = {
+    "cpu": Speed({"float32": 230e9, "bfloat16": 150e9}, 12e9, 100e6, 0.5, 3.0),
+    "cuda": Speed({"float32": 40e12, "bfloat16": 550e12}, 2e12, 5e9, 0.2, 12.0),
+}
+"""Two cores with AVX-512, which take 0.55 s for ours and 2.2 s for the released algorithm at 4 x
+512, half of it prompt, 576 x 49152; and an H100, of which no call has been timed yet."""
+COMPILED = ("torch.compile",)
+EVERY_COLUMN = ("released", "peer CE + released KL")
+"""Those that form all columns of all three models' logits."""
+PASSES = 12
+"""Over all logits in fp32, of an implementation that forms them."""
+OWN_PASSES = 4
+FLOAT64 = 2.0
+"""How much slower the oracle's products are."""
+CHECKS = 4
+"""Formulas on few rows for each case: twice the oracle, twice eager."""
+
+
+def case_s(case: Case, contestants: Sequence[Contestant], device: torch.device) -> float:
+    """Seconds that a case takes with those who take part; 0 without any."""
+    if not contestants:
+        return 0.0
+    speed = SPEEDS[device.type]
+    on_gpu = device.type == "cuda"
+    calls_s = [_call_s(case, each, speed) for each in contestants]
+    settings = [len(each.peer.settings(case, device)) for each in contestants]
+    rounds = ROUNDS[device.type]
+    if on_gpu:
+        rounds = max(LEAST_ROUNDS, min(rounds, int(MOST_ROUNDS_MS / (1e3 * sum(calls_s)))))
+    few = replace(case, sequences=1, length=min(case.rows, checked_rows(case)), prompt_share=0.0)
+    check_s = flops(few) / speed.flop_per_s[case.dtype]
+    inputs_s = _inputs_s(case, speed)
+    total_s = 2 * inputs_s + CHECKS * FLOAT64 * check_s
+    for each, call_s, count in zip(contestants, calls_s, settings, strict=True):
+        trials = count + (2 if count > 1 or on_gpu else 0)
+        total_s += call_s * (rounds + trials)
+        if not each.yardstick:
+            start_s = speed.start_s + speed.compile_s * (each.name in COMPILED)
+            total_s += CALLS * call_s + count * (check_s + start_s)
+            total_s += 0.0 if on_gpu else inputs_s  # of the process that measures memory
+    return total_s
+
+
+def _call_s(case: Case, contestant: Contestant, speed: Speed) -> float:
+    """Products, and passes over logits: none of yardsticks, a few of ours, more of others."""
+    passes = PASSES
+    if contestant.yardstick or contestant.name == OURS:
+        passes = 0 if contestant.yardstick else OWN_PASSES
+    if contestant.name in EVERY_COLUMN:
+        positions = contestant.name in OF_ALL_POSITIONS
+        share = 0.0 if positions else case.prompt_share
+        case = replace(case, over="vocabulary", prompt_share=share)
+    logits_bytes = 4 * case.rows * max(each.columns for each in minimal_products(case))
+    return flops(case) / speed.flop_per_s[case.dtype] + passes * logits_bytes / speed.bytes_per_s
+
+
+def _inputs_s(case: Case, speed: Speed) -> float:
+    heads = 2 if case.trainable_head else 1
+    numbers = heads * case.vocabulary * case.hidden + 4 * case.positions * case.hidden
+    return numbers / speed.randoms_per_s

@@ -1,0 +1,164 @@
+"""Compile a recorded launch for a GPU that is not there, and read what came out.
+
+A `Configuration` is all that the compiled kernel depends on, in plain values: it travels to another
+process, and launches with equal ones share a kernel. It is formed by Triton's own steps, those of a
+launch, so that pointers, ones, multiples of 16 and 32-bit ranges mean here what they mean on a GPU.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from benchmarks.kernels.machine_code import MachineCode, read_amd, read_nvidia
+from pact_kernels.kernels.runtime import TARGETS, Launch, Options, Target
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+MOST_OF_AN_ERROR = 600
+"""Characters; what went wrong stands at the end of a compiler's message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A kernel, specialised to the arguments of a launch, and how it is compiled."""
+
+    module: str
+    kernel: str
+    target: str
+    options: Options
+    signature: tuple[tuple[str, str], ...]
+    """Type of each argument."""
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    """Values known to the compiler, by position."""
+    attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
+    """What else it may rely on, by position: alignment, 32-bit range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler made of a configuration."""
+
+    code: MachineCode
+    shared_bytes: int
+    """Of a program."""
+    tensor_memory_columns: int
+    has_product: bool
+    """Whether the kernel as written contains a matrix product."""
+
+
+def specialise(launch: Launch, target: Target) -> Configuration:
+    """As a launch on this target would."""
+    kernel, backend = launch.kernel, make_backend(_gpu_target(target))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, keywords = bind(**launch.arguments, **launch.options.keywords())
+    _, signature, constants, attributes = kernel._pack_args(
+        backend, keywords, bound, specialization, keywords
+    )
+    return Configuration(
+        module=kernel.fn.__module__,
+        kernel=kernel.fn.__name__,
+        target=target.name,
+        options=launch.options,
+        signature=tuple(signature.items()),
+        constants=tuple(constants.items()),
+        attributes=tuple(
+            (position, tuple((name, value) for name, value in pairs))
+            for position, pairs in attributes.items()
+        ),
+    )
+
+
+def compile_configuration(configuration: Configuration) -> Compiled:
+    """Compile; Triton's cache on disk answers when it has been done before."""
+    kernel = getattr(import_module(configuration.module), configuration.kernel)
+    source = ASTSource(
+        kernel,
+        dict(configuration.signature),
+        dict(configuration.constants),
+        {at: [list(pair) for pair in pairs] for at, pairs in configuration.attributes},
+    )
+    target = _gpu_target(TARGETS[configuration.target])
+    options = configuration.options.keywords()
+    compiled = triton.compile(source, target=target, options=options)
+    nvidia = target.backend == "cuda"
+    return Compiled(
+        code=(
+            read_nvidia(_disassembled(compiled.asm["cubin"]))
+            if nvidia
+            else read_amd(compiled.asm["amdgcn"])
+        ),
+        shared_bytes=compiled.metadata.shared,
+        tensor_memory_columns=compiled.metadata.tmem_size if nvidia else 0,
+        has_product="tt.dot" in compiled.asm["ttir"],
+    )
+
+
+def compile_or_error(configuration: Configuration) -> Compiled | str:
+    """What the compiler made of it, or the end of its complaint."""
+    try:
+        return compile_configuration(configuration)
+    except Exception as error:  # compilers raise what they like
+        return _complaint(error)
+
+
+def compile_all(
+    configurations: Iterable[Configuration], jobs: int
+) -> dict[Configuration, Compiled | str]:
+    """Each once, in `jobs` processes."""
+    results: dict[Configuration, Compiled | str] = {}
+    unfinished: list[Configuration] = []
+    with _pool(jobs) as pool:
+        futures = {
+            each: pool.submit(compile_or_error, each) for each in dict.fromkeys(configurations)
+        }
+        for configuration, future in futures.items():
+            try:
+                results[configuration] = future.result()
+            except BrokenProcessPool:
+                unfinished.append(configuration)
+    # A compiler that aborts takes its process and the pool along: find which by one pool for each.
+    for configuration in unfinished:
+        with _pool(1) as pool:
+            try:
+                results[configuration] = pool.submit(compile_or_error, configuration).result()
+            except BrokenProcessPool:
+                results[configuration] = "the compiler aborted; its complaint is on stderr"
+    return results
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _complaint(error: BaseException) -> str:
+    """Its first cause: Triton raises once more for every call that encloses the line at fault."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip()[-MOST_OF_AN_ERROR:]}"
+
+
+def _gpu_target(target: Target) -> GPUTarget:
+    return GPUTarget(target.backend, target.arch, target.warp_size)
+
+
+def _disassembled(cubin: bytes) -> str:
+    """Resource usage and instructions, by the tool that comes with Triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", "--dump-sass", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout

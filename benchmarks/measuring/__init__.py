@@ -1,0 +1,1 @@
+"""How it is measured: who takes part, whether they are right, clocks, memory, floors."""

@@ -1,0 +1,188 @@
+"""Whether a result is right: against naive in float64, within what the dtype itself costs.
+
+An error is the norm of the difference over the norm of the truth. It may be twice that of the same
+dense formula in eager torch at the same dtype, plus a small floor, since eager is sometimes right
+by luck, plus one rounding step of the result's dtype where eager's has more bits: a loss in bf16 is
+coarse, but not wrong. Two things are compared before an implementation is timed: all values and
+gradients of a case of fewer rows, and some rows of the timed case itself, whose indices are as
+large as they get. A case that is small already is compared as a whole.
+
+Legend: N rows, D hidden size, K selected tokens, R rows that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases.case import IGNORE, TRAINED, Case, Inputs, make_inputs
+from benchmarks.peers.eager import Eager
+from benchmarks.peers.naive import fewer_rows, oracle
+from benchmarks.peers.peer import Outputs
+
+FACTOR = 2.0
+FLOORS = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-4, "bfloat16": 1e-3}
+"""By dtype: 16 roundings of float32, a fifth of one of float16, an eighth of one of bfloat16."""
+CHECKED_ROWS = 256
+"""Of the smaller case, at most."""
+ORACLE_BYTES = 100
+"""Of a row and token of the vocabulary in the oracle, roughly."""
+MOST_ORACLE_BYTES = 2**31
+SAMPLED_ROWS = 16
+"""Of the timed case."""
+GRADIENT = "gradient of {}"
+
+
+class Verdict(NamedTuple):
+    """Of one result."""
+
+    error: float
+    """The largest relative error of its tensors."""
+    share: float
+    """The largest share of its bound that an error takes up."""
+    name: str
+    """Of the tensor with that share."""
+
+    @property
+    def right(self) -> bool:
+        return self.share <= 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name} is off by {self.error:.2g}, {self.share:.3g} of what is allowed"
+
+
+class Truth(NamedTuple):
+    """Of a case."""
+
+    tensors: Mapping[str, Tensor]
+    """By name, in float64."""
+    bounds: Mapping[str, float]
+    """Of the relative error, by name."""
+    steps: Mapping[str, float]
+    """Rounding step of the dtype in which eager returns it, by name."""
+
+
+def truth_of(case: Case, inputs: Inputs) -> Truth:
+    """By the oracle in float64, and bounds by eager torch in the case's dtype."""
+    tensors = {name: tensor.double() for name, tensor in named(oracle(case, inputs)).items()}
+    eager = Eager()
+    setting = eager.settings(case, inputs.hidden.device)[0]
+    rounded = named(eager.prepare(case, inputs, setting)())
+    floor = FLOORS[case.dtype]
+    bounds = {
+        name: FACTOR * relative_error(rounded[name], tensor) + floor
+        for name, tensor in tensors.items()
+    }
+    return Truth(tensors, bounds, {name: _step(tensor) for name, tensor in rounded.items()})
+
+
+def judge(outputs: Mapping[str, Tensor], truth: Truth) -> Verdict:
+    """The verdict on what a call returned; what it lacks, or has in another shape, is wrong."""
+    verdicts = []
+    for name, tensor in truth.tensors.items():
+        if name not in outputs or outputs[name].shape != tensor.shape:
+            return Verdict(float("inf"), float("inf"), name)
+        error, step = relative_error(outputs[name], tensor), _step(outputs[name])
+        bound = truth.bounds[name] + (step if step > truth.steps[name] else 0.0)
+        verdicts.append(Verdict(error, error / bound, name))
+    worst = max(verdicts, key=lambda verdict: verdict.share)
+    return worst._replace(error=max(verdict.error for verdict in verdicts))
+
+
+def relative_error(tensor: Tensor, truth: Tensor) -> float:
+    """|tensor - truth| / |truth|; infinite where a value is not finite."""
+    difference = torch.linalg.vector_norm(tensor.double() - truth)
+    error = float(difference / torch.linalg.vector_norm(truth).clamp(min=1e-30))
+    return error if error == error else float("inf")
+
+
+def _step(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps
+
+
+def named(outputs: Outputs) -> dict[str, Tensor]:
+    """Values and gradients under one name each."""
+    gradients = {GRADIENT.format(name): tensor for name, tensor in outputs.gradients.items()}
+    return {**outputs.values, **gradients}
+
+
+class Sample:
+    """Some rows of a case, from the first to the last, as a case of their own.
+
+    A row's results do not depend on the other rows, but for the denominator N of the loss.
+    """
+
+    def __init__(self, case: Case, inputs: Inputs, count: int = SAMPLED_ROWS) -> None:
+        rows = case.rows
+        picked = torch.linspace(0, rows - 1, min(count, rows), device=inputs.target.device).long()
+        positions = (inputs.target != IGNORE).nonzero().squeeze(1)[picked]  # (R,)
+        self.case = replace(case, sequences=1, length=len(picked), prompt_share=0.0)
+        self.inputs = inputs._replace(
+            hidden=inputs.hidden.detach()[positions].requires_grad_(inputs.hidden.requires_grad),
+            target=inputs.target[positions],
+            reference_hidden=inputs.reference_hidden[positions],
+            reference_post=inputs.reference_post[picked],
+            step=inputs.step[picked],
+        )
+        self.picked, self.positions = picked, positions
+        self.rows, self.num_positions = rows, case.positions
+
+    def of(self, outputs: Outputs) -> dict[str, Tensor]:
+        """What a call on the whole case says of these rows, as a call on them alone would."""
+        if self.case.op in TRAINED:
+            gradient = outputs.gradients["hidden"][self.positions]  # (R, D)
+            return {GRADIENT.format("hidden"): gradient.double() * (self.rows / len(self.picked))}
+        return {
+            name: tensor[self.positions if len(tensor) == self.num_positions else self.picked]
+            for name, tensor in outputs.values.items()
+        }
+
+
+class Checker:
+    """Judges the results of one case's implementations.
+
+    Args:
+        case: that is timed.
+        inputs: that it is timed with.
+    """
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self.case = fewer_rows(case, checked_rows(case))
+        """The smaller one, or `case` itself."""
+        self.whole = self.case == case
+        """Whether it is the timed case itself that is compared."""
+        self.inputs = inputs if self.whole else make_inputs(self.case, inputs.hidden.device)
+        self.truth = truth_of(self.case, self.inputs)
+        self.sample: Sample | None = None
+        if not self.whole and case.op != "token_scores":  # whose results are means over rows
+            self.sample = Sample(case, inputs)
+            truth = truth_of(self.sample.case, self.sample.inputs)
+            if case.op in TRAINED:
+                name = GRADIENT.format("hidden")
+                truth = Truth(
+                    {name: truth.tensors[name]},
+                    {name: truth.bounds[name]},
+                    {name: truth.steps[name]},
+                )
+            self.sample_truth = truth
+
+    def judge(self, outputs: Outputs) -> Verdict:
+        """All that a call on the smaller case returned."""
+        return judge(named(outputs), self.truth)
+
+    def judge_sample(self, outputs: Outputs) -> Verdict | None:
+        """Some rows of what a call on the timed case returned; None where there is no sample."""
+        if self.sample is None:
+            return None
+        verdict = judge(self.sample.of(outputs), self.sample_truth)
+        return verdict._replace(name=f"{verdict.name} in some rows")
+
+
+def checked_rows(case: Case) -> int:
+    """Of the smaller case."""
+    most = MOST_ORACLE_BYTES // (ORACLE_BYTES * case.vocabulary)
+    return max(SAMPLED_ROWS, min(CHECKED_ROWS, most))

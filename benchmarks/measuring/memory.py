@@ -1,0 +1,125 @@
+"""Peak memory of a call beyond its inputs.
+
+On a GPU the allocator counts it. On a CPU it is the peak of a process that builds the inputs and
+makes the call twice: the high-water mark of the second less what was resident before it, so that
+what libraries and compilers keep for good is not counted. Such a process is forked from a server
+that has imported everything and computed nothing, so that it starts at once, and with no other
+measurement's memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from importlib import import_module
+from multiprocessing.context import BaseContext
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cases.case import Case, make_inputs
+from benchmarks.measuring.resident import MIB, STATUS, peak_mib, reset_peak, resident_mib
+from benchmarks.peers.peer import Call, Outputs, Peer
+
+CALLS = 2
+"""For one measurement."""
+REGISTRY = "benchmarks.peers.registry"
+COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
+"""Seconds of imports for every process that compiles."""
+MOST_OF_A_REMARK = 300
+"""Characters."""
+
+_preloaded = [__name__, REGISTRY]
+
+
+class Memory(NamedTuple):
+    """Of a call."""
+
+    extra_mib: float | None
+    """Peak beyond the inputs, outputs included; None where it could not be read."""
+    remark: str = ""
+    """Why."""
+
+
+def output_mib(outputs: Outputs) -> float:
+    """What a call returns."""
+    tensors = {
+        tensor.untyped_storage().data_ptr(): tensor
+        for group in (outputs.values, outputs.gradients)
+        for tensor in group.values()
+    }
+    return sum(tensor.nbytes for tensor in tensors.values()) / MIB
+
+
+def gpu_memory(call: Call, device: torch.device) -> Memory:
+    """By the allocator's statistics, of a call that has run before."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return Memory((torch.cuda.max_memory_allocated(device) - before) / MIB)
+
+
+def cpu_memory(case: Case, peer: str, setting: str, registry: str = REGISTRY) -> Memory:
+    """In a process of its own.
+
+    Args:
+        case: whose inputs it makes.
+        peer: the name of one of the registry's PEERS.
+        setting: one of the peer's, as JSON.
+        registry: a module.
+    """
+    if not STATUS.exists():
+        return Memory(None, "this system does not say what is resident")
+    with ProcessPoolExecutor(1, mp_context=_server()) as pool:
+        try:
+            return pool.submit(_measure, case, peer, setting, registry).result()
+        except BrokenProcessPool:
+            return Memory(None, "the process that measures memory was killed")
+        except Exception as error:  # what another's code raised there
+            text = f"the process that measures memory failed: {type(error).__name__}: {error}"
+            return Memory(None, text[:MOST_OF_A_REMARK])
+
+
+def preload_compiler() -> None:
+    """Let the server import what torch.compile needs: worth its seconds for more than one peer.
+
+    It has an effect before the first measurement alone.
+    """
+    _preloaded.extend(COMPILER)
+
+
+@cache
+def _server() -> BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_preloaded)
+    return context
+
+
+def _measure(case: Case, name: str, setting: str, registry: str) -> Memory:
+    peers: tuple[Peer, ...] = import_module(registry).PEERS
+    peer = next(each for each in peers if each.name == name)
+    call = peer.prepare(case, make_inputs(case), json.loads(setting))
+    call()
+    _give_back_freed_memory()
+    before_mib, permitted = resident_mib(), reset_peak()
+    highest_mib = peak_mib()
+    call()
+    after_mib = peak_mib()
+    if not permitted and after_mib <= highest_mib:
+        return Memory(None, "the peak before the call hides its own, and may not be reset")
+    return Memory(after_mib - before_mib)
+
+
+def _give_back_freed_memory() -> None:
+    """Or the second call would find what the first has freed, and look smaller than it is."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)

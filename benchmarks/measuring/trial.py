@@ -1,0 +1,126 @@
+"""One implementation is tried: compared with the oracle, and run in each of its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cases.case import Case, Inputs
+from benchmarks.measuring.clock import Clock
+from benchmarks.measuring.contestants import Contestant
+from benchmarks.measuring.equality import Checker, Verdict
+from benchmarks.measuring.memory import output_mib
+from benchmarks.peers.peer import Call, Outputs, Setting
+
+PROMISING = 1.5
+"""Settings run a second time where their first is within this factor of the fastest first."""
+MOST_OF_A_REASON = 300
+"""Characters of another's error."""
+
+
+class Ready(NamedTuple):
+    """A contestant that takes part."""
+
+    contestant: Contestant
+    call: Call
+    setting: Setting
+    quick_ms: float
+    output_mib: float
+    verdict: Verdict | None
+    """The worst one; None where it is not compared."""
+    checked_rows: int
+    """Of the case that was compared as a whole; 0 where it is not compared."""
+    tried: int = 1
+    """Settings."""
+    refused: str = ""
+    """The settings that do not run, or are wrong, and why."""
+
+
+class Refused(Exception):
+    """Why an implementation, or one of its settings, does not take part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What all contestants of a case are tried with."""
+
+    case: Case
+    inputs: Inputs
+    checker: Checker
+    clock: Clock
+
+    def best(self, contestant: Contestant) -> Ready:
+        """The fastest right one of its settings.
+
+        Raises:
+            Refused: none runs and is right.
+        """
+        settings = contestant.peer.settings(self.case, self.inputs.hidden.device)
+        ready: list[Ready] = []
+        refused: list[str] = []
+        for setting in settings:
+            try:
+                ready.append(self._run(contestant, setting))
+            except Refused as reason:
+                refused.append(f"{written(setting)}: {reason}" if setting else str(reason))
+        if not ready:
+            raise Refused("; ".join(refused) or "has no setting for this case")
+        fastest = self._fastest(ready)
+        return fastest._replace(tried=len(settings), refused="; ".join(refused))
+
+    def _fastest(self, ready: Sequence[Ready]) -> Ready:
+        """By the faster of two runs."""
+        most_ms = PROMISING * min(each.quick_ms for each in ready)
+        promising = [each for each in ready if each.quick_ms <= most_ms]
+        if len(promising) == 1 and not self.inputs.hidden.is_cuda:
+            return promising[0]
+        again = [
+            each._replace(quick_ms=min(each.quick_ms, self.clock(each.call))) for each in promising
+        ]
+        return min(again, key=lambda each: each.quick_ms)
+
+    def _run(self, contestant: Contestant, setting: Setting) -> Ready:
+        try:
+            return self._compare_and_time(contestant, setting)
+        except Refused:
+            raise
+        except Exception as error:  # another's code: it may raise what it likes
+            if self.inputs.hidden.is_cuda:
+                torch.cuda.empty_cache()
+            text = f"fails: {type(error).__name__}: {error}"
+            raise Refused(text[:MOST_OF_A_REASON]) from error
+
+    def _compare_and_time(self, contestant: Contestant, setting: Setting) -> Ready:
+        peer, checker = contestant.peer, self.checker
+        verdicts: list[Verdict] = []
+        if contestant.compared and not checker.whole:
+            smaller = peer.prepare(checker.case, checker.inputs, setting)
+            verdicts.append(_refuse_wrong(checker.judge(smaller())))
+        call = peer.prepare(self.case, self.inputs, setting)
+        if self.inputs.hidden.is_cuda:
+            call()  # Triton compiles at the first launch, which is no time of the call's
+        kept: list[Outputs] = []
+        quick_ms = self.clock(lambda: kept.append(call()))
+        outputs = kept.pop()
+        if contestant.compared and checker.whole:
+            verdicts.append(_refuse_wrong(checker.judge(outputs)))
+        elif contestant.compared and (of_rows := checker.judge_sample(outputs)) is not None:
+            verdicts.append(_refuse_wrong(of_rows))
+        worst = max(verdicts, key=lambda verdict: verdict.share, default=None)
+        rows = checker.case.rows if contestant.compared else 0
+        return Ready(contestant, call, setting, quick_ms, output_mib(outputs), worst, rows)
+
+
+def written(setting: Setting) -> str:
+    """As JSON, the same for equal ones."""
+    return json.dumps(dict(setting), sort_keys=True)
+
+
+def _refuse_wrong(verdict: Verdict) -> Verdict:
+    if not verdict.right:
+        raise Refused(f"wrong: {verdict}")
+    return verdict

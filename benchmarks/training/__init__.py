@@ -1,0 +1,1 @@
+"""Whole training steps: the parts of `training_step`."""

@@ -1,0 +1,247 @@
+"""What is compared as a training step: plain fine-tuning, PACT, and the released algorithm.
+
+Every side is a function that forms the loss of one batch with the same student, a model with LoRA
+adapters in training mode; `take_step` makes a step of it.
+
+Legend: B sequences, L positions, N answer rows, K selected tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pact_kernels as pk
+from benchmarks.measuring.timing import alternate_ms
+from benchmarks.training.released_step import released_step_loss
+from pact import PactConfig
+from pact.data.collate import Collator
+from pact.data.spans import IGNORE
+from pact.models import output_head
+from pact.objective import PactObjective
+from pact.reference import AdaptersOff, CachedReference, ReferenceCache, fill_cache
+from pact.training.student import add_adapters, batch_loss, trainable_parameters
+
+LossOf = Callable[[], Tensor]
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+
+NUM_TOKENS = 50
+HEADER_TOKENS = 3
+"""Of the assistant header in ChatML: <|im_start|>, assistant, a line break."""
+LEARNING_RATE = 1e-4
+
+
+class Task(NamedTuple):
+    """The examples of one step, and how they become a batch."""
+
+    examples: Sequence[Mapping[str, Any]]
+    """With `input_ids`, `labels`, and `example`, their place here."""
+    collate: Collate
+    """Makes a batch with post-only inputs."""
+
+    def batch(self, gate: bool = True) -> dict[str, Tensor]:
+        return (self if gate else self.without_post()).collate(self.examples)
+
+    def without_post(self) -> Task:
+        """As it is where the gate is off."""
+
+        def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+            batch = self.collate(examples)
+            return {name: value for name, value in batch.items() if not name.startswith("post_")}
+
+        return Task(self.examples, collate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all sides share."""
+
+    student: Any
+    """The model with adapters."""
+    token_ids: Tensor
+    """(K,) int64."""
+    token_weights: Tensor
+    """(K,)"""
+    optimizer: torch.optim.Optimizer
+
+    @cached_property
+    def frozen(self) -> Any:
+        """The aligned model once more, for the side that needs it in memory."""
+        return copy.deepcopy(self.student).unload().eval().requires_grad_(False)
+
+    def objective(self, over: Any, gate: bool) -> PactObjective:
+        config = PactConfig(
+            over=over,
+            gate=gate,
+            kl_weight=1.0,
+            kl_step_tau=math.inf,
+            kl_margin=0.0,
+            positive_only=False,
+        )
+        return PactObjective(self.token_ids, self.token_weights, config)
+
+
+def make_setting(model: Any, num_tokens: int = NUM_TOKENS) -> Setting:
+    """Put adapters on `model`, in place, and draw the safety tokens."""
+    g = torch.Generator().manual_seed(0)
+    vocabulary = output_head(model).weight.shape[0]
+    student = add_adapters(model).train()
+    return Setting(
+        student=student,
+        token_ids=torch.randperm(vocabulary, generator=g)[:num_tokens].sort().values,
+        token_weights=torch.randn(num_tokens, generator=g),
+        optimizer=torch.optim.AdamW(trainable_parameters(student).values(), lr=LEARNING_RATE),
+    )
+
+
+def random_task(model: Any, sequences: int, length: int) -> Task:
+    """Sequences of random tokens; the first half of each is its prompt."""
+    g = torch.Generator().manual_seed(1)
+    vocabulary = output_head(model).weight.shape[0]
+    ids = torch.randint(0, vocabulary, (sequences, length), generator=g)  # (B, L)
+    header = torch.randint(0, vocabulary, (HEADER_TOKENS,), generator=g)
+    labels = ids.clone()
+    labels[:, : length // 2] = IGNORE
+    return Task(
+        [{"example": n, "input_ids": ids[n], "labels": labels[n]} for n in range(sequences)],
+        Collator(header.tolist(), pad_token_id=0),
+    )
+
+
+def own_loss(setting: Setting, task: Task) -> LossOf:
+    """Plain fine-tuning as transformers does it."""
+    batch = task.batch(gate=False)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    return lambda: setting.student(**inputs, use_cache=False).loss
+
+
+def fused_loss(setting: Setting, task: Task) -> LossOf:
+    """Plain fine-tuning with the package's cross-entropy on answer rows."""
+    batch = task.batch(gate=False)
+    return lambda: batch_loss(setting.student, PactObjective.plain(), None, batch).loss
+
+
+def live_loss(setting: Setting, task: Task, over: str, gate: bool) -> LossOf:
+    """PACT with the student's backbone, adapters off, as the reference of every step."""
+    objective, reference = setting.objective(over, gate), AdaptersOff(setting.student)
+    batch = task.batch(gate)
+    return lambda: batch_loss(setting.student, objective, reference, batch).loss
+
+
+def cached_loss(setting: Setting, task: Task, over: str, gate: bool) -> LossOf:
+    """PACT with the reference's values read from files."""
+    objective, batch = setting.objective(over, gate), task.batch(gate)
+    reference = cached_reference(setting, task, over, gate)
+    return lambda: batch_loss(setting.student, objective, reference, batch).loss
+
+
+def cached_reference(setting: Setting, task: Task, over: str, gate: bool) -> CachedReference:
+    """Over a cache of the task's examples, whose mapped files outlive their folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return CachedReference(fill(setting, task, folder, over=over, gate=gate))
+
+
+def fill(
+    setting: Setting, task: Task, folder: str, *, over: str, gate: bool, **options: Any
+) -> ReferenceCache:
+    """Run the reference on the task's examples as the package does before the first epoch."""
+    return fill_cache(
+        task.examples,
+        AdaptersOff(setting.student),
+        setting.objective(over, gate),
+        (task if gate else task.without_post()).collate,
+        folder=folder,
+        progress=False,
+        **options,
+    )
+
+
+def released_side(setting: Setting, task: Task) -> LossOf:
+    """The released algorithm with its default gate."""
+    gate, batch, frozen = pk.GateConfig(), task.batch(), setting.frozen
+    ids, weights = setting.token_ids, setting.token_weights
+    return lambda: released_step_loss(setting.student, frozen, batch, ids, weights, gate)
+
+
+OWN, FUSED = "plain, transformers", "plain, fused"
+CACHED, CACHED_VOCABULARY = "PACT cached, selection", "PACT cached, vocabulary, no gate"
+LIVE, LIVE_NO_GATE = "PACT live, selection", "PACT live, selection, no gate"
+RELEASED = "released algorithm"
+READING = "reading the cache"
+SIDES: dict[str, Callable[[Setting, Task], LossOf]] = {
+    OWN: own_loss,
+    FUSED: fused_loss,
+    CACHED: lambda setting, task: cached_loss(setting, task, "selection", True),
+    CACHED_VOCABULARY: lambda setting, task: cached_loss(setting, task, "vocabulary", False),
+    LIVE: lambda setting, task: live_loss(setting, task, "selection", True),
+    LIVE_NO_GATE: lambda setting, task: live_loss(setting, task, "selection", False),
+    RELEASED: released_side,
+}
+"""By name: prepares what the side needs for a batch, and returns its loss."""
+
+
+def take_step(setting: Setting, loss: LossOf) -> None:
+    """Forward, backward, and one update of the adapters."""
+    loss().backward()
+    setting.optimizer.step()
+    setting.optimizer.zero_grad()
+
+
+def step_of(setting: Setting, loss: LossOf) -> Callable[[], None]:
+    """`take_step`, to be called later."""
+    return lambda: take_step(setting, loss)
+
+
+def loss_and_gradients(setting: Setting, loss: LossOf) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and its gradients by the adapters; nothing is updated."""
+    value = loss()
+    parameters = list(trainable_parameters(setting.student).values())
+    return value.detach(), list(torch.autograd.grad(value, parameters))
+
+
+def check_equal(setting: Setting, task: Task) -> None:
+    """Sides with one meaning have one loss and gradient: released, live and cached; both plain.
+
+    A cache in 16 bits moves the gradient by their rounding.
+    """
+    rounding, half_rounding = 1e-4, 5e-3
+    for name, same_name, tolerance in (
+        (RELEASED, LIVE, rounding),
+        (CACHED, LIVE, half_rounding),
+        (OWN, FUSED, rounding),
+    ):
+        (loss, gradients), (same_loss, same_gradients) = (
+            loss_and_gradients(setting, SIDES[side](setting, task)) for side in (name, same_name)
+        )
+        torch.testing.assert_close(loss, same_loss, rtol=1e-4, atol=1e-5)
+        norm = torch.cat([g.flatten() for g in same_gradients]).norm()
+        differences = zip(gradients, same_gradients, strict=True)
+        difference = torch.cat([(g - same).flatten() for g, same in differences]).norm()
+        if not difference <= tolerance * norm:
+            raise AssertionError(
+                f"the gradients of {name!r} and {same_name!r} differ by {difference / norm:.1e}"
+            )
+
+
+def step_times_ms(setting: Setting, task: Task, runs: int) -> dict[str, list[float]]:
+    """Times of a whole step of every side, and of reading the cache in one of them.
+
+    The sides are checked for equality first.
+    """
+    # A fresh adapter is the identity and hides gradients: one step makes it anything else.
+    take_step(setting, fused_loss(setting, task))
+    check_equal(setting, task)
+    calls: dict[str, Callable[[], object]] = {
+        name: step_of(setting, make(setting, task)) for name, make in SIDES.items()
+    }
+    reference, batch = cached_reference(setting, task, "selection", True), task.batch()
+    calls[READING] = lambda: reference(batch)
+    return alternate_ms(calls for _ in range(runs + 1))

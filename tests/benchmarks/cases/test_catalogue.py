@@ -1,0 +1,117 @@
+"""The sets of cases: what they must hold, and what their time may be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.cases.case import OPS
+from benchmarks.cases.catalogue import SUBSETS, lines, plans
+from benchmarks.cases.estimate import case_s
+from benchmarks.cases.plan import EAGER, HEADS, OURS, RELEASED, SMALL, Plan, title
+from benchmarks.measuring.contestants import Contestant, contestants
+from benchmarks.peers.registry import PEERS, peers_for
+
+ON_A_CPU = (  # those that run there once they are installed
+    OURS,
+    EAGER,
+    RELEASED,
+    "torch.compile",
+    "torch linear_cross_entropy",
+    "cut-cross-entropy",
+    "TRL",
+    "peer CE + released KL",
+    "peer CE + KL of K columns",
+    "TRL full-vocabulary KL",
+)
+NEEDS_A_CARD_TO_TELL = ("peer CE + released KL", "peer CE + KL of K columns")
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_no_case_is_planned_twice_and_every_name_is_a_peers(subset: str) -> None:
+    planned = plans(subset)
+    assert len({plan.case for plan in planned}) == len(planned)
+    assert {plan.case.op for plan in planned} == set(OPS)
+    names = {peer.name for peer in PEERS}
+    for plan in planned:
+        assert {plan.baseline, *plan.only} <= names
+        assert plan.case.rows > 0 and title(plan.case)
+
+
+def test_another_subset_is_an_error() -> None:
+    with pytest.raises(ValueError, match="one of cpu, gpu, quick, got 'tpu'"):
+        plans("tpu")
+
+
+def expected_s(planned: list[Plan], device: str, names: set[str]) -> float:
+    total_s = 0.0
+    for plan in planned:
+        found = contestants(plan, peers_for(plan.case))
+        willing = [each for each in found if each.yardstick or each.name in names]
+        total_s += case_s(plan.case, willing, torch.device(device))
+    return total_s
+
+
+def test_the_cpu_set_is_expected_to_take_eight_minutes_at_most() -> None:
+    assert 240 < expected_s(plans("cpu"), "cpu", set(ON_A_CPU)) < 480
+
+
+def test_the_gpu_set_is_expected_to_take_nine_minutes_at_most() -> None:
+    names = {peer.name for peer in PEERS} - set(NEEDS_A_CARD_TO_TELL)
+    assert 240 < expected_s(plans("gpu"), "cuda", names) < 480  # and a minute for those
+
+
+def test_an_estimate_grows_with_whoever_takes_part() -> None:
+    plan = plans("cpu")[0]
+    everyone = [
+        each
+        for each in contestants(plan, peers_for(plan.case))
+        if each.yardstick or each.name in ON_A_CPU
+    ]
+    alone: list[Contestant] = everyone[:1]
+    cpu = torch.device("cpu")
+    assert 0.0 == case_s(plan.case, [], cpu) < case_s(plan.case, alone, cpu)
+    assert case_s(plan.case, alone, cpu) < case_s(plan.case, everyone, cpu)
+
+
+def test_the_gpu_set_varies_what_it_says() -> None:
+    cases = [plan.case for plan in plans("gpu")]
+    assert {(case.hidden, case.vocabulary) for case in cases} == set(HEADS.values())
+    assert {case.tokens for case in cases} == {50, 200, 1000}
+    assert {case.prompt_share for case in cases} == {0.0, 0.5, 0.9}
+    rows = {case.rows for case in cases if case.op == "linear_cross_entropy"}
+    assert min(rows) == 256 and max(rows) == 131072
+    for flag in ("trainable_head", "peaked", "cached"):
+        assert {getattr(case, flag) for case in cases} == {False, True}
+
+
+def test_the_cpu_set_holds_what_is_promised() -> None:
+    planned = plans("cpu")
+    released = [plan.case for plan in planned if plan.only == (OURS, RELEASED)]
+    small = HEADS[SMALL]
+    assert [(case.hidden, case.vocabulary, case.prompt_share) for case in released] == [
+        (*small, 0.5),
+        (*small, 0.9),
+        (640, 262144, 0.5),
+        (640, 262144, 0.9),
+    ]
+    assert released[0].positions == 2048
+    everyone = [plan.case for plan in planned if not plan.only]
+    assert {case.op for case in everyone} == set(OPS)
+    assert any(plan.case.dtype == "bfloat16" for plan in planned)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_line_varies_one_size_and_all_of_it_is_planned(device: str) -> None:
+    planned = {plan.case for plan in plans("gpu" if device == "cuda" else "cpu")}
+    for line in lines(device):
+        assert line.sizes() == sorted(set(line.sizes())) and len(line.sizes()) >= 4
+        assert set(line.cases) <= planned
+        other = {case.vocabulary if line.size == "N" else case.rows for case in line.cases}
+        assert len(other) == len({case.hidden for case in line.cases}) == 1
+
+
+def test_titles_tell_cases_apart() -> None:
+    for subset in SUBSETS:
+        planned = plans(subset)
+        assert len({(plan.case.op, title(plan.case)) for plan in planned}) == len(planned)

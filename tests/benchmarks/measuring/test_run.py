@@ -1,0 +1,128 @@
+"""The run: case by case into the file, within its time, and once for true from the shell."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as shell
+from benchmarks.cases.catalogue import quick_plans
+from benchmarks.cases.plan import EAGER, OURS, Plan
+from benchmarks.harness import Bench
+from benchmarks.measuring import memory, run
+from benchmarks.measuring.floors import GEMMS
+from benchmarks.measuring.machine import circumstances
+from benchmarks.peers import registry
+from benchmarks.peers.eager import Eager
+from benchmarks.peers.ours import Ours
+from benchmarks.reporting.results import Result, load_results
+
+BENCH = Bench(
+    device=torch.device("cpu"),
+    peers_for=lambda _: (),
+    circumstances=circumstances(torch.device("cpu")),
+    memory_limit_bytes=0,
+)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans that were measured; each writes one line."""
+    seen: list[Plan] = []
+
+    def measure(plan: Plan, bench: Bench) -> list[Result]:
+        seen.append(plan)
+        return [Result(case=plan.case, device="cpu", machine="m", implementation="ours")]
+
+    monkeypatch.setattr(run, "measure", measure)
+    return seen
+
+
+def test_each_case_is_in_the_file_before_the_next_begins(
+    measured: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lengths = tmp_path / "ops.csv", []
+    real = run.measure
+
+    def counting(plan: Plan, bench: Bench) -> list[Result]:
+        lengths.append(len(load_results(path)))
+        return real(plan, bench)
+
+    monkeypatch.setattr(run, "measure", counting)
+    assert run.run(quick_plans(), BENCH, path) == []
+    assert lengths == list(range(len(quick_plans())))
+    assert [line.case for line in load_results(path)] == [plan.case for plan in quick_plans()]
+
+
+def test_what_does_not_fit_is_left_out_and_said(
+    measured: list[Plan], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned = quick_plans()[:4]
+    times_s = dict(zip((plan.case for plan in planned), (50.0, 80.0, 60.0, 15.0), strict=True))
+
+    def now_s() -> float:
+        return sum(times_s[plan.case] for plan in measured)
+
+    with caplog.at_level(logging.WARNING):
+        left_out = run.run(
+            planned,
+            BENCH,
+            tmp_path / "ops.csv",
+            minutes=2,
+            estimate_s=lambda plan: times_s[plan.case],
+            now_s=now_s,
+        )
+    # 50 s, then 80 would make 130 of 120; 60 fit; 15 more would make 125
+    assert measured == [planned[0], planned[2]] and left_out == [planned[1], planned[3]]
+    assert caplog.text.count("left out, no time: ") == 2
+
+
+def test_a_true_run_is_measured_listed_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "PEERS", (Ours(), Eager()))  # no minutes of compiling
+    monkeypatch.setattr(memory, "preload_compiler", lambda: None)
+    path = tmp_path / "ops.csv"
+    chosen = ["--device", "cpu", "--subset", "quick", "--op", "pact_kl"]
+    shell.main(["list", *chosen])
+    listed = capsys.readouterr().out
+    assert "pact_kl, 2 x 12, 25 % prompt, 24 x 301" in listed and "1 cases" in listed
+    shell.main(["run", *chosen, "--rounds", "2", "--results", str(path)])
+    assert "ms" in capsys.readouterr().out
+    lines = {line.implementation: line for line in load_results(path)}
+    assert list(lines) == [OURS, EAGER, GEMMS]
+    for line in lines.values():
+        assert line.measured and line.rounds == 2 and line.reason == ""
+        assert line.command == (
+            "python -m benchmarks run --device cpu --subset quick --op pact_kl --rounds 2"
+        )
+        assert line.threads == torch.get_num_threads() and line.torch == torch.__version__
+    ours = lines[OURS]
+    assert ours.error_share is not None and 0 < ours.error_share <= 1
+    assert ours.extra_mib is not None and ours.extra_mib < 64  # a case of kilobytes
+    shell.main(["plot", "--results", str(path)])
+    assert capsys.readouterr().out == ""  # this op has no picture
+    shell.main(["report", "--results", str(path), "--output", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "ops.md").read_text(encoding="utf-8")
+    assert "### pact_kl" in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("text", ["0", "-3"])
+def test_rounds_and_minutes_are_positive(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--rounds", "--minutes"):
+        with pytest.raises(SystemExit):
+            shell.main(["run", option, text])
+        assert f"must be positive, got {text}" in capsys.readouterr().err
+
+
+def test_a_match_chooses_by_title() -> None:
+    args = shell._parser().parse_args(
+        ["list", "--device", "cpu", "--subset", "quick", "--match", "selection"]
+    )
+    chosen = shell._planned(args)
+    assert [plan.case.over for plan in chosen] == ["selection"]
+    assert chosen[0] == replace(chosen[0], case=replace(chosen[0].case, op="pact_loss"))
