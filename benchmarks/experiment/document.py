@@ -187,6 +187,7 @@ def _verdict_fields(results: Results) -> dict[str, str]:
         "headline": verdicts.headline(results) or NO_LINES,
         "verdict.recommended": verdicts.recommended_verdict(results),
         "verdict.others": verdicts.others_verdict(results),
+        "verdict.cheapest": verdicts.cheapest(results),
         "claims": claims.claim_table(found),
         "claims.summary": claims.claim_summary(found),
         "claims.as_good_within": str(claims.AS_GOOD_WITHIN),

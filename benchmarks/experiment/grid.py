@@ -224,11 +224,12 @@ def _ablations() -> Iterator[Line]:
             for tau in (0.5, 1.0, 4.0, inf)
         },
     )
+    first = replace(ours, max_response_length=1)  # many tokens that refusals make less likely
     yield from vary(
-        "safety tokens held",
+        "safety tokens held, of the first step",
         {
-            "of positive weight": _pact(ours, positive_only=True),
-            "all": _pact(ours, positive_only=False),
+            "of positive weight": _pact(first, positive_only=True),
+            "all": _pact(first, positive_only=False),
         },
     )
     yield from vary(

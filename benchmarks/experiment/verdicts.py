@@ -6,7 +6,7 @@ interval is in the tables, and is usually wider than what a target is missed by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks.experiment.pooled import (
@@ -124,6 +124,45 @@ def _nearest(by_method: dict[str, list[Target]]) -> str:
     left = [label for label in by_method if label not in whole]
     sentence = f"Nearest {verb} {' and '.join(names)}, {least:.1f} points off in all."
     return sentence + (f" Not fully measured: {', '.join(left)}." if left else "")
+
+
+def cheapest(results: Results) -> str:
+    """On each set, of all settings that keep refusals and tasks, who refuses least besides."""
+    told = []
+    for group, lines in _sets_with_targets(results).items():
+        share = harmful_share(lines)
+        aligned, plain = _first(lines, "aligned"), _first(lines, "plain")
+        tried = {line.cell: (name, line) for name, line in _tried(results, share)}
+        kept = [
+            (line.counts["benign_anywhere"].mean_percent, name, line)
+            for name, line in tried.values()
+            if _keeps(aligned, line, "harmful", REFUSALS_WITHIN[share])
+            and _keeps(plain, line, ALL_TASKS, ACCURACY_WITHIN)
+        ]
+        sentence = f"- {group}: {len(kept)} of the {len(tried)} settings measured keep both"
+        if kept and aligned is not None:
+            _, name, line = min(kept, key=lambda one: one[0])
+            sentence += (
+                f'; of these "{name}" refuses the fewest harmless requests, '
+                f"{line.counted('benign_anywhere')}, the aligned model "
+                f"{aligned.counted('benign_anywhere')}"
+            )
+        told.append(sentence)
+    return "\n".join(told) or f"{NOT_MEASURED.capitalize()}."
+
+
+def _tried(results: Results, share: float) -> Iterator[tuple[str, Pooled]]:
+    """Every setting fine-tuned on both tasks and this share; the main tables' seeds come last."""
+    varied = [(f"{line.group}: {line.label}", line) for line in results.ablations]
+    varied += [(f"{line.group}, lambda {line.label}", line) for line in results.trade_off]
+    for name, line in [*varied, *((line.label, line) for line in results.main)]:
+        if line.measured and line.cell.harmful_share == share and line.cell.method != "aligned":
+            yield name, line
+
+
+def _keeps(against: Pooled | None, line: Pooled, key: str, within: float) -> bool:
+    figure = _figure(key, within, against, line, key, 1)
+    return figure is not None and bool(figure.met)
 
 
 def headline(results: Results) -> str:

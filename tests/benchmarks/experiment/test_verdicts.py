@@ -101,6 +101,22 @@ def test_equally_near_methods_are_all_named(tmp_path: Path) -> None:
     assert "Nearest come plain and PACT recommended, 60.0 points off in all." in text
 
 
+def test_the_cheapest_of_those_that_keep_refusals_and_tasks(tmp_path: Path) -> None:
+    """Of three settings one loses refusals; a weight of the trade-off refuses less than ours."""
+    found = one_set(tmp_path, 0.1, (32, 50, 10))
+    weak, mild = (replace(OURS, harmful_share=0.1, steps=n) for n in (7, 8))
+    save(weak, measures(20, 50, over=2), tmp_path)
+    save(mild, measures(31, 50, over=6), tmp_path)
+    lines = [Line("varied", "weak", (weak,)), Line("varied", "mild", (mild,))]
+    varied = pool_grid(Grid(main=[], trade_off=lines), tmp_path).trade_off
+    told = verdicts.cheapest(found._replace(trade_off=varied))
+    # Plain, which was measured too, keeps no refusals; the recommended one keeps both.
+    assert "set: 2 of the 4 settings measured keep both" in told
+    assert '"varied, lambda mild" refuses the fewest harmless requests, 6/40' in told
+    assert "the aligned model 10/40" in told
+    assert verdicts.cheapest(one_set(tmp_path, 0.3, (32, 50, 10))) == "Not measured."
+
+
 def test_missing_lines_are_not_measured(results: Results, tmp_path: Path) -> None:
     lost = results._replace(main=[line for line in results.main if line.label != "plain"])
     text = verdicts.recommended_verdict(lost)
