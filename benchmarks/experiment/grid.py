@@ -67,6 +67,7 @@ METHODS = {
     DEFAULT_LABEL: DEFAULT,
     "PACT default, margin": MARGIN,
     RECOMMENDED_LABEL: RECOMMENDED,
+    "PACT lambda 30, 10 % refusals": replace(RECOMMENDED, pact=PactConfig(kl_weight=30.0)),
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
     "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),
@@ -78,6 +79,7 @@ LEFT_OUT = {
     "30 % harmful": {
         DEFAULT_LABEL,
         "PACT default, margin",
+        "PACT lambda 30, 10 % refusals",
         "first tokens",
         "plain, 5 % refusals",
     },
