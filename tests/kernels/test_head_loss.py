@@ -108,7 +108,8 @@ def test_a_kl_without_gradients(over: str) -> None:
 def test_more_selected_tokens_than_fit_in_registers(over: str | None) -> None:
     """In fp32 past 128: logits and KL in launches of their own, in three slabs."""
     p = rounded(rows=9, selected=150, ignored=0.0)
-    assert_near(run(p, over, limit_bytes=14_000), run(p, over, exact=True))
+    # The softmax's share is a difference of two sums of 150 terms.
+    assert_near(run(p, over, limit_bytes=14_000), run(p, over, exact=True), 4e-6)
 
 
 @overs

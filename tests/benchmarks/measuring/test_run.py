@@ -29,6 +29,13 @@ BENCH = Bench(
 )
 
 
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell sets up logging to a stream that is gone after its test."""
+    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
+    monkeypatch.setattr(logging.root, "level", logging.root.level)
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """The plans that were measured; each writes one line."""
