@@ -1,13 +1,14 @@
-"""The chunk loop: losses of the output head and their gradients, one slab of logits at a time.
+"""The chunk loop: losses of the output head and their gradients, a slab of rows at a time.
 
 One pass over slabs of M rows serves `linear_cross_entropy`, `pact_loss`, `linear_logsumexp` and the
-vocabulary form of `pact_kl`:
+vocabulary form of `pact_kl`. A slab meets the vocabulary tile by tile (`sweep`), which yields its
+log-sum-exp and A = P W, the mean of the head's rows under its softmax. The rest concerns single
+tokens of a row, and is added to it:
 
-    Z   = softcap(logit_scale * (H_m W^T + b))     2 M D V flops, the only logits there ever are
-    P   = softmax(Z) in place,  lse = max Z - log max P
-    G   = (alpha P - onehot - smoothing + sparse KL entries) * slope, in place
-    dH  = G W                                      2 M D V flops, into its place
-    dW += G^T H_m                                  2 M D V flops, a trainable head alone
+    Z   = softcap(logit_scale * (H_m W^T + b))     2 M D V flops, a tile at a time
+    A   = (P * slope) W                            2 M D V flops, in the same pass
+    dH  = alpha A - (onehot + smoothing) W + (sparse KL entries) W
+    dW += P^T (alpha H_m) + ...                    2 M D V flops, a trainable head alone
 
 alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's share where it runs
 over the vocabulary. The KL adds K entries per row and no product with the vocabulary.
@@ -25,22 +26,14 @@ import torch
 from torch import Tensor
 
 from pact_kernels.chunked.kl_rows import KlRows, check_rows
+from pact_kernels.chunked.row_losses import RowFactors, RowLosses
 from pact_kernels.chunked.selected_logits import SelectedHead
-from pact_kernels.chunked.slab import (
-    MAX_SLAB_ROWS,
-    accumulator_dtype,
-    balanced_rows,
-    bytes_left,
-    finish_logits_,
-    logit_slope,
-    slabs,
-)
+from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, bytes_left, slabs
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
+from pact_kernels.chunked.sweep import Head, Sweep, Swept, tile_tokens
 
-MAX_BLOCK_ROWS = 64
-"""Rows with fp32 copies at once, where a slab is held in 16 bits or its softcap needs a slope."""
-WEIGHT_TILE_SHARE = 8
-"""The part of the workspace, one over this, for fp32 copies of a 16-bit slab's gradient."""
+BLOCK_SHARE = 4
+"""The part of the workspace, one over this, for what blocks of rows add to a slab's sums."""
 
 
 class HeadLoss(NamedTuple):
@@ -80,36 +73,41 @@ def head_loss(
         row_grad = None if row_grad is None else row_grad[kept]
     dtype = accumulator_dtype(hidden.dtype)
     values = hidden.new_zeros((3, num_rows), dtype=dtype)  # term, kl, gate
-    grad_hidden = hidden.new_zeros(hidden.shape if wanted[0] else (0,))
-    grad_weight = hidden.new_zeros(weight.shape if wanted[1] else (0,), dtype=dtype)
+    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else (0,))
+    if kept is not None:
+        grad_hidden.zero_()  # the ignored rows
+    grad_weight = hidden.new_empty(weight.shape if wanted[1] else (0,), dtype=dtype)
+    if num_rows == 0:
+        grad_weight.zero_()  # otherwise the first slab writes to it
     grad_bias = hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=dtype)
     kl_rows = None
     if kl is not None and token_ids is not None:
         selected_weight = weight.index_select(0, token_ids).to(dtype)  # (K, D)
         selected_bias = None if bias is None else bias.index_select(0, token_ids)  # (K,)
-        head = SelectedHead(selected_weight, selected_bias, spec.softcap, spec.logit_scale)
-        kl_rows = KlRows(kl, head, kept, num_positions)
-    work = _SlabWork(
-        weight=weight,
-        bias=bias,
-        token_ids=token_ids,
-        spec=spec,
-        kl_rows=kl_rows,
-        target=target,
-        row_grad=row_grad,
-        gradient=any(wanted),
-        grad_bias=grad_bias if wanted[2] else None,
+        selected = SelectedHead(selected_weight, selected_bias, spec.softcap, spec.logit_scale)
+        kl_rows = KlRows(kl, selected, kept, num_positions)
+    head = Head(weight, bias, spec.softcap, spec.logit_scale)
+    loop = _Slabs(
+        hidden=hidden,
+        head=head,
+        kept=kept,
+        rows=RowLosses(
+            spec=spec,
+            head=head,
+            kl_rows=kl_rows,
+            target=target,
+            row_grad=row_grad,
+            token_ids=token_ids,
+            held=hidden.dtype != dtype,
+        ),
+        gradients=(
+            grad_hidden if wanted[0] else None,
+            grad_weight if wanted[1] else None,
+            grad_bias if wanted[2] else None,
+        ),
     )
-    slab_rows = work.allocate(hidden, num_rows, limit_bytes, trained=wanted[1])
-    for start, stop in slabs(num_rows, slab_rows):
-        rows = hidden[start:stop] if kept is None else hidden[kept[start:stop]]  # (M, D)
-        gradient = work.slab(rows, start, values)  # (M, V)
-        if wanted[0] and kept is None:
-            torch.mm(gradient, weight, out=grad_hidden[start:stop])
-        elif wanted[0] and kept is not None:
-            grad_hidden.index_copy_(0, kept[start:stop], gradient @ weight)
-        if wanted[1]:
-            add_weight_gradient_(grad_weight, gradient, rows, limit_bytes)
+    for start, stop in slabs(num_rows, loop.allocate(num_rows, limit_bytes)):
+        loop.slab(slice(start, stop), values[:, start:stop])
     if kept is not None:
         values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
     count = torch.full((), num_rows, device=hidden.device)
@@ -120,113 +118,114 @@ def head_loss(
 
 
 @dataclass(kw_only=True)
-class _SlabWork:
-    """Everything that happens to one slab of logits between its two products."""
+class _Slabs:
+    """One call's pass over its slabs."""
 
-    weight: Tensor  # (V, D)
-    bias: Tensor | None  # (V,)
-    token_ids: Tensor | None  # (K,)
-    spec: HeadSpec
-    kl_rows: KlRows | None
-    target: Tensor | None  # (N,)
-    row_grad: Tensor | None  # (N,)
-    gradient: bool
-    grad_bias: Tensor | None  # (V,) fp32, added to
+    hidden: Tensor  # (R, D)
+    head: Head
+    kept: Tensor | None  # (N,)
+    rows: RowLosses
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None]
+    """By hidden (R, D), weight (V, D) and bias (V,). The rows of the first are written, the second
+    is written to by the first slab and then added to, as the third is from the beginning."""
 
-    def allocate(self, hidden: Tensor, num_rows: int, limit_bytes: int, *, trained: bool) -> int:
-        """Make the slab within the limit, and return its rows M."""
-        vocabulary, width = self.weight.shape
+    def allocate(self, num_rows: int, limit_bytes: int) -> int:
+        """Make the buffers within the limit, and return the rows M of a slab."""
+        hidden, rows = self.hidden, self.rows
+        vocabulary, width = self.head.weight.shape
         self.dtype = accumulator_dtype(hidden.dtype)
         narrow, wide = hidden.dtype.itemsize, self.dtype.itemsize
-        # Of a row of a slab: the logits, gathered states, and the product of its gradient.
-        slab_bytes = narrow * (vocabulary + 2 * width)
-        block_bytes, fixed = 0, 0  # of a row of a block, of the whole call
-        if self.kl_rows is not None:
-            block_bytes += self.kl_rows.row_bytes()
-            fixed += self.kl_rows.shared_bytes()
-        if trained and narrow < wide:  # fp32 copies within add_weight_gradient_
-            slab_bytes += wide * width
-            fixed += limit_bytes // WEIGHT_TILE_SHARE
-        left = bytes_left(limit_bytes, fixed)
-        copies = (narrow < wide) + (self.spec.softcap is not None and self.gradient)
-        if copies:
-            block_bytes += copies * wide * vocabulary
-            self.block_rows = max(1, min(left // 4 // block_bytes, MAX_BLOCK_ROWS, num_rows))
-            left -= self.block_rows * block_bytes
-        else:
-            self.block_rows = MAX_SLAB_ROWS
-            slab_bytes += block_bytes
-        slab_rows = balanced_rows(num_rows, slab_bytes, left)
-        self.buffer = hidden.new_empty((min(slab_rows, num_rows), vocabulary))  # (M, V)
+        grad_hidden, grad_weight, grad_bias = self.gradients
+        self.sweep = Sweep(
+            head=self.head,
+            product=grad_hidden is not None,
+            keep=grad_weight is not None or grad_bias is not None,
+            uniform=rows.smoothing > 0,
+            unselected=rows.unselected,
+        )
+        left = bytes_left(limit_bytes, rows.shared_bytes())
+        # Of a row of a block: `_finish_` gathers the targets' rows of the head.
+        block_bytes = rows.row_bytes() + width * (narrow + wide * (narrow < wide))
+        self.block_rows = max(1, min(left // BLOCK_SHARE // block_bytes, num_rows))
+        left -= self.block_rows * block_bytes
+        tile = tile_tokens(vocabulary, 3 * wide, left, hidden.device)
+        slab_bytes = self.sweep.row_bytes(hidden, tile)
+        if self.kept is not None:
+            slab_bytes += narrow * width  # gathered states
+        if self.sweep.keep:
+            slab_bytes += rows.factor_bytes()
+        if self.sweep.uniform and self.head.softcap is not None and narrow < wide:
+            left -= wide * width * tile  # a tile of the head in fp32
+        slab_rows = min(balanced_rows(num_rows, slab_bytes, left), max(num_rows, 1))
+        self.sweep.allocate(hidden, slab_rows, tile)
+        self.in_place = self.kept is None and hidden.dtype == self.dtype
+        sums = 0 if self.in_place or grad_hidden is None else slab_rows
+        self.sums = hidden.new_empty((sums, width), dtype=self.dtype)
         return slab_rows
 
-    def slab(self, rows: Tensor, start: int, values: Tensor) -> Tensor:
-        """Fill `values` (3, N) at rows [start, start + M); the gradient (M, V) by raw products."""
-        logits = self.buffer[: rows.shape[0]]  # (M, V)
-        torch.mm(rows, self.weight.T, out=logits)
-        for low, high in slabs(rows.shape[0], self.block_rows):
-            index = slice(start + low, start + high)
-            self._block(logits[low:high], rows[low:high], index, values[:, index])
-        return logits
-
-    def _block(self, logits: Tensor, rows: Tensor, index: slice, values: Tensor) -> None:
-        """Values (3, B) of a block; its logits (B, V) become the gradient in place."""
-        spec = self.spec
-        z = logits if logits.dtype == self.dtype else logits.to(self.dtype)  # (B, V)
-        finish_logits_(z, self.bias, spec.softcap, spec.logit_scale)
-        target = None if self.target is None else self.target[index, None]  # (B, 1)
-        at_target = None if target is None else z.gather(1, target).squeeze(1)  # (B,)
-        mean = z.mean(-1) if spec.label_smoothing else None  # (B,)
-        slope = logit_slope(z, spec.softcap, spec.logit_scale) if self.gradient else 1.0
-        largest = z.amax(-1)  # (B,)
-        torch.softmax(z, -1, out=z)
-        lse = largest - z.amax(-1).log_()  # the largest probability is at least 1 / V
-        alpha = self._term(lse, at_target, mean, values[0])
-        sparse = None
-        if self.kl_rows is not None:
-            row = self.kl_rows(rows, index, lse)
-            values[1], sparse = row.kl, row.sparse
-            if row.gate is not None:
-                values[2] = row.gate
-            alpha = alpha if row.share is None else alpha + row.share
-        if not self.gradient:
+    def slab(self, index: slice, values: Tensor) -> None:
+        """Fill `values` (3, M) and the gradient of some rows, and add to the head's gradients."""
+        kept = None if self.kept is None else self.kept[index]
+        states = self.hidden[index] if kept is None else self.hidden[kept]  # (M, D)
+        grad_hidden = self.gradients[0]
+        out = None  # (M, D)
+        if grad_hidden is not None:
+            out = grad_hidden[index] if self.in_place else self.sums[: states.shape[0]]
+        swept = self.sweep(states, self.rows.targets(index), out)
+        blocks = []
+        for low, high in slabs(states.shape[0], self.block_rows):
+            block, at = slice(low, high), slice(index.start + low, index.start + high)
+            of_block = swept.rows(block)
+            factors = self.rows(states[block], at, of_block, values[:, block])
+            if out is not None:
+                self._finish_(out[block], of_block, self.rows.targets(at), factors)
+            if self.sweep.keep:
+                blocks.append(factors)
+        if self.sweep.keep:
+            self._add_head_gradient_(states, index, swept.lse, RowFactors.joined(blocks))
+        if grad_hidden is None or out is None or self.in_place:
             return
-        if isinstance(alpha, Tensor):
-            z *= alpha[:, None]
-        elif alpha != 1.0:
-            z *= alpha
-        if target is not None and spec.term == "cross_entropy":
-            z.scatter_add_(1, target, z.new_full(target.shape, spec.label_smoothing - 1.0))
-            if spec.label_smoothing:
-                z -= spec.label_smoothing / z.shape[1]
-        if sparse is not None and self.token_ids is not None:
-            z.scatter_add_(1, self.token_ids.expand_as(sparse), sparse)
-        if isinstance(slope, Tensor) or slope != 1.0:
-            z *= slope
-        if self.row_grad is not None:
-            z *= self.row_grad[index, None].to(z.dtype)
-        if self.grad_bias is not None:
-            self.grad_bias += z.sum(0)
-        if z is not logits:
-            logits.copy_(z)
+        if kept is None:
+            grad_hidden[index] = out
+        else:
+            grad_hidden.index_copy_(0, kept, out.to(grad_hidden.dtype))
 
-    def _term(
-        self, lse: Tensor, at_target: Tensor | None, mean: Tensor | None, out: Tensor
-    ) -> Tensor | float:
-        """Row losses beside the KL into `out` (B,); the softmax's factor in their gradient."""
-        spec = self.spec
-        if spec.term == "none":
-            return 0.0
-        if spec.term == "logsumexp" or at_target is None:
-            out.copy_(lse)
-            return 1.0
-        torch.sub(lse, at_target, out=out)
-        if mean is not None:
-            out.lerp_(lse - mean, spec.label_smoothing)
-        if not spec.z_loss:
-            return 1.0
-        out += spec.z_loss * lse.square()
-        return 1.0 + 2.0 * spec.z_loss * lse
+    def _finish_(
+        self, out: Tensor, swept: Swept, target: Tensor | None, factors: RowFactors
+    ) -> None:
+        """The sums (B, D) of a block become its gradient, in place."""
+        out *= (factors.softmax * swept.norm)[:, None]
+        if factors.target is not None and target is not None:
+            head_rows = self.head.weight.index_select(0, target).to(out.dtype)  # (B, D)
+            out.addcmul_(head_rows, factors.target[:, None])
+        if factors.uniform is not None and swept.uniform is not None:
+            out.addcmul_(swept.uniform, factors.uniform[:, None])
+        if factors.sparse is not None and self.rows.kl_rows is not None:
+            out.addmm_(factors.sparse, self.rows.kl_rows.head.weight)
+
+    def _add_head_gradient_(
+        self, states: Tensor, index: slice, lse: Tensor, factors: RowFactors
+    ) -> None:
+        """Add a slab's share to the gradients by weight and bias."""
+        _, grad_weight, grad_bias = self.gradients
+        first = index.start == 0
+        self.sweep.add_weight_gradient_(
+            grad_weight, grad_bias, states, factors.softmax, lse, factors.uniform, first=first
+        )
+        target, token_ids = self.rows.targets(index), self.rows.token_ids
+        if factors.target is not None and target is not None:
+            if grad_weight is not None:
+                scaled = self.sweep.scaled[: states.shape[0]]  # (M, D)
+                torch.mul(states, factors.target[:, None], out=scaled)
+                grad_weight.index_put_((target,), scaled, accumulate=True)
+            if grad_bias is not None:
+                grad_bias.index_put_((target,), factors.target, accumulate=True)
+        if factors.sparse is not None and token_ids is not None:
+            if grad_weight is not None:
+                of_tokens = factors.sparse.T @ states.to(self.dtype)  # (K, D)
+                grad_weight.index_put_((token_ids,), of_tokens, accumulate=True)
+            if grad_bias is not None:
+                grad_bias.index_put_((token_ids,), factors.sparse.sum(0), accumulate=True)
 
 
 def kept_rows(
@@ -264,15 +263,3 @@ def _check_targets(target: Tensor, keep: Tensor, ignore_index: int, vocabulary: 
             f"a target must lie in [0, {vocabulary}) or equal ignore_index={ignore_index}, got "
             f"{int(target[at])} at position {at}: the labels belong to another vocabulary"
         )
-
-
-def add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
-    """total (V, D) += gradient (M, V)^T rows (M, D), products and sum in fp32."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, rows)
-        return
-    rows = rows.to(total.dtype)
-    row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
-    tile = max(1, limit_bytes // WEIGHT_TILE_SHARE // row_bytes)
-    for low, high in slabs(total.shape[0], tile):
-        total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.head_loss import HeadLoss, add_weight_gradient_, kept_rows
+from pact_kernels.chunked.head_loss import HeadLoss, kept_rows
 from pact_kernels.chunked.slab import slabs
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.kernels.kl_rows import KlRows, StudentHead
@@ -38,6 +38,8 @@ ROW_MULTIPLE = 128
 """Slabs of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT_BYTES = 16
 """Of a slab's rows: the widest access of a thread."""
+COPY_SHARE = 8
+"""The part of the workspace, one over this, for fp32 copies of a 16-bit slab's gradient."""
 
 
 def head_loss(
@@ -258,4 +260,16 @@ def _add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_b
     if _accumulates_in_gemm(rows):
         _gemm_accumulate_(total, gradient.T, rows)
     else:
-        add_weight_gradient_(total, gradient, rows, limit_bytes)
+        add_by_copies_(total, gradient, rows, limit_bytes)
+
+
+def add_by_copies_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
+    """The same where no product of the inputs' dtype sums in fp32: from fp32 copies of tiles."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, rows)
+        return
+    rows = rows.to(total.dtype)
+    row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
+    tile = max(1, limit_bytes // COPY_SHARE // row_bytes)
+    for low, high in slabs(total.shape[0], tile):
+        total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

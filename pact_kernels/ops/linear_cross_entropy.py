@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pact_kernels.implementation import is_naive
 from pact_kernels.ops.head_loss import head_loss
-from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.reduce import likely_gradient, mean_of
 from pact_kernels.ops.validation import (
     autocast_inputs,
     check_head,
@@ -99,6 +99,9 @@ def linear_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         num_rows=known_rows(hidden, flat_target, ignore_index),
+        likely_gradient=likely_gradient(
+            hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
+        ),
     )
     if reduction == "none":
         return values.loss.reshape(target.shape)

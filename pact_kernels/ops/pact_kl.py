@@ -13,7 +13,7 @@ from pact_kernels.implementation import is_naive
 from pact_kernels.ops.gate import gate_values
 from pact_kernels.ops.head_loss import head_loss
 from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
-from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.reduce import likely_gradient, mean_of
 from pact_kernels.ops.references import in_one_dtype, reference_tensors
 from pact_kernels.ops.selected_logits import selected_rows
 from pact_kernels.ops.selection_kl import selection_kl
@@ -139,6 +139,7 @@ def pact_kl(
         "gate": gate_values(gate),
         "softcap": softcap,
         "logit_scale": logit_scale,
+        "likely_gradient": likely_gradient(rows, reduction, lambda: rows.shape[0], num_items),
     }
     reduce = reduction != "none"
     if over == "vocabulary":

@@ -14,7 +14,7 @@ from pact_kernels.implementation import is_naive
 from pact_kernels.ops.gate import gate_values
 from pact_kernels.ops.head_loss import head_loss
 from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
-from pact_kernels.ops.reduce import mean_of
+from pact_kernels.ops.reduce import likely_gradient, mean_of
 from pact_kernels.ops.references import in_one_dtype, reference_tensors
 from pact_kernels.ops.validation import (
     autocast_inputs,
@@ -149,6 +149,9 @@ def pact_loss(
         term="cross_entropy",
         gate=gate_values(gate),
         num_rows=num_rows,
+        likely_gradient=likely_gradient(
+            hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
+        ),
         **head,
         **terms,
     )

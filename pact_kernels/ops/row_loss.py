@@ -1,7 +1,8 @@
 """One registration for operators that turn rows into losses: forward, backward, fakes, autograd.
 
-With `reduce` the forward sums the rows and forms the gradients of the sum beside it; backward
-scales them by the incoming scalar. Without, every row may come back with its own gradient, so
+With `reduce` the forward sums the rows and forms the gradients of the sum beside it, for the
+incoming scalar that is likely where the caller knows one; backward scales them to the one that
+comes. Without, every row may come back with its own gradient, so
 backward runs the rows again. The scheme needs the loss to be a sum over rows, which all ours are.
 
 Legend: R rows or positions, D hidden size, V rows of the weight.
@@ -58,9 +59,12 @@ class RowLossOperator:
         num_rows_values: int,
         num_counts: int,
     ) -> None:
-        arguments = (*arguments, "bool[] wanted", "int workspace_bytes")
+        tensors = [argument for argument in arguments if argument.startswith("Tensor")]
+        others = arguments[len(tensors) :]
+        tensors.append("Tensor? likely_gradient")  # () see ops/reduce.py; None: unknown, as 1
+        arguments = (*tensors, *others, "bool[] wanted", "int workspace_bytes")
         self.names = tuple(argument.split()[1] for argument in arguments)
-        self.num_tensors = sum(argument.startswith("Tensor") for argument in arguments)
+        self.num_tensors = len(tensors)
         self.differentiable, self.run = differentiable, run
         self.num_rows_values, self.num_counts = num_rows_values, num_counts
         inputs = ", ".join(arguments)
@@ -92,7 +96,9 @@ class RowLossOperator:
         *rest, reduce = inputs
         arguments = self._by_name(tuple(rest))
         wanted = tuple(arguments["wanted"]) if reduce else (False, False, False)
-        rows, counts, gradients = self.run(arguments, None, wanted)
+        likely = arguments["likely_gradient"]
+        row_grad = None if likely is None else likely.expand(arguments["hidden"].shape[0])
+        rows, counts, gradients = self.run(arguments, row_grad, wanted)
         return *((row.sum() for row in rows) if reduce else rows), *counts, *gradients
 
     def _forward_fake(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -134,7 +140,7 @@ class RowLossOperator:
         leaves = [arguments[name] for name in self.differentiable]
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
         if ctx.reduce:
-            ctx.save_for_backward(*output[-3:])
+            ctx.save_for_backward(*output[-3:], arguments["likely_gradient"])
         else:
             ctx.save_for_backward(*rest[: self.num_tensors])
             ctx.others = tuple(rest[self.num_tensors :])
@@ -142,13 +148,19 @@ class RowLossOperator:
     def _backward(self, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         by_name: dict[str, Tensor] = {}
         if grad is not None:
-            formed = ctx.saved_tensors
-            if not ctx.reduce:
+            scale: Tensor | None = None
+            if ctx.reduce:
+                *formed, likely = ctx.saved_tensors
+                scale = grad if likely is None else grad / likely
+                # A tensor of another type is being traced, and has no value to look at.
+                if likely is not None and type(scale) is Tensor and bool(scale == 1):
+                    scale = None
+            else:
                 formed = self.backward(grad, *ctx.saved_tensors, *ctx.others)
             leaves = zip(self.differentiable, ctx.wanted, formed, ctx.dtypes, strict=True)
             for name, wanted, gradient, dtype in leaves:
-                if wanted and ctx.reduce:
-                    by_name[name] = scale_gradient(gradient, grad, dtype, ctx.workspace_bytes)
-                elif wanted:
+                if wanted and scale is not None:
+                    by_name[name] = scale_gradient(gradient, scale, dtype, ctx.workspace_bytes)
+                elif wanted:  # autograd copies it if a retained graph still holds it
                     by_name[name] = gradient.to(dtype)
         return *(by_name.get(name) for name in self.names), None

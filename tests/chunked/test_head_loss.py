@@ -2,55 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import pact_kernels as pk
 from pact_kernels.chunked import head_loss as loop
-from pact_kernels.chunked.head_loss import add_weight_gradient_, kept_rows
+from pact_kernels.chunked.head_loss import kept_rows
+from pact_kernels.chunked.sweep import LEAST_TILE_TOKENS, tile_tokens
 from tests.ops.compare import TINY_MIB
 from tests.ops.problem import problem
 
 
+class Cut(NamedTuple):
+    """How a call was cut."""
+
+    rows: int  # of a slab
+    block_rows: int
+    tiles: list[tuple[int, int]]
+
+
 @pytest.fixture
-def cuts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(rows of a slab, rows of its blocks) for every slab that runs."""
-    seen: list[tuple[int, int]] = []
-    original = loop._SlabWork.slab
+def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
+    """The cut of every slab that runs."""
+    seen: list[Cut] = []
+    original = loop._Slabs.slab
 
-    def recorded(self: Any, rows: torch.Tensor, start: int, values: torch.Tensor) -> torch.Tensor:
-        seen.append((rows.shape[0], min(self.block_rows, rows.shape[0])))
-        return original(self, rows, start, values)
+    def recorded(self: Any, index: slice, values: torch.Tensor) -> None:
+        rows = index.stop - index.start
+        seen.append(Cut(rows, min(self.block_rows, rows), list(self.sweep.tiles())))
+        return original(self, index, values)
 
-    monkeypatch.setattr(loop._SlabWork, "slab", recorded)
+    monkeypatch.setattr(loop._Slabs, "slab", recorded)
     return seen
 
 
-def test_the_tests_tiny_workspace_makes_ragged_slabs(cuts: list[tuple[int, int]]) -> None:
-    p = problem()
+def test_the_tests_tiny_workspace_makes_ragged_slabs_and_tiles(cuts: list[Cut]) -> None:
+    p = problem(ignored=0.37)
     with pk.workspace(TINY_MIB):
-        pk.linear_cross_entropy(p.hidden, p.weight, p.target)
-    rows = [slab for slab, _ in cuts]
+        loss = pk.linear_cross_entropy(p.hidden.clone().requires_grad_(), p.weight, p.target)
+        loss.backward()
+    rows = [cut.rows for cut in cuts]
     assert sum(rows) == int((p.target != -100).sum())
-    assert len(rows) > 2 and rows[-1] < rows[0]
+    assert len(rows) > 1 and rows[-1] < rows[0]
+    widths = [high - low for low, high in cuts[0].tiles]
+    assert sum(widths) == p.weight.shape[0]
+    assert len(widths) > 2 and widths[-1] < widths[0]
 
 
-def test_a_softcap_makes_several_blocks_of_a_slab(cuts: list[tuple[int, int]]) -> None:
-    p = problem(rows=70)
+def test_a_kl_makes_several_blocks_of_a_slab(cuts: list[Cut]) -> None:
+    p = problem()
     with pk.workspace(0.05):
-        pk.linear_cross_entropy(p.hidden.clone().requires_grad_(), p.weight, p.target, softcap=5.0)
-    slab, block = cuts[0]
-    assert 1 < block < slab < 70
-    assert slab % block  # the last block is ragged
+        pk.pact_loss(p.hidden, p.weight, p.target, p.token_ids, p.token_weights, p.step, p.logits())
+    assert 1 < cuts[0].block_rows < cuts[0].rows
+    assert cuts[0].rows % cuts[0].block_rows  # the last block is ragged
 
 
-def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[tuple[int, int]]) -> None:
+def test_a_trained_head_keeps_its_tiles_and_takes_fewer_rows(cuts: list[Cut]) -> None:
+    p = problem(rows=70)
+    for trained in (False, True):
+        with pk.workspace(0.05):
+            weight = p.weight.clone().requires_grad_(trained)
+            pk.linear_cross_entropy(p.hidden.clone().requires_grad_(), weight, p.target)
+    assert max(cut.rows for cut in cuts[1:]) < cuts[0].rows
+
+
+def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
     p = problem()
     with pk.workspace(1e-6):
         pk.linear_cross_entropy(p.hidden, p.weight, p.target)
-    assert {slab for slab, _ in cuts} == {1}
+    assert {cut.rows for cut in cuts} == {1}
+    assert cuts[0].tiles[0] == (0, LEAST_TILE_TOKENS)
+
+
+def test_tile_tokens() -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    assert tile_tokens(10**6, 4, 2**30, cpu) == 1024
+    assert tile_tokens(10**6, 4, 2**30, other) == 16384
+    assert tile_tokens(100, 4, 2**30, cpu) == 100
+    assert tile_tokens(10**6, 4, 16 * 4 * 500, cpu) == 500
+    assert tile_tokens(10**6, 4, 1, cpu) == LEAST_TILE_TOKENS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tile_of_the_vocabulary_may_be_masked_out(dtype: torch.dtype) -> None:
+    """A bias of -inf: no logit of a whole tile counts, the first one or a later one."""
+    p = problem()
+    for masked in (slice(0, 128), slice(130, 290)):
+        bias = torch.zeros(p.weight.shape[0])
+        bias[masked] = -torch.inf
+        target = torch.full_like(p.target, 129)
+        results = []
+        for implementation in ("naive", "chunked"):
+            hidden = p.hidden.to(dtype, copy=True).requires_grad_()
+            with pk.implementation(implementation), pk.workspace(1e-6):  # tiles of 64 tokens
+                loss = pk.linear_cross_entropy(
+                    hidden, p.weight.to(dtype), target, bias=bias.to(dtype)
+                )
+            loss.backward()
+            results += [loss.detach(), hidden.grad]
+        rtol, atol = (2e-5, 1e-6) if dtype == torch.float32 else (3e-2, 1e-3)
+        torch.testing.assert_close(results[2], results[0], rtol=rtol, atol=atol)
+        torch.testing.assert_close(results[3], results[1], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("logits", [[-300.0, 0.0, 300.0], [300.0, 0.0, -300.0]])
+def test_rows_whose_maximum_moves_by_more_than_the_exponents_range(logits: list[float]) -> None:
+    """Each of the three tiles has logits exp of whose difference is 0 or inf in fp32."""
+    weight = torch.tensor(logits).repeat_interleave(LEAST_TILE_TOKENS)[:, None]
+    hidden = torch.ones(2, 1, requires_grad=True)
+    target = torch.tensor([0, 3 * LEAST_TILE_TOKENS - 1])
+    with pk.workspace(1e-6):
+        loss = pk.linear_cross_entropy(hidden, weight, target, reduction="sum")
+    loss.backward()
+    log = torch.tensor(float(LEAST_TILE_TOKENS)).log()  # as many tokens share the largest logit
+    torch.testing.assert_close(loss.detach(), 600.0 + 2 * log)
+    torch.testing.assert_close(hidden.grad, (300.0 - weight[target]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,13 +174,3 @@ def test_kept_rows_whose_number_is_known() -> None:
     assert kept_rows(target, -100, 5, 4) is None  # as many as there are positions: all stay
     with pytest.raises(ValueError, match="one entry per row, 2 once .*per position, 4.*, got 3"):
         kept_rows(target, -100, 5, 3)
-
-
-@pytest.mark.parametrize("limit_bytes", [1, 1000, 10**6])
-def test_the_weights_gradient_of_16_bit_slabs_is_summed_in_fp32(limit_bytes: int) -> None:
-    """Products of 1 + 2^-7 with itself, which 8 bits of mantissa cannot hold."""
-    gradient = torch.full((5, 7), 1 + 2**-7, dtype=torch.bfloat16)
-    rows = torch.full((5, 3), 1 + 2**-7, dtype=torch.bfloat16)
-    total = torch.ones(7, 3)
-    add_weight_gradient_(total, gradient, rows, limit_bytes)
-    assert torch.equal(total, torch.full((7, 3), 1 + 5 * (1 + 2**-7) ** 2))

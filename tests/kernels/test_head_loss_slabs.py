@@ -15,7 +15,7 @@ from torch import Tensor
 import pact_kernels as pk
 from pact_kernels.chunked.spec import KlSpec
 from pact_kernels.kernels import head_loss as kernels
-from pact_kernels.kernels.head_loss import slab_rows
+from pact_kernels.kernels.head_loss import add_by_copies_, slab_rows
 from pact_kernels.kernels.runtime import TARGETS, Launch, recording
 from tests.kernels.head_case import NONE, PLENTY, ROWS, assert_near, run
 from tests.kernels.loss_problem import rounded
@@ -208,3 +208,13 @@ def test_the_kl_adds_its_own_launches_and_no_product_with_the_vocabulary(
     assert added["slab_loss_kernel"] == added["slab_gradient_kernel"]
     # Its own workspace makes slabs a little smaller, hardly more of them.
     assert num_slabs <= added["slab_loss_kernel"] <= num_slabs + 2
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 1000, 10**6])
+def test_the_weights_gradient_of_16_bit_slabs_is_summed_in_fp32(limit_bytes: int) -> None:
+    """Products of 1 + 2^-7 with itself, which 8 bits of mantissa cannot hold."""
+    gradient = torch.full((5, 7), 1 + 2**-7, dtype=torch.bfloat16)
+    rows = torch.full((5, 3), 1 + 2**-7, dtype=torch.bfloat16)
+    total = torch.ones(7, 3)
+    add_by_copies_(total, gradient, rows, limit_bytes)
+    assert torch.equal(total, torch.full((7, 3), 1 + 5 * (1 + 2**-7) ** 2))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import pact_kernels as pk
+from tests.ops.calls import Calls
 from tests.ops.compare import assert_matches_naive, outcome
 from tests.ops.problem import problem
 
@@ -228,3 +232,61 @@ def test_a_loss_scale_past_fp16_does_not_overflow_in_backward() -> None:
     (65536.0 * loss).backward()
     assert torch.isfinite(hidden.grad).all()
     assert hidden.grad.any()
+
+
+def trained_leaves() -> tuple[Tensor, Tensor]:
+    p = problem()
+    return p.hidden.float().requires_grad_(), p.weight.float().requires_grad_()
+
+
+def gradients(leaves: tuple[Tensor, ...], loss: Tensor, **options: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, leaves, **options))
+
+
+@pytest.mark.parametrize("reduction, num_items", [("mean", None), ("mean", 7), ("sum", None)])
+def test_a_loss_that_nothing_comes_after_needs_no_scaling(
+    reduction: str, num_items: int | None
+) -> None:
+    """Gradients are formed for it; what does come, or comes twice, is served from the same."""
+    options = {"reduction": reduction, "num_items": num_items}
+    target = problem().target
+    leaves = trained_leaves()
+    loss = pk.linear_cross_entropy(*leaves, target, **options)
+    with Calls() as calls:
+        plain = gradients(leaves, loss, retain_graph=True)
+    assert not calls.names
+    with Calls() as calls:
+        tripled = gradients(leaves, 3.0 * loss, retain_graph=True)
+    assert calls.names == ["pact_kernels::scale_gradient"] * 2
+    again = gradients(leaves, loss)
+    with pk.implementation("naive"):
+        dense = gradients(leaves, pk.linear_cross_entropy(*leaves, target, **options))
+    for a, b, c, d in zip(plain, again, tripled, dense, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(3.0 * a, c, rtol=1e-6, atol=0)
+        torch.testing.assert_close(a, d, rtol=1e-4, atol=1e-6)
+
+
+def test_a_retained_graph_does_not_share_the_gradient_it_keeps() -> None:
+    target = problem().target
+    hidden, weight = trained_leaves()
+    loss = pk.linear_cross_entropy(hidden, weight, target)
+    loss.backward(retain_graph=True)
+    first = weight.grad.clone()
+    weight.grad.zero_()  # as an optimizer does, in place
+    hidden.grad = None
+    loss.backward()
+    assert torch.equal(weight.grad, first)
+
+
+def test_an_fp16_gradient_is_scaled_in_backward() -> None:
+    """A gradient of a mean, formed in fp16 before a loss scale of 65536 comes, would be lost."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 8, generator=g).half().requires_grad_()
+    weight = (torch.randn(5, 8, generator=g) * 1e-3).half()
+    target = torch.tensor([1, 2, 3])
+    loss = pk.linear_cross_entropy(hidden, weight, target, num_items=30000)
+    (65536.0 * loss).backward()
+    exact = hidden.detach().double().requires_grad_()
+    (65536.0 * pk.linear_cross_entropy(exact, weight.double(), target, num_items=30000)).backward()
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=5e-3, atol=1e-5)

@@ -184,11 +184,11 @@ def test_token_scores(dtype: torch.dtype, mode: str) -> None:
 
 
 def test_a_slab_is_as_large_as_the_workspace_allows() -> None:
-    """The cap is used, not only kept: small slabs are slow."""
+    """The cap is used, not only kept: small slabs are slow. Slabs of equal length leave some."""
     leaves = head(torch.float32, trained=False)
     target = targets()
     _, forward, _ = forward_and_backward(
         lambda hidden, weight, bias: pk.linear_cross_entropy(hidden, weight, target, bias=bias),
         leaves,
     )
-    assert forward.extra_bytes > 0.8 * CAP_MIB * MIB
+    assert forward.extra_bytes > 0.7 * CAP_MIB * MIB

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import pact_kernels as pk
+from tests.ops.calls import Calls
 from tests.ops.compare import relative_error
 from tests.ops.problem import problem
 
@@ -86,19 +85,6 @@ CASES = [(name, reduction) for name in REDUCED for reduction in ("mean", "none")
 def test_gradcheck(name: str, reduction: str) -> None:
     with pk.workspace(1e-4):  # slabs of one row
         assert torch.autograd.gradcheck(ops(reduction)[name], leaves(), atol=1e-7)
-
-
-class Calls(TorchDispatchMode):
-    """Records the package's own operators and their arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "pact_kernels":
-            self.seen.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 # By row a trained head calls the operators of a frozen one, with fewer empty gradients.

@@ -147,8 +147,10 @@ def test_row_arguments_may_have_an_entry_per_position(over: str, source: str) ->
         p.weight,
     )
     assert by_row["loss"].shape == (4, 9)
-    # Equal bits: the same rows, and no others, were in the same products.
-    assert all(torch.equal(by_position[name], by_row[name]) for name in by_row)
+    # The same rows, and no others; a gathered copy may lie at another alignment, where the product
+    # of a few rows is summed in another order.
+    for name, expected in by_row.items():
+        torch.testing.assert_close(by_position[name], expected, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("implementation", ["naive", "chunked"])
