@@ -2,7 +2,8 @@
 
 They offer what a peer offers, but their result is another one, so it is not compared.
 
-Legend: N rows, D hidden size, V vocabulary, K selected tokens, C columns, V or K, M slab rows.
+Legend: N rows, D hidden size, V vocabulary, K selected tokens, C columns, V or K, M slab rows,
+T columns of a tile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 GEMMS = "GEMMs alone"
 CROSS_ENTROPY_ALONE = "cross-entropy alone"
 SLAB_ROWS = {"cpu": (256, 1024), "cuda": (2048, 8192)}
-"""Tried by device; the fastest is the floor."""
+"""Tried by device with all columns at once; the fastest is the floor."""
+TILE_COLUMNS = {"cpu": 1024}
+"""Tried beside it with the most rows: both products of a tile while its part of the head is in the
+cache."""
 MOST_SLAB_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
 
 
@@ -28,8 +32,8 @@ class Gemms:
     """The minimal products of a case by the vendor's GEMM in the case's dtype, and nothing else.
 
     In slabs of M rows whose logits are overwritten, so that the floor is of products and not of
-    the memory that (N, V) logits would take. The head's gradient is summed in the case's dtype,
-    which is less work than a sum in fp32.
+    the memory that (N, V) logits would take, or in tiles of such a slab. The head's gradient is
+    summed in the case's dtype, which is less work than a sum in fp32.
     """
 
     name = GEMMS
@@ -44,7 +48,12 @@ class Gemms:
         itemsize = getattr(torch, case.dtype).itemsize
         most = MOST_SLAB_BYTES[device.type] // (case.vocabulary * itemsize)
         rows = {min(tried, case.rows, most) for tried in SLAB_ROWS[device.type]}
-        return [{"slab_rows": max(1, count)} for count in sorted(rows)]
+        settings = [{"slab_rows": max(1, count)} for count in sorted(rows)]
+        columns = TILE_COLUMNS.get(device.type)
+        if columns is not None and columns < case.vocabulary:
+            most = min(max(SLAB_ROWS[device.type]), case.rows)
+            settings.append({"slab_rows": most, "tile_columns": columns})
+        return settings
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
         hidden = inputs.hidden.detach()[inputs.target != IGNORE]  # (N, D)
@@ -53,7 +62,8 @@ class Gemms:
             (weight if each.columns == case.vocabulary else weight[inputs.token_ids], each)
             for each in minimal_products(case)
         ]  # (C, D) each
-        parts = [_Part(hidden, head, products, setting["slab_rows"]) for head, products in heads]
+        rows, columns = setting["slab_rows"], setting.get("tile_columns")
+        parts = [_Part(hidden, head, products, rows, columns) for head, products in heads]
 
         def call() -> Outputs:
             for part in parts:
@@ -66,22 +76,35 @@ class Gemms:
 class _Part:
     """The products with one width of the head, in buffers of their own."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, products: Products, slab_rows: int) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        products: Products,
+        slab_rows: int,
+        tile_columns: int | None,
+    ) -> None:
         self.hidden, self.head, self.products = hidden, head, products
-        self.slab = hidden.new_empty((min(slab_rows, hidden.shape[0]), head.shape[0]))  # (M, C)
+        self.rows = min(slab_rows, hidden.shape[0])
+        self.columns = min(tile_columns or head.shape[0], head.shape[0])
+        self.tile = hidden.new_empty(self.rows * self.columns)  # (M, C) at most
         self.grad_hidden = torch.empty_like(hidden) if products.states else None  # (N, D)
         self.grad_head = torch.empty_like(head) if products.weights else None  # (C, D)
 
     def run(self) -> None:
-        for start in range(0, self.hidden.shape[0], self.slab.shape[0]):
-            rows = self.hidden[start : start + self.slab.shape[0]]  # (M, D)
-            slab = self.slab[: rows.shape[0]]  # (M, C)
-            for _ in range(self.products.logits):
-                torch.mm(rows, self.head.T, out=slab)
-            if self.grad_hidden is not None:
-                torch.mm(slab, self.head, out=self.grad_hidden[start : start + rows.shape[0]])
-            if self.grad_head is not None:
-                self.grad_head.addmm_(slab.T, rows, beta=1.0 if start else 0.0)
+        for start in range(0, self.hidden.shape[0], self.rows):
+            for low in range(0, self.head.shape[0], self.columns):
+                self._tile(slice(start, start + self.rows), slice(low, low + self.columns))
+
+    def _tile(self, rows: slice, columns: slice) -> None:
+        hidden, head = self.hidden[rows], self.head[columns]  # (M, D), (T, D)
+        tile = self.tile[: hidden.shape[0] * head.shape[0]].view(-1, head.shape[0])  # (M, T)
+        for _ in range(self.products.logits):
+            torch.mm(hidden, head.T, out=tile)
+        if self.grad_hidden is not None:
+            self.grad_hidden[rows].addmm_(tile, head, beta=1.0 if columns.start else 0.0)
+        if self.grad_head is not None:
+            self.grad_head[columns].addmm_(tile.T, hidden, beta=1.0 if rows.start else 0.0)
 
 
 class CrossEntropyAlone:

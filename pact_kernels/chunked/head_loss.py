@@ -148,15 +148,22 @@ class _Slabs:
         block_bytes = rows.row_bytes() + width * (narrow + wide * (narrow < wide))
         self.block_rows = max(1, min(left // BLOCK_SHARE // block_bytes, num_rows))
         left -= self.block_rows * block_bytes
-        tile = tile_tokens(vocabulary, 3 * wide, left, hidden.device)
-        slab_bytes = self.sweep.row_bytes(hidden, tile)
-        if self.kept is not None:
-            slab_bytes += narrow * width  # gathered states
+        tile = tile_tokens(vocabulary, hidden, left)
+        row_bytes = narrow * width if self.kept is not None else 0  # gathered states
         if self.sweep.keep:
-            slab_bytes += rows.factor_bytes()
+            row_bytes += rows.factor_bytes()
         if self.sweep.uniform and self.head.softcap is not None and narrow < wide:
             left -= wide * width * tile  # a tile of the head in fp32
-        slab_rows = min(balanced_rows(num_rows, slab_bytes, left), max(num_rows, 1))
+        if grad_weight is not None and num_rows * narrow <= width * wide:
+            self.sweep.lent = grad_weight
+        slab_rows = balanced_rows(num_rows, row_bytes + self.sweep.row_bytes(hidden, tile), left)
+        if (
+            slab_rows < num_rows and self.sweep.lent is not None
+        ):  # lent it may be to the first alone
+            self.sweep.lent = None
+            row_bytes += self.sweep.row_bytes(hidden, tile)
+            slab_rows = balanced_rows(num_rows, row_bytes, left)
+        slab_rows = min(slab_rows, max(num_rows, 1))
         self.sweep.allocate(hidden, slab_rows, tile)
         self.in_place = self.kept is None and hidden.dtype == self.dtype
         sums = 0 if self.in_place or grad_hidden is None else slab_rows

@@ -17,7 +17,7 @@ Legend: M rows, D hidden size, V vocabulary, T tokens of a tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +26,15 @@ from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype, finish_logits_, logit_slope, slabs
 
-TILE_TOKENS = {"cpu": 1024}
-"""A tile's logits and its rows of the head stay in a core's cache (D 576 to 2048, 64 rows up)."""
-TILE_TOKENS_ELSEWHERE = 16384
+TILE_ROW_BYTES = {"cpu": 4096}
+"""A tile's logits and its rows of the head stay in the cache (D 576 to 2048, 64 to 1024 rows)."""
+TILE_ROW_BYTES_ELSEWHERE = 65536
 """On a GPU, where a launch costs more than a cache miss."""
 LEAST_TILE_TOKENS = 64
 ROWS_OF_A_SMALL_WORKSPACE = 16
 """So many rows of a tile are to fit before the tile is made wider."""
+COPIES = 3
+"""Of a tile, at most: raw, in fp32, and its slopes."""
 
 
 class Head(NamedTuple):
@@ -91,6 +93,9 @@ class Sweep:
     unselected: Tensor | None = None
     """(V,) In 16 bits a factor on the tiles, 0 at tokens whose gradient the caller forms apart; the
     targets are left out there in any case."""
+    lent: Tensor | None = None
+    """(V, D) The head's gradient before anything is in it: a kept tile lies where its own gradient
+    will, so that one slab of M <= D rows needs no memory for its tiles. None is memory apart."""
 
     @property
     def gradient(self) -> bool:
@@ -102,10 +107,11 @@ class Sweep:
         vocabulary, width = self.head.weight.shape
         narrow, wide = hidden.dtype.itemsize, accumulator_dtype(hidden.dtype).itemsize
         slopes = self.head.softcap is not None and self.gradient
-        size = narrow * (vocabulary if self.keep else tile)
-        size += wide * tile * ((narrow < wide) + slopes)
+        size = narrow * (vocabulary if self.keep else tile) * (self.lent is None)
+        size += wide * tile * ((narrow < wide or self.lent is not None) + slopes)
         size += narrow * width * (self.product and narrow < wide)
         size += wide * width * (1 + 2 * self.keep)  # the sum, or scaled rows
+        size += wide * 5 * -(-vocabulary // tile)  # maxima, sums and the targets' logits by tile
         if self.uniform and slopes:
             size += wide * (width + (vocabulary if self.keep else 0))
         return size
@@ -115,82 +121,83 @@ class Sweep:
         vocabulary, width = self.head.weight.shape
         self.dtype = accumulator_dtype(hidden.dtype)
         self.tile = tile
-        tokens = vocabulary if self.keep else min(tile, vocabulary)
-        self.raw = hidden.new_empty(rows * tokens)
         self.narrow = hidden.dtype != self.dtype
-        self.wide = hidden.new_empty(rows * tile if self.narrow else 0, dtype=self.dtype)
+        tokens = vocabulary if self.keep else tile
+        self.raw = hidden.new_empty(rows * tokens if self.lent is None else 0)
+        copied = self.narrow or self.lent is not None
+        self.wide = hidden.new_empty(rows * tile if copied else 0, dtype=self.dtype)
         self.part = hidden.new_empty((rows if self.narrow and self.product else 0, width))
         self.scaled = self.wide.new_empty((rows if self.keep else 0, width))
-        self.shifts: list[Tensor] = []
-        self.slopes: list[Tensor] = []
-
-    def tiles(self) -> Iterator[tuple[int, int]]:
-        """(low, high) of every tile."""
-        return slabs(self.head.weight.shape[0], self.tile)
+        self.lowest = self.wide.new_full((1, 1), torch.finfo(self.dtype).min)  # finite: no NaN
+        self.tiles = list(slabs(vocabulary, tile))  # (low, high) each
+        self.heads = [self.head.tile(low, high) for low, high in self.tiles]
+        self.slopes: list[Tensor] = []  # (M, T) of each tile, for `add_weight_gradient_`
 
     def __call__(self, rows: Tensor, target: Tensor | None, out: Tensor | None) -> Swept:
         """Sweep rows (M, D) with targets (M,); `out` (M, D) times `norm` is the softmax's mean."""
-        zeros = self.wide.new_zeros(rows.shape[0])
+        num_rows, num_tiles = rows.shape[0], len(self.tiles)
+        by_tile = self.wide.new_empty((3, num_tiles, num_rows, 1))
         run = _Running(
-            largest=torch.full_like(zeros, torch.finfo(self.dtype).min),  # finite: no NaN
-            total=zeros,
-            at_target=None if target is None else torch.zeros_like(zeros),
-            logit_sum=torch.zeros_like(zeros) if self.uniform else None,
-            uniform=self._new_uniform(rows.shape[0]),
+            largest=by_tile[0].unbind(),
+            total=by_tile[1].unbind(),
+            taken=by_tile[2].unbind(),
+            shrink=by_tile.new_empty((num_rows, 1)),
+            targets=None if target is None else _Targets(target, self.tile),
+            logit_sum=by_tile.new_zeros(num_rows) if self.uniform else None,
+            uniform=self._new_uniform(num_rows),
         )
-        self.shifts, self.slopes = [], []
-        for low, high in self.tiles():
-            self._sweep_tile(run, rows, target, out, low, high)
-        lse = run.total.log().add_(run.largest)
+        self.slopes = []
+        for number in range(num_tiles):
+            self._sweep_tile(number, run, rows, out)
+        self.shifts = by_tile[0]
+        last = run.largest[-1]  # (M, 1)
+        total = (self.shifts - last).exp_().mul_(by_tile[1]).sum(0)  # (M, 1)
+        lse = (total.log() + last).squeeze(1)
         uniform = run.uniform
         if self.head.softcap is None and uniform is not None:
-            uniform = uniform.mul_(self.head.logit_scale).expand(rows.shape[0], -1)
-        return Swept(lse, run.at_target, run.logit_sum, run.total.reciprocal_(), uniform)
+            uniform = uniform.mul_(self.head.logit_scale).expand(num_rows, -1)
+        at_target = None
+        if run.targets is not None:
+            at_target = by_tile[2].gather(0, run.targets.tile[None, :, None])[0, :, 0]
+        return Swept(lse, at_target, run.logit_sum, total.reciprocal_().squeeze(1), uniform)
 
-    def _sweep_tile(
-        self,
-        run: _Running,
-        rows: Tensor,
-        target: Tensor | None,
-        out: Tensor | None,
-        low: int,
-        high: int,
-    ) -> None:
-        """Tokens [low, high)."""
-        head = self.head.tile(low, high)
+    def _sweep_tile(self, number: int, run: _Running, rows: Tensor, out: Tensor | None) -> None:
+        """The tile of this number."""
+        head, (low, high) = self.heads[number], self.tiles[number]
         raw = self._tile(rows.shape[0], low, high)  # (M, T)
         torch.mm(rows, head.weight.T, out=raw)
-        z = head.finish_(self._wide(raw))
-        place = None
-        if target is not None and run.at_target is not None:
-            place = _Place.of(target, low, high)
-            run.at_target = torch.where(place.inside, place.taken(z), run.at_target)
+        z = head.finish_(self._copied(raw) if self.narrow else raw)
+        if run.targets is not None:
+            torch.gather(z, 1, run.targets.columns(high - low), out=run.taken[number])
         if run.logit_sum is not None:
             run.logit_sum += z.sum(-1)
         slope = head.slope(z) if self.gradient else 1.0
-        shrink = run.exp_(z)
+        shift = torch.amax(z, 1, keepdim=True, out=run.largest[number])  # (M, 1)
+        before = run.largest[number - 1] if number else self.lowest
+        torch.maximum(before, shift, out=shift)
+        torch.sum(z.sub_(shift).exp_(), 1, keepdim=True, out=run.total[number])
         if not self.gradient:
             return
         if isinstance(slope, Tensor):
             z *= slope
         if self.narrow:
-            if place is not None:
-                place.zero_(z)
+            if run.targets is not None:
+                run.targets.zero_(z, number)
             if self.unselected is not None:
                 z *= self.unselected[low:high]
             raw.copy_(z)
+        if out is not None and number:
+            out *= torch.sub(before, shift, out=run.shrink).exp_()
         if out is not None:
-            self._add_product_(out, raw, head.weight, shrink, first=low == 0)
+            self._add_product_(out, raw, head.weight, first=number == 0)
         if run.uniform is not None:
             self._add_uniform_(run.uniform, slope, head.weight)
-        if self.keep:
-            self.shifts.append(run.largest)
-            if self.uniform and isinstance(slope, Tensor):
-                self.slopes.append(slope)
+        if self.keep and self.uniform and isinstance(slope, Tensor):
+            self.slopes.append(slope)
 
-    def _wide(self, tile: Tensor) -> Tensor:
-        """The tile in the accumulator dtype: itself, or a copy in the one buffer for it."""
-        return self.wide[: tile.numel()].view_as(tile).copy_(tile) if self.narrow else tile
+    def _copied(self, tile: Tensor) -> Tensor:
+        """A copy of the tile in the accumulator dtype, in the one buffer for it."""
+        return self.wide[: tile.numel()].view_as(tile).copy_(tile)
 
     def _new_uniform(self, num_rows: int) -> Tensor | None:
         """Zeros for the sum of the head's rows: without a softcap the same for all of M."""
@@ -200,23 +207,24 @@ class Sweep:
         return self.wide.new_zeros((rows, self.head.weight.shape[1]))
 
     def _tile(self, num_rows: int, low: int, high: int) -> Tensor:
-        start = num_rows * low if self.keep else 0
-        return self.raw[start : start + num_rows * (high - low)].view(num_rows, high - low)
-
-    def _add_product_(
-        self, out: Tensor, tile: Tensor, weight: Tensor, shrink: Tensor, *, first: bool
-    ) -> None:
-        """out (M, D) = shrink (M,) * out + tile (M, T) @ weight (T, D)."""
-        if not self.narrow and first:
-            torch.mm(tile, weight, out=out)
-        elif not self.narrow:
-            out.mul_(shrink[:, None]).addmm_(tile, weight)
+        if self.lent is not None:
+            memory = self.lent[low:high].view(-1).view(self.raw.dtype)
         else:
+            memory = self.raw[num_rows * low :] if self.keep else self.raw
+        return memory[: num_rows * (high - low)].view(num_rows, high - low)
+
+    def _add_product_(self, out: Tensor, tile: Tensor, weight: Tensor, *, first: bool) -> None:
+        """out (M, D) += tile (M, T) @ weight (T, D), or is it where `first`."""
+        if self.narrow:
             part = torch.mm(tile, weight, out=self.part[: tile.shape[0]])
             if first:
                 out.copy_(part)
             else:
-                out.mul_(shrink[:, None]).add_(part)
+                out += part
+        elif first:
+            torch.mm(tile, weight, out=out)
+        else:
+            out.addmm_(tile, weight)
 
     def _add_uniform_(self, uniform: Tensor, slope: Tensor | float, weight: Tensor) -> None:
         if isinstance(slope, Tensor):
@@ -238,17 +246,19 @@ class Sweep:
         """Add factor * softmax * slope + uniform_factor * slope, by the head's raw products."""
         rows = rows.to(self.dtype)
         scaled = self.scaled[: rows.shape[0]]  # (M, D)
-        for number, (low, high) in enumerate(self.tiles()):
-            tile = self._wide(self._tile(rows.shape[0], low, high))  # (M, T)
-            share = (self.shifts[number] - lse).exp_().mul_(factor)  # (M,)
+        shares = self.shifts.sub_(lse[:, None]).exp_().mul_(factor[:, None])  # (tiles, M, 1)
+        for (low, high), share in zip(self.tiles, shares.unbind(), strict=True):
+            tile = self._tile(rows.shape[0], low, high)  # (M, T)
+            if self.narrow or self.lent is not None:
+                tile = self._copied(tile)
             if grad_weight is not None:
-                torch.mul(rows, share[:, None], out=scaled)
+                torch.mul(rows, share, out=scaled)
                 if first:
                     torch.mm(tile.T, scaled, out=grad_weight[low:high])
                 else:
                     grad_weight[low:high].addmm_(tile.T, scaled)
             if grad_bias is not None:
-                grad_bias[low:high].addmv_(tile.T, share)
+                grad_bias[low:high].addmv_(tile.T, share.squeeze(1))
         if uniform_factor is not None:
             self._add_uniform_gradient_(grad_weight, grad_bias, rows, uniform_factor)
 
@@ -263,58 +273,48 @@ class Sweep:
             if grad_bias is not None:
                 grad_bias += factor.sum() * self.head.logit_scale
             return
-        for slope, (low, high) in zip(self.slopes, self.tiles(), strict=True):
+        for slope, (low, high) in zip(self.slopes, self.tiles, strict=True):
             if grad_weight is not None:
                 grad_weight[low:high].addmm_(slope.T, scaled)
             if grad_bias is not None:
                 grad_bias[low:high].addmv_(slope.T, factor)
 
 
-def tile_tokens(vocabulary: int, token_bytes: int, limit_bytes: int, device: torch.device) -> int:
-    """Tokens T of a tile whose rows take `token_bytes` of memory for each."""
-    most = TILE_TOKENS.get(device.type, TILE_TOKENS_ELSEWHERE)
+def tile_tokens(vocabulary: int, hidden: Tensor, limit_bytes: int) -> int:
+    """Tokens T of a tile."""
+    most = TILE_ROW_BYTES.get(hidden.device.type, TILE_ROW_BYTES_ELSEWHERE) // hidden.itemsize
+    token_bytes = COPIES * accumulator_dtype(hidden.dtype).itemsize
     fitting = limit_bytes // (ROWS_OF_A_SMALL_WORKSPACE * token_bytes)
     return min(vocabulary, most, max(LEAST_TILE_TOKENS, fitting))
 
 
 @dataclass(kw_only=True)
 class _Running:
-    """What a sweep carries from tile to tile."""
+    """What a sweep carries from tile to tile; lists have an entry for each."""
 
-    largest: Tensor  # (M,)
-    total: Tensor  # (M,) of exp(z - largest)
-    at_target: Tensor | None  # (M,)
+    largest: Sequence[Tensor]  # (M, 1) of all logits up to and with the tile's
+    total: Sequence[Tensor]  # (M, 1) sums of exp(z - largest) over the tile
+    taken: Sequence[Tensor]  # (M, 1) the target's logit, in the tile that has it
+    shrink: Tensor  # (M, 1)
+    targets: _Targets | None
     logit_sum: Tensor | None  # (M,)
     uniform: Tensor | None  # (M, D) or (1, D)
 
-    def exp_(self, z: Tensor) -> Tensor:
-        """Logits (M, T) to exp(z - largest), in place; (M,) factor on what was summed before."""
-        shift = torch.maximum(self.largest, z.amax(-1))
-        shrink = (self.largest - shift).exp_()
-        z.sub_(shift[:, None]).exp_()
-        self.total.mul_(shrink).add_(z.sum(-1))
-        self.largest = shift
-        return shrink
 
+class _Targets:
+    """Where the targets of M rows lie among tiles of T tokens, the last of which has fewer."""
 
-class _Place(NamedTuple):
-    """Where the targets of M rows lie in a tile."""
+    def __init__(self, target: Tensor, tokens: int) -> None:
+        self.tokens = tokens
+        self.tile = torch.div(target, tokens, rounding_mode="floor")  # (M,)
+        self.column = (target - self.tile * tokens)[:, None]  # (M, 1)
 
-    column: Tensor  # (M, 1), of some token of the tile where the target lies in another
-    inside: Tensor  # (M,) bool
+    def columns(self, tokens: int) -> Tensor:
+        """(M, 1) within a tile of so many tokens; of some token where it lies in another tile."""
+        return self.column if tokens == self.tokens else self.column.clamp(max=tokens - 1)
 
-    @classmethod
-    def of(cls, target: Tensor, low: int, high: int) -> _Place:
-        offset = target - low
-        column = offset.clamp(0, high - low - 1)
-        return cls(column[:, None], column == offset)
-
-    def taken(self, tile: Tensor) -> Tensor:
-        """(M,) entries of the tile (M, T)."""
-        return tile.gather(1, self.column).squeeze(1)
-
-    def zero_(self, tile: Tensor) -> None:
-        """Zero the targets' entries."""
-        tile.scatter_(
-            1, self.column, tile.gather(1, self.column).masked_fill_(self.inside[:, None], 0.0)
-        )
+    def zero_(self, tile: Tensor, number: int) -> None:
+        """Zero the entries of the targets that lie in the tile (M, T) of this number."""
+        column = self.columns(tile.shape[1])
+        inside = (self.tile == number)[:, None]
+        tile.scatter_(1, column, tile.gather(1, column).masked_fill_(inside, 0.0))

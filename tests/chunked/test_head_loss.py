@@ -31,7 +31,7 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
 
     def recorded(self: Any, index: slice, values: torch.Tensor) -> None:
         rows = index.stop - index.start
-        seen.append(Cut(rows, min(self.block_rows, rows), list(self.sweep.tiles())))
+        seen.append(Cut(rows, min(self.block_rows, rows), self.sweep.tiles))
         return original(self, index, values)
 
     monkeypatch.setattr(loop._Slabs, "slab", recorded)
@@ -77,12 +77,13 @@ def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
 
 
 def test_tile_tokens() -> None:
-    cpu, other = torch.device("cpu"), torch.device("meta")
-    assert tile_tokens(10**6, 4, 2**30, cpu) == 1024
-    assert tile_tokens(10**6, 4, 2**30, other) == 16384
-    assert tile_tokens(100, 4, 2**30, cpu) == 100
-    assert tile_tokens(10**6, 4, 16 * 4 * 500, cpu) == 500
-    assert tile_tokens(10**6, 4, 1, cpu) == LEAST_TILE_TOKENS
+    hidden, narrow = torch.empty(1, 1), torch.empty(1, 1, dtype=torch.bfloat16)
+    assert tile_tokens(10**6, hidden, 2**30) == 1024
+    assert tile_tokens(10**6, narrow, 2**30) == 2048  # as many bytes
+    assert tile_tokens(10**6, hidden.to("meta"), 2**30) == 16384
+    assert tile_tokens(100, hidden, 2**30) == 100
+    assert tile_tokens(10**6, hidden, 16 * 3 * 4 * 500) == 500  # 16 rows of three fp32 tiles
+    assert tile_tokens(10**6, hidden, 1) == LEAST_TILE_TOKENS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
