@@ -79,7 +79,7 @@ def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
 def test_tile_tokens() -> None:
     hidden, narrow = torch.empty(1, 1), torch.empty(1, 1, dtype=torch.bfloat16)
     assert tile_tokens(10**6, hidden, 2**30) == 1024
-    assert tile_tokens(10**6, narrow, 2**30) == 2048  # as many bytes
+    assert tile_tokens(10**6, narrow, 2**30) == 4096
     assert tile_tokens(10**6, hidden.to("meta"), 2**30) == 16384
     assert tile_tokens(100, hidden, 2**30) == 100
     assert tile_tokens(10**6, hidden, 16 * 3 * 4 * 500) == 500  # 16 rows of three fp32 tiles
