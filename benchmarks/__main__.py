@@ -178,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in measuring:
         command.add_argument("--device", choices=SUBSETS, help="default: a GPU where there is one")
         command.add_argument(
-            "--subset", choices=("cpu", "gpu", "quick"), help="default: the device's own"
+            "--subset",
+            choices=("cpu", "cpu-large", "gpu", "quick"),
+            help="default: the device's own",
         )
         command.add_argument("--op", help="one op alone")
         command.add_argument("--match", default="", help="cases whose title contains this")
@@ -186,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
             "--memory-gib", type=_positive(float), help="most for one peer; default: 60 %% of all"
         )
     run = measuring[1]
-    run.add_argument("--rounds", type=_positive(int), help="default: 5 on a CPU, 5 to 20 on a GPU")
+    run.add_argument(
+        "--rounds", type=_positive(int), help="default: 3 to 9 on a CPU, 5 to 20 on a GPU"
+    )
     run.add_argument("--minutes", type=_positive(float), help="leave out what would take longer")
     rendering = add("plot", _plot), add("report", _report)
     for command in (run, *rendering):

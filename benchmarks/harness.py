@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -26,10 +27,21 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import RegisteredPeer
 from benchmarks.reporting.results import Result
 
-ROUNDS = {"cpu": 5, "cuda": 20}
-LEAST_ROUNDS = 5
-MOST_ROUNDS_MS = 3000.0
-"""Of a case's rounds on a GPU, past LEAST_ROUNDS of them."""
+
+class Rounds(NamedTuple):
+    """How often the calls of a case take turns."""
+
+    least: int
+    most: int
+    enough_ms: float
+    """Past the least, no more rounds than this time holds."""
+
+    def of(self, round_ms: float) -> int:
+        """Of rounds that take so long each."""
+        return max(self.least, min(self.most, int(self.enough_ms / max(round_ms, 1e-3))))
+
+
+ROUNDS = {"cpu": Rounds(3, 11, 9e3), "cuda": Rounds(5, 20, 3e3)}
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +102,7 @@ def _measure_willing(
             logger.info("  %s: %s", each.name, refused)
     if not ready:
         return {}
-    rounds = bench.rounds or _rounds(ready, bench.device)
+    rounds = bench.rounds or ROUNDS[bench.device.type].of(sum(each.quick_ms for each in ready))
     calls = {each.contestant.name: each.call for each in ready}
     times = {name: quantiles(ms) for name, ms in take_turns(calls, rounds, clock).items()}
     return {
@@ -99,14 +111,6 @@ def _measure_willing(
         )
         for each in ready
     }
-
-
-def _rounds(ready: Sequence[Ready], device: torch.device) -> int:
-    most = ROUNDS[device.type]
-    if device.type == "cpu":
-        return most
-    round_ms = sum(each.quick_ms for each in ready)
-    return max(LEAST_ROUNDS, min(most, int(MOST_ROUNDS_MS / max(round_ms, 1e-3))))
 
 
 def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:

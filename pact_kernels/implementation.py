@@ -54,8 +54,8 @@ def workspace(mib: float) -> Iterator[None]:
 
     Args:
         mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. However small it is, an
-            op holds one row of the vocabulary, the head's K selected rows in fp32, and some 50
-            bytes per row of the input.
+            op holds one row of the vocabulary (on a CPU 64 tokens of it, unless the head is
+            trainable), the head's K selected rows in fp32, and some 50 bytes per row of the input.
 
     Raises:
         ValueError: the cap is not positive.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.cases.case import Case
-from benchmarks.cases.cpu import cpu_lines, cpu_plans
+from benchmarks.cases.cpu import cpu_large_plans, cpu_lines, cpu_plans
 from benchmarks.cases.gpu import gpu_lines, gpu_plans
 from benchmarks.cases.plan import BASE, RELEASED, Line, Plan
 
-SUBSETS = ("cpu", "gpu", "quick")
+SUBSETS = ("cpu", "cpu-large", "gpu", "quick")
 
 
 def plans(subset: str) -> list[Plan]:
@@ -22,7 +22,12 @@ def plans(subset: str) -> list[Plan]:
     Raises:
         ValueError: there is no such set.
     """
-    made = {"cpu": cpu_plans, "gpu": gpu_plans, "quick": quick_plans}
+    made = {
+        "cpu": cpu_plans,
+        "cpu-large": cpu_large_plans,
+        "gpu": gpu_plans,
+        "quick": quick_plans,
+    }
     if subset not in made:
         raise ValueError(f"a subset must be one of {', '.join(SUBSETS)}, got {subset!r}")
     return made[subset]()

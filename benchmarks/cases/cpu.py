@@ -1,4 +1,4 @@
-"""The cases that two cores measure in less than ten minutes.
+"""The cases that two cores measure in less than ten minutes, and larger ones.
 
 Legend: N rows, V vocabulary, K selected tokens.
 """
@@ -11,6 +11,18 @@ from benchmarks.cases.case import Case
 from benchmarks.cases.plan import BASE, EAGER, GEMMA, OURS, RELEASED, SMALL, Line, Plan, make_case
 
 FEW = (OURS, EAGER)
+MOST = (
+    OURS,
+    EAGER,
+    "torch.compile",
+    "torch linear_cross_entropy",
+    "cut-cross-entropy",
+    "Liger",
+    "quack",
+)
+"""All but TRL, whose tiles take twice the time of the others here: two cases show it."""
+LONG = (16384, 131072)
+"""Rows of a long context."""
 
 
 def cpu_plans() -> list[Plan]:
@@ -24,45 +36,65 @@ def cpu_plans() -> list[Plan]:
     ]
 
 
-def cpu_lines() -> list[Line]:
-    """512 rows of this head's logits are one slab of a CPU's workspace.
+def cpu_large_plans() -> list[Plan]:
+    """What takes longer: the widest head at a whole step's size, and long contexts."""
+    return [
+        *(
+            Plan(
+                case=make_case("pact_loss", GEMMA, 4, 512, prompt_share=share, over="selection"),
+                varied="prompt share",
+                baseline=RELEASED,
+                only=(OURS, RELEASED),
+            )
+            for share in (0.5, 0.9)
+        ),
+        *(
+            Plan(case=replace(LINE, length=length), varied="N", baseline=OURS, only=(OURS,))
+            for length in LONG
+        ),
+    ]
 
-    So every N is cut into slabs of one length, and a change of memory is no change of theirs.
-    """
-    base = Case(op="linear_cross_entropy", sequences=1, length=512, hidden=128, vocabulary=32000)
+
+LINE = Case(op="linear_cross_entropy", sequences=1, length=1024, hidden=128, vocabulary=8000)
+"""1024 rows are one slab on a CPU: from there on a change of memory is no change of a slab's."""
+
+
+def cpu_lines() -> list[Line]:
     factors = (1, 2, 4, 8)
     return [
-        Line("N", tuple(replace(base, length=512 * factor) for factor in factors)),
-        Line("V", tuple(replace(base, vocabulary=8000 * factor) for factor in factors)),
+        Line("N", tuple(replace(LINE, length=1024 * factor) for factor in factors)),
+        Line("V", tuple(replace(LINE, length=512, vocabulary=8000 * factor) for factor in factors)),
     ]
 
 
 def _cross_entropy() -> list[Plan]:
-    """Against every peer."""
+    """Against every peer that comes near."""
     op = "linear_cross_entropy"
     base = make_case(op, SMALL, 1, 512)
     half = replace(base, length=256)
     return [
         Plan(case=base, varied=BASE),
         Plan(case=replace(half, trainable_head=True), varied="head"),
-        Plan(case=replace(half, prompt_share=0.5), varied="prompt share"),
-        Plan(case=replace(half, length=128, peaked=True), varied="logits"),
-        Plan(case=replace(half, length=128, dtype="bfloat16"), varied="dtype"),
-        Plan(case=make_case(op, GEMMA, 1, 64), varied="head size"),
+        Plan(case=replace(half, prompt_share=0.5), varied="prompt share", only=MOST),
+        Plan(case=replace(half, length=128, peaked=True), varied="logits", only=MOST),
+        Plan(case=replace(half, length=128, dtype="bfloat16"), varied="dtype", only=MOST),
+        Plan(case=make_case(op, GEMMA, 1, 64), varied="head size", only=MOST),
     ]
 
 
 def _against_released() -> list[Plan]:
     """With positions as the released step has them: its own objective from states, and ours."""
-    ours = make_case("pact_loss", SMALL, 4, 512, prompt_share=0.5, cached=True)
+    ours = make_case("pact_loss", SMALL, 1, 256, prompt_share=0.5, cached=True)
     return [
         Plan(
-            case=make_case("pact_loss", head, sequences, 512, prompt_share=share, over="selection"),
+            case=make_case(
+                "pact_loss", head, sequences, length, prompt_share=share, over="selection"
+            ),
             varied="prompt share",
             baseline=RELEASED,
             only=(OURS, RELEASED),
         )
-        for head, sequences in ((SMALL, 4), (GEMMA, 1))
+        for head, sequences, length in ((SMALL, 4, 512), (GEMMA, 1, 256))
         for share in (0.5, 0.9)
     ] + [Plan(case=ours, varied="objective", baseline=RELEASED, only=(OURS, RELEASED))]
 
@@ -73,12 +105,13 @@ def _losses() -> list[Plan]:
     cached, alone = replace(vocabulary, cached=True), (OURS,)
     selection = replace(vocabulary, over="selection")
     everyone = replace(selection, length=256, prompt_share=0.5)
+    short = replace(vocabulary, length=128)
     return [
         Plan(case=cached, varied=BASE, only=FEW),
-        Plan(case=replace(vocabulary, length=256), varied="reference", only=alone),
+        Plan(case=short, varied="reference", only=alone),
         Plan(case=replace(selection, cached=True), varied="objective", only=alone),
         *(
-            Plan(case=replace(cached, length=256, tokens=k), varied="K", only=alone)
+            Plan(case=replace(short, cached=True, tokens=k), varied="K", only=alone)
             for k in (200, 1000)
         ),
         Plan(case=everyone, varied="peers", baseline=RELEASED),
@@ -87,13 +120,13 @@ def _losses() -> list[Plan]:
 
 def _others() -> list[Plan]:
     vocabulary = make_case("pact_kl", SMALL, 1, 256)
-    kl = replace(vocabulary, over="selection")
+    kl, short = replace(vocabulary, over="selection"), replace(vocabulary, length=128)
     return [
         Plan(case=kl, varied=BASE),
         *(Plan(case=replace(kl, tokens=k), varied="K", only=FEW) for k in (200, 1000)),
         Plan(case=replace(kl, cached=True), varied="reference", only=FEW),
-        Plan(case=vocabulary, varied="objective", only=FEW),
-        Plan(case=replace(vocabulary, cached=True), varied="reference", only=FEW),
+        Plan(case=short, varied="objective", only=FEW),
+        Plan(case=replace(short, cached=True), varied="reference", only=FEW),
         *(
             Plan(case=make_case(op, SMALL, 1, 256), varied=BASE)
             for op in ("linear_logsumexp", "selected_confidences")

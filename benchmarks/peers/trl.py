@@ -19,8 +19,8 @@ from benchmarks.peers.full_kl import FullKlPeer, StatesLoss
 from benchmarks.peers.peer import Setting
 
 DISTRIBUTION = "trl"
-COLUMNS = (8192, 32768, 131072)
-"""Of a tile; its trainers have 32768."""
+COLUMNS = {"cpu": (8192, 32768), "cuda": (8192, 32768, 131072)}
+"""Of a tile, by device; its trainers have 32768."""
 BACKWARD_IMPORTS = "trl.trainer.utils"
 """What a first backward pass would import, seconds long."""
 
@@ -39,7 +39,7 @@ class Trl(CrossEntropyPeer):
         return None
 
     def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
-        widths = sorted({min(width, case.vocabulary) for width in COLUMNS})
+        widths = sorted({min(width, case.vocabulary) for width in COLUMNS[device.type]})
         return [{"columns": width} for width in widths]
 
     def load(self, setting: Setting) -> Loss:

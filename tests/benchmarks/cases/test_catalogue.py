@@ -31,7 +31,7 @@ NEEDS_A_CARD_TO_TELL = ("peer CE + released KL", "peer CE + KL of K columns")
 def test_no_case_is_planned_twice_and_every_name_is_a_peers(subset: str) -> None:
     planned = plans(subset)
     assert len({plan.case for plan in planned}) == len(planned)
-    assert {plan.case.op for plan in planned} == set(OPS)
+    assert {plan.case.op for plan in planned} == set(OPS) or subset == "cpu-large"
     names = {peer.name for peer in PEERS}
     for plan in planned:
         assert {plan.baseline, *plan.only} <= names
@@ -39,7 +39,7 @@ def test_no_case_is_planned_twice_and_every_name_is_a_peers(subset: str) -> None
 
 
 def test_another_subset_is_an_error() -> None:
-    with pytest.raises(ValueError, match="one of cpu, gpu, quick, got 'tpu'"):
+    with pytest.raises(ValueError, match="one of cpu, cpu-large, gpu, quick, got 'tpu'"):
         plans("tpu")
 
 
