@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     run = measuring[1]
     run.add_argument(
-        "--rounds", type=_positive(int), help="default: 3 to 9 on a CPU, 5 to 20 on a GPU"
+        "--rounds", type=_positive(int), help="default: 3 to 11 on a CPU, 5 to 20 on a GPU"
     )
     run.add_argument("--minutes", type=_positive(float), help="leave out what would take longer")
     rendering = add("plot", _plot), add("report", _report)

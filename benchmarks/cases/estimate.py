@@ -41,7 +41,7 @@ SPEEDS = {
 }
 """Two cores of the slower processors with AVX-512 that were met; and an H100, of which no call has
 been timed yet."""
-COMPILED = ("torch.compile", "cut-cross-entropy")
+COMPILED = {"cpu": ("torch.compile", "cut-cross-entropy"), "cuda": ("torch.compile",)}
 EVERY_COLUMN = ("released", "peer CE + released KL")
 """Those that form all columns of all three models' logits."""
 PASSES = 12
@@ -70,7 +70,7 @@ def case_s(case: Case, contestants: Sequence[Contestant], device: torch.device) 
         trials = count + (2 if count > 1 or on_gpu else 0)
         total_s += call_s * (rounds + trials)
         if not each.yardstick:
-            start_s = speed.start_s + speed.compile_s * (each.name in COMPILED)
+            start_s = speed.start_s + speed.compile_s * (each.name in COMPILED[device.type])
             total_s += CALLS * call_s + count * (check_s + start_s)
             total_s += 0.0 if on_gpu else inputs_s  # of the process that measures memory
     return total_s

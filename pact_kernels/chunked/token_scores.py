@@ -16,6 +16,11 @@ from pact_kernels.chunked.spec import HeadSpec
 
 LEAST_TILE = 256
 """Rows and tokens of a tile, however small the workspace: smaller products are slow."""
+LEAST_KEPT_ROWS = 128
+"""So many rows of both models' logits must fit, or they are formed twice in longer slabs: products
+of fewer rows wait for the head."""
+KEPT_TILE = 1024
+"""Tokens of a tile, where logits are kept: it lies in the cache."""
 
 
 class _Model(NamedTuple):
@@ -46,7 +51,11 @@ def token_scores(
     logit_scale: float,
     limit_bytes: int,
 ) -> tuple[Tensor, Tensor]:  # (V,), (V,) fp32
-    """Sums over rows of share * difference and share * P_aligned; two passes, 8 NDV flops."""
+    """Sums over rows of share * difference and share * P_aligned.
+
+    A row's log-confidences need its log-sum-exp first. Where a slab of both models' logits fits
+    into the workspace they are kept meanwhile, 4 NDV flops; elsewhere they are formed twice.
+    """
     # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
     softcap = None if softcap is None else softcap / temperature
     logit_scale = logit_scale / temperature
@@ -60,23 +69,65 @@ def token_scores(
     confidence = torch.zeros_like(difference)
     share = row_share.to(dtype)
     # Four M x T tiles live at once: two log-confidences, a probability, a difference.
-    tile = min(vocabulary, max(LEAST_TILE, limit_bytes // (4 * dtype.itemsize * LEAST_TILE)))
-    rows_per_slab = balanced_rows(num_rows, 4 * dtype.itemsize * tile, limit_bytes)
+    kept_bytes = 2 * aligned_hidden.itemsize * vocabulary + 4 * dtype.itemsize * KEPT_TILE
+    keep = limit_bytes // kept_bytes >= min(num_rows, LEAST_KEPT_ROWS)
+    tile = max(LEAST_TILE, limit_bytes // (4 * dtype.itemsize * LEAST_TILE))
+    tile = min(vocabulary, KEPT_TILE if keep else tile)
+    row_bytes = kept_bytes if keep else 4 * dtype.itemsize * tile
+    rows_per_slab = balanced_rows(num_rows, row_bytes, limit_bytes)
+    buffers = aligned_hidden.new_empty((2, rows_per_slab * vocabulary if keep else 0))
     for start, stop in slabs(num_rows, rows_per_slab):
         rows = slice(start, stop)
-        lse = [
-            _lse(model.part(rows, slice(None)), softcap, logit_scale, limit_bytes)
-            for model in models
-        ]  # twice (M,)
+        readers = [_Reader(model.part(rows, slice(None)), softcap, logit_scale) for model in models]
+        for reader, buffer in zip(readers, buffers, strict=True):
+            if keep:
+                reader.keep(buffer, tile)
+            else:
+                reader.lse = _lse(reader.model, softcap, logit_scale, limit_bytes)
         for low, high in slabs(vocabulary, tile):
             tokens = slice(low, high)
-            aligned, base = (
-                _log_confidences(model.part(rows, tokens), row_lse, softcap, logit_scale, dtype)
-                for model, row_lse in zip(models, lse, strict=True)
-            )  # (M, T) each
+            aligned, base = (reader.log_confidences(tokens) for reader in readers)  # (M, T) each
             _add_scores_(difference[tokens], confidence[tokens], aligned, base, share[rows], mode)
             del aligned, base
     return difference, confidence
+
+
+class _Reader:
+    """Log-confidences of one model on a slab of M rows, tile by tile."""
+
+    def __init__(self, model: _Model, softcap: float | None, logit_scale: float) -> None:
+        self.model, self.softcap, self.logit_scale = model, softcap, logit_scale
+        self.dtype = accumulator_dtype(model.hidden.dtype)
+        self.lse: Tensor | None = None  # (M,)
+        self.kept: dict[int, Tensor] = {}  # (M, T) by the tile's first token: logits, or in 16
+        # bits the raw products that they are formed from again
+
+    def keep(self, buffer: Tensor, tile: int) -> None:
+        """Form all logits in the buffer (M V,), and their log-sum-exp."""
+        num_rows, vocabulary = self.model.hidden.shape[0], self.model.weight.shape[0]
+        by_tile = []
+        for low, high in slabs(vocabulary, tile):
+            raw = buffer[num_rows * low : num_rows * high].view(num_rows, high - low)
+            part = self.model.part(slice(None), slice(low, high))
+            torch.mm(part.hidden, part.weight.T, out=raw)
+            self.kept[low] = raw
+            by_tile.append(self._finished_(part, raw).logsumexp(-1))
+        self.lse = torch.stack(by_tile).logsumexp(0)
+
+    def log_confidences(self, tokens: slice) -> Tensor:
+        """(M, T) in the accumulator dtype, once: what is kept is overwritten."""
+        assert self.lse is not None
+        part = self.model.part(slice(None), tokens)
+        logits = self.kept.get(tokens.start)
+        if logits is None:
+            logits = self._finished_(part, part.hidden @ part.weight.T)
+        elif logits.dtype != self.dtype:
+            logits = self._finished_(part, logits)
+        return logits.sub_(self.lse[:, None])
+
+    def _finished_(self, part: _Model, raw: Tensor) -> Tensor:
+        """Logits of raw products: the same tensor, unless that has 16 bits."""
+        return finish_logits_(raw.to(self.dtype), part.bias, self.softcap, self.logit_scale)
 
 
 def _add_scores_(
@@ -95,18 +146,6 @@ def _add_scores_(
         change = base.sub_(aligned).mul_(p_aligned)
     difference += share @ change
     confidence += share @ p_aligned
-
-
-def _log_confidences(
-    model: _Model,  # M rows, T tokens
-    lse: Tensor,  # (M,)
-    softcap: float | None,
-    logit_scale: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """(M, T) log-confidences of one vocabulary tile in the accumulator dtype."""
-    logits = (model.hidden @ model.weight.T).to(dtype)
-    return finish_logits_(logits, model.bias, softcap, logit_scale).sub_(lse[:, None])
 
 
 def _lse(model: _Model, softcap: float | None, logit_scale: float, limit_bytes: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pact_kernels as pk
+from pact_kernels.chunked import token_scores as chunked
 from tests.ops.compare import relative_error
 from tests.ops.problem import problem
 
@@ -38,11 +39,11 @@ def test_options_match_naive(mode: str, name: str, bias: bool) -> None:
     options = {"mode": mode, **OPTIONS[name]}
     if bias:
         options |= {"aligned_bias": p.bias, "base_bias": p.bias.flip(0)}
-    got = scores("chunked", 0.05, *args, **options)
     expected = scores("naive", 0.05, *args, **options)
-    for a, b in zip(got, expected, strict=True):
-        assert a.shape == b.shape == (613,)
-        assert relative_error(a, b) < 1e-11
+    for mib in (0.05, 8.0):  # logits formed twice, and kept
+        for a, b in zip(scores("chunked", mib, *args, **options), expected, strict=True):
+            assert a.shape == b.shape == (613,)
+            assert relative_error(a, b) < 1e-11
 
 
 def test_every_sample_counts_the_same_however_long() -> None:
@@ -80,3 +81,29 @@ def test_it_is_not_differentiable() -> None:
     weight = p.weight.clone().requires_grad_()
     out = pk.token_scores(p.hidden, weight, p.hidden, weight, samples(37))
     assert not any(value.requires_grad for value in out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_are_kept_where_enough_rows_of_them_fit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slabs of kept logits, the last one ragged, and of logits formed twice: the same scores."""
+    slabs: list[int] = []
+    keep = chunked._Reader.keep
+
+    def recorded(self: Any, buffer: torch.Tensor, tile: int) -> None:
+        slabs.append(self.model.hidden.shape[0])
+        keep(self, buffer, tile)
+
+    monkeypatch.setattr(chunked._Reader, "keep", recorded)
+    p = problem(rows=301, vocabulary=613, ignored=0.0)
+    full, weight = p.states[0].to(dtype), p.states[2].to(dtype)
+    args = (p.hidden.to(dtype), p.weight.to(dtype), full, weight, samples(301))
+    options = {"aligned_bias": p.bias.to(dtype), "softcap": 4.0}
+    kept = scores("chunked", 6.0, *args, **options)
+    # A row takes 16 bytes of a logit, or 4 in bf16, and 32 or 16 of a tile: 147 or 332 rows fit.
+    assert slabs == ([101, 101, 101, 101, 99, 99] if dtype == torch.float64 else [301, 301])
+    twice = scores("chunked", 0.01, *args, **options)
+    assert len(slabs) in (2, 6)
+    for a, b in zip(kept, twice, strict=True):
+        assert relative_error(a, b) < (1e-12 if dtype == torch.float64 else 1e-5)
