@@ -41,7 +41,7 @@ class Rounds(NamedTuple):
         return max(self.least, min(self.most, int(self.enough_ms / max(round_ms, 1e-3))))
 
 
-ROUNDS = {"cpu": Rounds(3, 11, 9e3), "cuda": Rounds(5, 20, 3e3)}
+ROUNDS = {"cpu": Rounds(3, 11, 8e3), "cuda": Rounds(5, 20, 3e3)}
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ class Speed(NamedTuple):
 
 
 SPEEDS = {
-    "cpu": Speed({"float32": 150e9, "bfloat16": 150e9}, 12e9, 100e6, 1.0, 3.0),
+    "cpu": Speed({"float32": 150e9, "bfloat16": 150e9}, 12e9, 70e6, 0.5, 1.5),
     "cuda": Speed({"float32": 40e12, "bfloat16": 550e12}, 2e12, 5e9, 0.2, 12.0),
 }
 """Two cores of the slower processors with AVX-512 that were met; and an H100, of which no call has

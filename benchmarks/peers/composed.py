@@ -37,7 +37,8 @@ class Composed:
         self.every_column = every_column
 
     def version(self) -> str | None:
-        return torch.__version__
+        parts = [f"{name} {peer.version()}" for name, peer in self.peers.items() if peer.version()]
+        return ", ".join([f"torch {torch.__version__}", *parts])
 
     def other_objective(self, case: Case) -> str | None:
         return None

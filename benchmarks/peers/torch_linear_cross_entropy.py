@@ -19,7 +19,7 @@ from benchmarks.peers.peer import Setting
 
 CHUNKS = {"cpu": (128, 256, 512, 1024), "cuda": (1024, 2048, 4096, 8192)}
 """Rows, by device."""
-MOST_AUTO_ROWS = 128
+MOST_AUTO_LOGITS = 128 * 65536
 """On a CPU its own choice is tried up to here: it does not depend on the rows, and is the slowest
 of all by several times."""
 
@@ -37,7 +37,11 @@ class TorchLinearCrossEntropy(CrossEntropyPeer):
 
     def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
         sizes = sorted({min(size, case.rows) for size in CHUNKS[device.type]})
-        auto = ["auto"] if device.type == "cuda" or case.rows <= MOST_AUTO_ROWS else []
+        auto = (
+            ["auto"]
+            if device.type == "cuda" or case.rows * case.vocabulary <= MOST_AUTO_LOGITS
+            else []
+        )
         return [{"chunk": chunk} for chunk in (None, *auto, *sizes)]
 
     def load(self, setting: Setting) -> Loss:

@@ -27,15 +27,17 @@ Written by `python -m benchmarks report` from `ops.csv`. All implementations of 
 turn, each round beginning with another one, after each was compared with the dense formula in
 float64 and the fastest of its settings was chosen; ratios are of medians of the same rounds. "Of
 baseline" is the time by that of the line with a 1. "Of GEMMs" is the time of the matrix products
-that the op cannot do without, by the vendor's library in slabs of rows, as a share of the line's
-own; TFLOP/s count these products alone. Memory is the peak beyond the inputs, outputs included.
-"Error / bound" is the largest error as a share of what is allowed: twice that of eager torch in the
-same dtype, a small floor, and a rounding step where a result comes in fewer bits than eager's.
+that the op cannot do without, by the vendor's library in slabs of rows or, if that is faster, in
+tiles of a slab, into memory that was there before, as a share of the line's own; TFLOP/s count
+these products alone. Memory is the peak beyond the inputs, outputs included. "Error / bound" is the
+largest error as a share of what is allowed: twice that of eager torch in the same dtype, a small
+floor, and a rounding step where a result comes in fewer bits than eager's.
 """
 BF16_NOTE = """In bf16 this processor multiplies by {}, through torch, for every implementation.
-The package forms a slab of logits in bf16, takes blocks of its rows to fp32 for softmax, loss and
-gradient, and writes the gradient back in bf16; a trained head's gradient is summed in fp32, from
-fp32 copies of tiles.
+The package forms logits in bf16, a tile of the vocabulary at a time, takes the tile to fp32 for
+softmax and loss, and writes the exponentials back in bf16 for the product with the head, whose
+parts are summed in fp32. A target's own gradient stays in fp32, as does the sum of a trained
+head's, from fp32 copies of tiles. A processor without such instructions has bf16 emulated by torch.
 """
 
 
@@ -237,6 +239,6 @@ def number(value: float | None) -> str:
 
 
 def _in_plan_order(cases: Sequence[Case]) -> list[Case]:
-    planned = [plan.case for subset in ("cpu", "gpu") for plan in plans(subset)]
+    planned = [plan.case for subset in ("cpu", "cpu-large", "gpu") for plan in plans(subset)]
     place = {case: index for index, case in enumerate(planned)}
     return sorted(cases, key=lambda case: place.get(case, len(place)))

@@ -26,7 +26,7 @@ def targets(device: str, results: Iterable[Result]) -> list[Target]:
     """All of a device's, measured or not."""
     sheet = Sheet(results)
     on_gpu = device == "cuda"
-    planned = plans("gpu" if on_gpu else "cpu")
+    planned = plans("gpu") if on_gpu else [*plans("cpu"), *plans("cpu-large")]
     return [
         *_cross_entropy(sheet, planned, on_gpu),
         *_losses(sheet, planned, on_gpu),
@@ -41,7 +41,7 @@ def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[
     base = _base(planned, "linear_cross_entropy")
     for plan in planned:
         case = plan.case
-        if case.op != "linear_cross_entropy":
+        if case.op != "linear_cross_entropy" or plan.only == (OURS,):
             continue
         name = f"cross-entropy, {title(case)}"
         if plan.varied == BASE or plan.varied == "head":

@@ -148,7 +148,7 @@ class _Slabs:
         block_bytes = rows.row_bytes() + width * (narrow + wide * (narrow < wide))
         self.block_rows = max(1, min(left // BLOCK_SHARE // block_bytes, num_rows))
         left -= self.block_rows * block_bytes
-        tile = tile_tokens(vocabulary, hidden, left)
+        tile = tile_tokens(vocabulary, hidden, num_rows, left)
         row_bytes = narrow * width if self.kept is not None else 0  # gathered states
         if self.sweep.keep:
             row_bytes += rows.factor_bytes()

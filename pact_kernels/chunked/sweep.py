@@ -29,9 +29,11 @@ from pact_kernels.chunked.slab import accumulator_dtype, finish_logits_, logit_s
 
 TILE_TOKENS = {8: 512, 4: 1024, 2: 4096}
 """By bytes of a logit. A tile and its rows of the head stay in a CPU's cache (D 576 to 2048, 64 to
-1024 rows); in 16 bits a product's start weighs more."""
-GPU_TILE_TOKENS = 16384
-"""A launch costs more than a cache miss."""
+1024 rows)."""
+TILE_LOGITS_IN_16_BITS = 2**21
+"""There a product's start weighs more: of few rows more tokens, up to MOST_TILE_TOKENS."""
+MOST_TILE_TOKENS = 16384
+"""On a GPU too, where a launch costs more than a cache miss."""
 LEAST_TILE_TOKENS = 64
 LOG2_E = math.log2(math.e)
 ROWS_OF_A_SMALL_WORKSPACE = 16
@@ -284,9 +286,14 @@ class Sweep:
                 grad_bias[low:high].addmv_(slope.T, factor)
 
 
-def tile_tokens(vocabulary: int, hidden: Tensor, limit_bytes: int) -> int:
-    """Tokens T of a tile."""
-    most = TILE_TOKENS[hidden.itemsize] if hidden.device.type == "cpu" else GPU_TILE_TOKENS
+def tile_tokens(vocabulary: int, hidden: Tensor, num_rows: int, limit_bytes: int) -> int:
+    """Tokens T of a tile of so many rows or, if they are cut into slabs, fewer."""
+    most = MOST_TILE_TOKENS
+    if hidden.device.type == "cpu":
+        most = TILE_TOKENS[hidden.itemsize]
+        if hidden.itemsize == 2:
+            wanted = TILE_LOGITS_IN_16_BITS // max(1, num_rows)
+            most = max(most, min(wanted, MOST_TILE_TOKENS))
     token_bytes = COPIES * accumulator_dtype(hidden.dtype).itemsize
     fitting = limit_bytes // (ROWS_OF_A_SMALL_WORKSPACE * token_bytes)
     return min(vocabulary, most, max(LEAST_TILE_TOKENS, fitting))

@@ -78,12 +78,17 @@ def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
 
 def test_tile_tokens() -> None:
     hidden, narrow = torch.empty(1, 1), torch.empty(1, 1, dtype=torch.bfloat16)
-    assert tile_tokens(10**6, hidden, 2**30) == 1024
-    assert tile_tokens(10**6, narrow, 2**30) == 4096
-    assert tile_tokens(10**6, hidden.to("meta"), 2**30) == 16384
-    assert tile_tokens(100, hidden, 2**30) == 100
-    assert tile_tokens(10**6, hidden, 16 * 3 * 4 * 500) == 500  # 16 rows of three fp32 tiles
-    assert tile_tokens(10**6, hidden, 1) == LEAST_TILE_TOKENS
+    many = 10**6
+    assert tile_tokens(many, hidden, 1, 2**30) == 1024
+    assert [tile_tokens(many, narrow, rows, 2**30) for rows in (1, 256, many)] == [
+        16384,
+        8192,
+        4096,
+    ]
+    assert tile_tokens(many, hidden.to("meta"), many, 2**30) == 16384
+    assert tile_tokens(100, hidden, many, 2**30) == 100
+    assert tile_tokens(many, hidden, many, 16 * 3 * 4 * 500) == 500  # 16 rows of three fp32 tiles
+    assert tile_tokens(many, hidden, many, 1) == LEAST_TILE_TOKENS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

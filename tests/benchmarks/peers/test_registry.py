@@ -103,10 +103,12 @@ def test_prompts_are_given_to_peers_that_ignore_targets_and_kept_from_them() -> 
 
 
 def test_chunks_of_rows_are_searched() -> None:
-    few, many = BASE, replace(BASE, length=2048)  # 34 rows, 2048
+    few, many = BASE, replace(BASE, length=2048, vocabulary=49152)  # 34 rows, 2048
     peer = TorchLinearCrossEntropy()
     assert [way["chunk"] for way in peer.ways(few, CPU)] == [None, "auto", 34]
-    assert [way["chunk"] for way in peer.ways(many, CPU)] == [None, "auto", 128, 256, 512, 1024]
+    assert [way["chunk"] for way in peer.ways(many, CPU)] == [None, 128, 256, 512, 1024]
+    on_gpu = [way["chunk"] for way in peer.ways(many, torch.device("cuda"))]
+    assert on_gpu == [None, "auto", 1024, 2048]
 
 
 def test_no_tile_is_wider_than_the_vocabulary() -> None:
