@@ -30,9 +30,9 @@ def cpu_plans() -> list[Plan]:
     return [
         *_cross_entropy(),
         *_against_released(),
+        *_along_lines(),
         *_losses(),
         *_others(),
-        *_along_lines(),
     ]
 
 
@@ -60,10 +60,10 @@ LINE = Case(op="linear_cross_entropy", sequences=1, length=1024, hidden=128, voc
 
 
 def cpu_lines() -> list[Line]:
-    factors = (1, 2, 4, 8)
+    short, factors = replace(LINE, length=512), (1, 2, 4, 8)
     return [
         Line("N", tuple(replace(LINE, length=1024 * factor) for factor in factors)),
-        Line("V", tuple(replace(LINE, length=512, vocabulary=8000 * factor) for factor in factors)),
+        Line("V", tuple(replace(short, vocabulary=8000 * factor) for factor in factors)),
     ]
 
 
@@ -83,8 +83,7 @@ def _cross_entropy() -> list[Plan]:
 
 
 def _against_released() -> list[Plan]:
-    """With positions as the released step has them: its own objective from states, and ours."""
-    ours = make_case("pact_loss", SMALL, 1, 256, prompt_share=0.5, cached=True)
+    """Its own objective from states, with positions as its step has them."""
     return [
         Plan(
             case=make_case(
@@ -98,22 +97,22 @@ def _against_released() -> list[Plan]:
             (SMALL, 4, 512, 0.5),
             (SMALL, 4, 512, 0.9),
             (GEMMA, 1, 128, 0.5),
-            (GEMMA, 1, 256, 0.9),
+            (GEMMA, 1, 128, 0.9),
         )
-    ] + [Plan(case=ours, varied="objective", baseline=RELEASED, only=(OURS, RELEASED))]
+    ]
 
 
 def _losses() -> list[Plan]:
     """What the KL adds; the released objective from states is also run by all who can."""
-    vocabulary = make_case("pact_loss", SMALL, 1, 512)
+    vocabulary = make_case("pact_loss", SMALL, 1, 256)
     cached, alone = replace(vocabulary, cached=True), (OURS,)
     selection = replace(vocabulary, over="selection")
-    everyone = replace(selection, length=256, prompt_share=0.5)
+    everyone = replace(selection, prompt_share=0.5)
     short = replace(vocabulary, length=128)
     return [
         Plan(case=cached, varied=BASE, only=FEW),
         Plan(case=short, varied="reference", only=alone),
-        Plan(case=replace(selection, length=256, cached=True), varied="objective", only=alone),
+        Plan(case=replace(selection, cached=True), varied="objective", only=alone),
         *(
             Plan(case=replace(short, cached=True, tokens=k), varied="K", only=alone)
             for k in (200, 1000)
@@ -123,16 +122,16 @@ def _losses() -> list[Plan]:
 
 
 def _others() -> list[Plan]:
-    vocabulary = make_case("pact_kl", SMALL, 1, 256)
-    kl, short = replace(vocabulary, over="selection"), replace(vocabulary, length=128)
+    vocabulary = make_case("pact_kl", SMALL, 1, 128)
+    kl = replace(vocabulary, over="selection")
     return [
         Plan(case=kl, varied=BASE),
         *(Plan(case=replace(kl, tokens=k), varied="K", only=FEW) for k in (200, 1000)),
         Plan(case=replace(kl, cached=True), varied="reference", only=FEW),
-        Plan(case=short, varied="objective", only=FEW),
-        Plan(case=replace(short, cached=True), varied="reference", only=FEW),
+        Plan(case=vocabulary, varied="objective", only=FEW),
+        Plan(case=replace(vocabulary, cached=True), varied="reference", only=FEW),
         *(
-            Plan(case=make_case(op, SMALL, 1, 256), varied=BASE)
+            Plan(case=make_case(op, SMALL, 1, 128), varied=BASE)
             for op in ("linear_logsumexp", "selected_confidences")
         ),
         Plan(case=make_case("token_scores", SMALL, 2, 64), varied=BASE),
