@@ -157,10 +157,8 @@ class _Slabs:
         if grad_weight is not None and num_rows * narrow <= width * wide:
             self.sweep.lent = grad_weight
         slab_rows = balanced_rows(num_rows, row_bytes + self.sweep.row_bytes(hidden, tile), left)
-        if (
-            slab_rows < num_rows and self.sweep.lent is not None
-        ):  # lent it may be to the first alone
-            self.sweep.lent = None
+        if slab_rows < num_rows and self.sweep.lent is not None:
+            self.sweep.lent = None  # the gradient is empty for the first slab alone
             row_bytes += self.sweep.row_bytes(hidden, tile)
             slab_rows = balanced_rows(num_rows, row_bytes, left)
         slab_rows = min(slab_rows, max(num_rows, 1))
