@@ -9,52 +9,91 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from pact.data.examples import Conversation
+from pact.data.conversation import Message
+from pact.data.examples import left_out
 from pact.data.spans import IGNORE
-from pact.data.template import Encoded, encode
+from pact.data.template import BadConversation, Encoded, Encoder
 
 logger = logging.getLogger(__name__)
 
 
 def encode_examples(
-    conversations: Sequence[Conversation], tokenizer: Any, max_length: int | None
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: Any,
+    max_length: int | None,
+    *,
+    skip_bad_rows: bool = False,
 ) -> Dataset:
-    """Encode conversations; one with nothing left to predict is dropped, and counted in the log.
+    """Encode conversations; the log counts those that are cut, and those that are dropped since
+    nothing is left to predict.
 
     Args:
         conversations: as `pact.data.examples.load_examples` returns them.
         tokenizer: a fast tokenizer with a chat template.
         max_length: tokens kept of each, from the left; None keeps all.
+        skip_bad_rows: leave out what the template refuses or does not render, and count it.
 
     Returns:
         A data set with the columns `input_ids` and `labels`, lists of int32.
 
     Raises:
         ValueError: no example has an answer token within max_length; an id is not below the
-            tokenizer's length; or `encode` raises one.
+            tokenizer's length; the template refuses a row, which is named; or `encode` raises one.
     """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    encoder = Encoder(tokenizer)
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
-    for conversation in conversations:
-        encoded = encode(conversation, tokenizer, max_length=max_length)
+    cuts: list[int] = []  # answer tokens lost, of each example that is kept
+    faults: list[str] = []
+    for number, conversation in enumerate(conversations):
+        try:
+            encoded = encoder(conversation)
+        except BadConversation as error:
+            where = getattr(conversation, "where", "") or f"conversation {number}"
+            if not skip_bad_rows:
+                raise BadConversation(f"{where}: {error}") from error
+            faults.append(f"{where}: {error}")
+            continue
         _check_ids(encoded, len(tokenizer))
-        if any(label != IGNORE for label in encoded.labels[1:]):
-            columns["input_ids"].append(np.array(encoded.input_ids, dtype=np.int32))
-            columns["labels"].append(np.array(encoded.labels, dtype=np.int32))
-    kept = len(columns["labels"])
-    if kept == 0:
-        raise ValueError(
-            f"at least one example must have an answer token within max_length={max_length}, got "
-            f"none of {len(conversations)}: raise max_length, or add assistant turns to the data"
-        )
-    if kept < len(conversations):
-        logger.warning(
-            "dropped %d of %d examples: no answer token within max_length=%s",
-            len(conversations) - kept,
-            len(conversations),
-            max_length,
-        )
+        ids, labels = encoded.input_ids[:max_length], encoded.labels[:max_length]
+        if any(label != IGNORE for label in labels[1:]):
+            columns["input_ids"].append(np.array(ids, dtype=np.int32))
+            columns["labels"].append(np.array(labels, dtype=np.int32))
+            cuts.append(sum(label != IGNORE for label in encoded.labels[len(labels) :]))
+    _report(len(conversations), faults, cuts, max_length)
     ids = List(Value("int32"))
     return Dataset.from_dict(columns, features=Features({"input_ids": ids, "labels": ids}))
+
+
+def _report(num: int, faults: list[str], cuts: list[int], max_length: int | None) -> None:
+    """Say what was left out, dropped and cut; an error where nothing is left."""
+    if faults and len(faults) == num:
+        raise ValueError(f"the template has no room for any of {num} rows; the first: {faults[0]}")
+    if not cuts:
+        raise ValueError(
+            f"at least one example must have an answer token within max_length={max_length}, got "
+            f"none of {num}: raise max_length, or add assistant turns to the data"
+        )
+    left_out(faults, num, "the data")
+    dropped = num - len(faults) - len(cuts)
+    if dropped:
+        logger.warning(
+            "dropped %d of %d examples: no answer token within max_length=%s",
+            dropped,
+            num,
+            max_length,
+        )
+    cut = [lost for lost in cuts if lost]
+    if cut:
+        logger.warning(
+            "cut the answers of %d of %d examples at max_length=%s: %d answer tokens are not "
+            "learnt, ends of turns among them; raise max_length to keep them",
+            len(cut),
+            num,
+            max_length,
+            sum(cut),
+        )
 
 
 def _check_ids(encoded: Encoded, vocab_size: int) -> None:

@@ -1,175 +1,171 @@
-"""Conversations from where users keep them: JSON files, saved datasets, hub names, lists.
-
-A conversation is a list of messages, each {"role": ..., "content": ...}.
-"""
+"""Rows of data as conversations: every source, every form of a row, checked."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias
+import logging
+from collections.abc import Mapping
+from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from pact.data.conversation import Conversation, Message, read_message
+from pact.data.jsonl import parse_json
+from pact.data.sources import Row, Source, open_source
 
-Conversation: TypeAlias = list[dict[str, str]]
+__all__ = ["Conversation", "load_examples"]
 
-ROLES = ("system", "user", "assistant")
+logger = logging.getLogger(__name__)
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
-def load_examples(source: Any, *, split: str = "train") -> list[Conversation]:
+def load_examples(
+    source: Any, *, split: str | None = "train", skip_bad_rows: bool = False
+) -> list[Conversation]:
     """Load conversations; every row holds `messages`, or `prompt` and `completion`.
+
+    The assistant's turns are what is learnt, but for those of a `prompt`, which TRL does not learn
+    either, and those that say `weight: 0`, `train: false` or `training: false`. Thoughts and tool
+    calls of a message, and a row's `tools` and `chat_template_kwargs`, go to the chat template.
+    Other fields are left out, which the log says.
 
     Args:
         source: a path to a .jsonl file (one row a line) or a .json file (one array of rows), a
             folder written by `Dataset.save_to_disk`, a name that `datasets.load_dataset` knows, a
             `Dataset`, or a list of dicts. `prompt` and `completion` are strings or lists of
-            messages, as TRL has them; assistant turns inside a prompt are answers too.
-        split: which part of a folder or hub data set with several parts.
+            messages, as TRL has them.
+        split: which part of a data set with several parts; None takes the only one there is.
+        skip_bad_rows: leave out rows that are malformed, and count them in the log.
 
     Returns:
-        One conversation per row, in order; other keys of rows and messages are left out.
+        One conversation per row, in order.
 
     Raises:
-        ValueError: the source is missing, empty or malformed, or no row has an assistant turn.
+        ValueError: the source is missing, empty or malformed, or no row has an assistant turn to
+            learn.
     """
-    name, rows = _read(source, split)
-    conversations = [_conversation(row, f"row {n} of {name}") for n, row in enumerate(rows)]
+    found = open_source(source, split)
+    conversations = _read(found, skip_bad_rows)
     if not conversations:
-        raise ValueError(f"the data must hold at least one row, got none in {name}")
-    if not any(message["role"] == "assistant" for turns in conversations for message in turns):
+        raise ValueError(f"the data must hold at least one row, got none in {found.name}")
+    roles = {message["role"] for turns in conversations for message in turns}
+    if "assistant" not in roles:
         raise ValueError(
-            f"no assistant turn in the data: none of the {len(conversations)} rows of {name} has a "
-            "message with role 'assistant' or a completion, so there is nothing to learn from"
+            f"no assistant turn in the data: none of the {len(conversations)} rows of {found.name} "
+            "has a message with role 'assistant' or a completion, so there is nothing to learn from"
         )
     return conversations
 
 
-def _read(source: Any, split: str) -> tuple[str, Iterable[Any]]:
-    """What to call the source in errors, and its raw rows."""
-    if isinstance(source, (str, Path)):
-        return str(source), _read_path(source, split)
-    if isinstance(source, DatasetDict):
-        return "the given DatasetDict", _part(source, split, "the given DatasetDict")
-    if isinstance(source, Dataset):
-        return "the given Dataset", source
-    if isinstance(source, (list, tuple)):
-        return "the given list", source
-    raise ValueError(
-        f"the data must be a path, a data set's name, a Dataset or a list of dicts, got "
-        f"{type(source).__name__}"
+def left_out(faults: list[str], num_rows: int, name: str) -> None:
+    """Say how many rows were left out and why the first few were, if any was."""
+    if faults:
+        logger.warning(
+            "left out %d of %d rows of %s: %s%s",
+            len(faults),
+            num_rows,
+            name,
+            "; ".join(faults[:3]),
+            "; and more" if len(faults) > 3 else "",
+        )
+
+
+def _read(source: Source, skip_bad_rows: bool) -> list[Conversation]:
+    conversations: list[Conversation] = []
+    faults: list[str] = []
+    unread: set[str] = set()
+    for row in source.rows:
+        try:
+            conversation, names = _conversation(row)
+        except ValueError as error:
+            if not skip_bad_rows:
+                raise
+            faults.append(str(error))
+            continue
+        conversations.append(conversation)
+        unread |= names
+    left_out(faults, len(faults) + len(conversations), source.name)
+    if faults and not conversations:
+        raise ValueError(f"every row of {source.name} is bad; the first: {faults[0]}")
+    if unread:
+        logger.info("%s: nothing reads the messages' %s", source.name, ", ".join(sorted(unread)))
+    return conversations
+
+
+def _conversation(row: Row) -> tuple[Conversation, set[str]]:
+    """One row in either form as a conversation, and the names of what nothing reads."""
+    where, value = row
+    if isinstance(value, ValueError):
+        raise value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be an object, got {type(value).__name__}")
+    for name in MEDIA:
+        if value.get(name):
+            raise ValueError(f"{where}: {name!r} cannot be followed: text alone is read")
+    messages, unread = _row_messages(value, where)
+    conversation = Conversation(
+        messages,
+        tools=_tools(value.get("tools"), where),
+        template_kwargs=_template_kwargs(value.get("chat_template_kwargs"), where),
+        where=where,
     )
+    return conversation, unread
 
 
-def _read_path(source: str | Path, split: str) -> Iterable[Any]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path, split)
-    if path.suffix in (".jsonl", ".json"):
-        if not path.is_file():
-            raise ValueError(f"data file {source} does not exist")
-        return _read_jsonl(path) if path.suffix == ".jsonl" else _read_json(path)
-    if path.is_file():
-        raise ValueError(
-            f"a data file must end in .jsonl or .json, got {source}: rename it, or load it with "
-            "`datasets` and give the Dataset"
-        )
-    if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ValueError(f"data {source} does not exist: neither a file nor a folder is there")
-    try:
-        return load_dataset(source, split=split)
-    except Exception as error:  # the hub client raises errors of many kinds
-        raise ValueError(
-            f"{source} is neither a file, nor a folder, nor a data set with a split {split!r} that "
-            f"`datasets` can load ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # JSON may hold other breaks
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: every line must be one JSON object, got invalid JSON "
-                    f"({error.msg} at column {error.colno})"
-                ) from error
-    return rows
-
-
-def _read_json(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {error.lineno}: a .json file must be one array of rows, got invalid "
-            f"JSON ({error.msg}); a file with one object a line must be named .jsonl"
-        ) from error
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{path} must hold one array of rows, got a {type(rows).__name__}: wrap it in [...]"
-        )
-    return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text, got other bytes ({error})") from error
-
-
-def _read_folder(path: Path, split: str) -> Iterable[Any]:
-    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise ValueError(
-            f"a data folder must be written by Dataset.save_to_disk, got {path} without a "
-            "state.json or dataset_dict.json: give one of its files instead"
-        )
-    loaded = load_from_disk(str(path))
-    return _part(loaded, split, str(path)) if isinstance(loaded, DatasetDict) else loaded
-
-
-def _part(parts: DatasetDict, split: str, name: str) -> Dataset:
-    if split not in parts:
-        raise ValueError(f"{name} has the splits {sorted(parts)}, got split={split!r}: name one")
-    return parts[split]
-
-
-def _conversation(row: Any, where: str) -> Conversation:
-    """One row in either form as a conversation; `where` names it in errors."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where} must be an object, got {type(row).__name__}")
+def _row_messages(row: Mapping[str, Any], where: str) -> tuple[list[Message], set[str]]:
     if row.get("messages") is not None:
         return _messages(row["messages"], where)
     if row.get("prompt") is not None and row.get("completion") is not None:
-        prompt = _turns(row["prompt"], "user", where)
-        return prompt + _turns(row["completion"], "assistant", where)
+        prompt, unread = _turns(row["prompt"], "user", where)
+        completion, more = _turns(row["completion"], "assistant", where)
+        shown = [m | {"train": False} if m["role"] == "assistant" else m for m in prompt]
+        return shown + completion, unread | more
+    null = [name for name in ("messages", "prompt", "completion") if name in row]
+    null = [name for name in null if row[name] is None]
     raise ValueError(
-        f"{where} must hold 'messages', or 'prompt' and 'completion', got the keys {sorted(row)}"
+        f"{where} must hold 'messages', or 'prompt' and 'completion', got the keys "
+        f"{sorted(map(str, row))}"
+        + (f", where {' and '.join(map(repr, null))} is null" if null else "")
     )
 
 
-def _turns(value: Any, role: str, where: str) -> Conversation:
+def _turns(value: Any, role: str, where: str) -> tuple[list[Message], set[str]]:
     """A string as one message of `role`, or a list of messages as it is."""
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
+        return [{"role": role, "content": value}], set()
     return _messages(value, where)
 
 
-def _messages(value: Any, where: str) -> Conversation:
+def _messages(value: Any, where: str) -> tuple[list[Message], set[str]]:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{where} must hold a list of messages, got {value!r:.80}")
-    return [_message(message, f"{where}, message {n}") for n, message in enumerate(value)]
+    messages: list[Message] = []
+    unread: set[str] = set()
+    for n, given in enumerate(value):
+        follows_call = any("tool_calls" in message for message in messages)
+        message, names = read_message(given, f"{where}, message {n}", follows_call)
+        messages.append(message)
+        unread |= names
+    return messages, unread
 
 
-def _message(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise ValueError(f"{where} must have a role and a content, got {message!r:.80}")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ValueError(f"{where}: role must be one of {ROLES}, got {role!r}")
-    if not isinstance(content, str):
-        raise ValueError(f"{where}: content must be a string, got {content!r:.80}")
-    return {"role": role, "content": content}
+def _tools(value: Any, where: str) -> list[Any] | None:
+    """The row's tools, a list or the JSON of one."""
+    tools = _parsed(value, where, "tools")
+    if not isinstance(tools, (list, tuple, type(None))):
+        raise ValueError(f"{where}: tools must be a list, got {value!r:.80}")
+    return list(tools) if tools else None
+
+
+def _template_kwargs(value: Any, where: str) -> Mapping[str, Any] | None:
+    given = _parsed(value, where, "chat_template_kwargs")
+    if not isinstance(given, (Mapping, type(None))):
+        raise ValueError(f"{where}: chat_template_kwargs must be an object, got {value!r:.80}")
+    return given
+
+
+def _parsed(value: Any, where: str, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} must be JSON, got {value!r:.80}") from error

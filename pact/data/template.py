@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import re
-from os.path import commonprefix
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from pact.data.examples import Conversation
+from pact.data.conversation import Conversation, Message, like
+from pact.data.rendering import (
+    BadConversation,
+    Tokens,
+    chat_template,
+    check_fast,
+    check_variables,
+    control_ids,
+    has_generation_blocks,
+    marked_characters,
+    render,
+    tokenize,
+    with_template_defaults,
+)
 from pact.data.spans import IGNORE
+from pact.data.turns import Turn, find_turns
 
-_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+__all__ = [
+    "BadConversation",
+    "Encoded",
+    "Encoder",
+    "encode",
+    "end_of_turn_ids",
+    "header_ids",
+    "prompt_text",
+    "with_template_defaults",
+]
+
+logger = logging.getLogger(__name__)
+
+_ASKED: list[Message] = [{"role": "user", "content": "Hello"}]
+_ANSWERED: list[Message] = [*_ASKED, {"role": "assistant", "content": "Word"}]
+_NEXT: Message = {"role": "user", "content": "Next"}
 
 
 class Encoded(NamedTuple):
@@ -23,168 +53,256 @@ class Encoded(NamedTuple):
     """(L,) the token id on the assistant's tokens, -100 elsewhere."""
 
 
-class _Tokens(NamedTuple):
-    ids: list[int]
-    offsets: list[tuple[int, int]]  # each token's characters in the text
-
-
-def encode(conversation: Conversation, tokenizer: Any, *, max_length: int | None = None) -> Encoded:
+def encode(
+    conversation: Sequence[Message], tokenizer: Any, *, max_length: int | None = None
+) -> Encoded:
     """Render a conversation with the model's chat template and label what the assistant says.
 
-    Labelled are the tokens that hold a character of an assistant turn's content, and its
-    end-of-turn token; not the header before it, nor the whitespace that the template puts after the
-    end of the turn. A template with `{% generation %}` blocks says itself what is labelled; for any
-    other, the answer is what the template adds to the turns before it and their generation prompt.
+    Labelled are the tokens of every assistant turn that is to be learnt, from its first word to the
+    token that ends it. Not labelled are the header before it and what the template always puts
+    before an answer's words, an empty thinking block or a channel for one; nor the whitespace
+    behind the end of the turn. Thoughts and tool calls are words too. A template with
+    `{% generation %}` blocks says itself which of these tokens are labelled, but for the token that
+    ends a turn, without which the model would not learn to stop.
 
     Args:
-        conversation: messages with role and content; without an assistant turn nothing is labelled.
+        conversation: messages with role and content, and what else `pact.data.conversation` names;
+            without an assistant turn nothing is labelled.
         tokenizer: a fast tokenizer with a chat template.
         max_length: tokens beyond it are cut off at the right, also inside an answer.
 
     Raises:
-        ValueError: the tokenizer has no chat template or is not a fast one; the template refuses
-            the conversation, or renders its beginning differently once later turns follow.
+        BadConversation: a ValueError; the template refuses the conversation, or does not render
+            what it says.
+        ValueError: the tokenizer has no chat template or is not a fast one.
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    if _GENERATION_BLOCK.search(_chat_template(tokenizer)):
-        encoded = _encode_by_blocks(conversation, tokenizer)
-    else:
-        encoded = _encode_by_prefixes(conversation, tokenizer)
+    encoded = Encoder(tokenizer)(conversation)
     return Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
 
 
+class Encoder:
+    """`encode` for many conversations: what the template alone decides is found once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.marks_answers = has_generation_blocks(tokenizer)
+        check_fast(tokenizer)
+        self.control = control_ids(tokenizer)
+        self._said: set[str] = set()
+
+    @cached_property
+    def closings(self) -> list[list[int]]:
+        """The tokens that end a turn, at the end of a conversation and before another turn."""
+        return _closings(self.tokenizer)
+
+    def __call__(self, conversation: Sequence[Message]) -> Encoded:
+        """Encode one conversation, whole."""
+        turns = like(conversation, conversation)
+        self._check(turns)
+        text = render(turns, self.tokenizer)
+        _check_rendered(text, turns)
+        found = find_turns(text, turns, self.tokenizer)
+        tokens = tokenize(text, self.tokenizer, [turn.start for turn in found])
+        ids, labels = list(tokens.ids), [IGNORE] * len(tokens.ids)
+        marked = marked_characters(turns, self.tokenizer) if self.marks_answers else None
+        for turn in found:
+            end, is_closed = self._end(text, tokens, turn, turns)
+            answer = tokens.overlapping(turn.start, end)
+            if marked is not None:
+                answer = self._kept(answer, tokens, marked)
+            for n in answer:
+                labels[n] = ids[n]
+            if (answer or marked is None) and not is_closed and turn.message == len(turns) - 1:
+                closing = self._added_closing("tool_calls" in turns[turn.message])
+                ids += closing
+                labels += closing
+        return Encoded(ids, labels)
+
+    def _check(self, turns: Conversation) -> None:
+        template = chat_template(self.tokenizer, turns.tools)
+        try:
+            check_variables(turns.template_kwargs, template)
+        except ValueError as error:
+            raise BadConversation(str(error)) from error
+        if turns.tools and "tools" not in template:
+            raise BadConversation(
+                f"the chat template must read the conversation's tools, and does not, got "
+                f"{len(turns.tools)}: take them out of the data, or use a template that does"
+            )
+
+    def _end(self, text: str, tokens: Tokens, turn: Turn, turns: Conversation) -> tuple[int, bool]:
+        """Behind the token that ends a turn, and true; or behind what the turn adds, and false."""
+        rest = tokens.overlapping(turn.end, len(text))
+        while rest and text[slice(*tokens.offsets[rest[0]])].isspace():
+            del rest[0]
+        closed = self._closed(rest[:1], tokens)
+        if closed is None:
+            end = self._end_of_addition(text, turn, turns)
+            closing = tokens.overlapping(turn.end, end)
+            closed = self._closed(closing, tokens)
+        if closed is not None:
+            return tokens.offsets[closed][1], True
+        while closing and text[slice(*tokens.offsets[closing[-1]])].isspace():
+            closing.pop()
+        if closing and tokens.ids[closing[-1]] in self.control:
+            return tokens.offsets[closing[-1]][1], True
+        return end, False
+
+    def _added_closing(self, calls: bool) -> list[int]:
+        """What ends the last turn where the template puts nothing behind it; but for calls, whose
+        end another token may be."""
+        if self.closings and not calls:
+            self._say(
+                "the chat template does not close the last answer: the token that closes those "
+                "before it is put there, and learnt, since the model would not learn to stop"
+            )
+            return self.closings[0]
+        self._say(
+            "the chat template puts no token of its own behind an answer: what it puts there is "
+            "learnt as plain text, and nothing else ends an answer"
+        )
+        return []
+
+    def _closed(self, places: Sequence[int], tokens: Tokens) -> int | None:
+        """The last token of the first closing that begins at one of the places."""
+        if not any(tokens.ids[n] in self.control for n in places):
+            return None
+        for n in places:
+            for closing in self.closings:
+                if tokens.ids[n : n + len(closing)] == closing:
+                    return n + len(closing) - 1
+        return None
+
+    def _end_of_addition(self, text: str, turn: Turn, turns: Conversation) -> int:
+        """Behind all that the template puts into the text for a turn."""
+        if turn.message == len(turns) - 1:
+            return len(text)
+        alone = like(turns, turns[: turn.message + 1])
+        rendered = render(alone, self.tokenizer)
+        if text.startswith(rendered):
+            return len(rendered)
+        last = find_turns(rendered, alone, self.tokenizer)[-1]
+        closing = rendered[last.end :]
+        if text.startswith(closing, turn.end):
+            return turn.end + len(closing)
+        raise BadConversation(
+            f"the end of message {turn.message} cannot be told from what follows it: the template "
+            "rewrites history; mark that turn by train: false, or use conversations with one "
+            "assistant turn"
+        )
+
+    def _kept(self, answer: list[int], tokens: Tokens, marked: list[tuple[int, int]]) -> list[int]:
+        """Of an answer's tokens those that the template marks, and with them its end."""
+        kept = [
+            n
+            for n in answer
+            if any(max(a, tokens.offsets[n][0]) < min(b, tokens.offsets[n][1]) for a, b in marked)
+        ]
+        if not kept or kept[-1] == answer[-1] or tokens.ids[answer[-1]] not in self.control:
+            return kept
+        self._say(
+            "the chat template's generation blocks leave out the token that ends a turn: it is "
+            "learnt all the same, since the model would not learn to stop"
+        )
+        return [n for n in answer if n in kept or n > kept[-1]]
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+
 def header_ids(tokenizer: Any) -> list[int]:
-    """The assistant header: the tokens that the generation prompt adds to a user's turn.
+    """The assistant header: the tokens between a user's turn and the words of the answer to it.
+
+    It is what the generation prompt adds, and what the template always puts before an answer's
+    words besides, such as an empty thinking block.
 
     Raises:
         ValueError: the template has no generation prompt, so there is no header.
     """
-    turn = [{"role": "user", "content": "Hello"}]
-    before = _render(turn, tokenizer)
-    text = _render(turn, tokenizer, add_generation_prompt=True)
-    if not text.startswith(before) or text == before:
+    before = render(_ASKED, tokenizer)
+    asked = render(_ASKED, tokenizer, add_generation_prompt=True)
+    answered = Conversation(_ANSWERED)
+    text = render(answered, tokenizer)
+    start = find_turns(text, answered, tokenizer)[0].start
+    whole = tokenize(text[:start], tokenizer).ids
+    turn = tokenize(before, tokenizer).ids
+    same = next((n for n, (a, b) in enumerate(zip(whole, turn, strict=False)) if a != b), None)
+    header = whole[min(len(turn), len(whole)) if same is None else same :]
+    if asked == before or not header:
         raise ValueError(
             "the chat template must add the assistant header for add_generation_prompt=True, got "
-            f"{text!r} for the turn {before!r}: use gate=False, which needs no header, or a "
+            f"{asked!r} for the turn {before!r}: use gate=False, which needs no header, or a "
             "template with a generation prompt"
         )
-    tokens = _tokenize(text, tokenizer)
-    return [tokens.ids[n] for n in _overlapping(tokens, len(before), len(text))]
+    return header
 
 
-def prompt_text(prompt: str | Conversation, tokenizer: Any) -> str:
+def end_of_turn_ids(tokenizer: Any) -> set[int]:
+    """The tokens by which a model ends its answer: what the template puts behind the last turn, or
+    where it puts nothing there, behind one that others follow.
+
+    It is empty where the template puts no token of its own there.
+    """
+    return {closing[-1] for closing in _closings(tokenizer)[:1]}
+
+
+def prompt_text(prompt: str | Sequence[Message], tokenizer: Any) -> str:
     """The text to generate from: the rendered turns and the assistant header.
 
     Args:
         prompt: the user's words, or a conversation, whose last turn is left out if it is the
             assistant's.
     """
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if turns and turns[-1]["role"] == "assistant":
-        turns = turns[:-1]
-    return _render(turns, tokenizer, add_generation_prompt=True)
-
-
-def _encode_by_blocks(conversation: Conversation, tokenizer: Any) -> Encoded:
-    _check_fast(tokenizer)
-    try:
-        rendered = tokenizer.apply_chat_template(
-            conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except TemplateError as error:
-        raise _refused(error) from error
-    ids = list(rendered["input_ids"])
-    mask = rendered["assistant_masks"]
-    return Encoded(ids, [i if answer else IGNORE for i, answer in zip(ids, mask, strict=True)])
-
-
-def _encode_by_prefixes(conversation: Conversation, tokenizer: Any) -> Encoded:
-    text = _render(conversation, tokenizer)
-    tokens = _tokenize(text, tokenizer)
-    labels = [IGNORE] * len(tokens.ids)
-    control = tokenizer.added_tokens_decoder
-    for turn, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        start = _prefix_length(text, conversation[:turn], tokenizer, add_generation_prompt=True)
-        end = _prefix_length(text, conversation[: turn + 1], tokenizer)
-        for n in _answer_tokens(tokens, text, start, end, control):
-            labels[n] = tokens.ids[n]
-    return Encoded(tokens.ids, labels)
-
-
-def _prefix_length(
-    text: str, turns: Conversation, tokenizer: Any, add_generation_prompt: bool = False
-) -> int:
-    """Characters of `text` that `turns` render to."""
-    prefix = _render(turns, tokenizer, add_generation_prompt=add_generation_prompt)
-    if not text.startswith(prefix):
-        same = len(commonprefix([prefix, text]))
-        raise ValueError(
-            "the chat template must render the beginning of a conversation the same whether or "
-            f"not turns follow, but the first {len(turns)} turns on their own have "
-            f"{prefix[same : same + 40]!r} where the whole has {text[same : same + 40]!r}: the "
-            "template rewrites history (it may drop earlier thinking); use conversations with one "
-            "assistant turn, or mark the answers in the template with {% generation %}"
-        )
-    return len(prefix)
-
-
-def _answer_tokens(tokens: _Tokens, text: str, start: int, end: int, control_ids: Any) -> list[int]:
-    """Tokens of one assistant turn, without whitespace after the control token that ends it."""
-    answer = _overlapping(tokens, start, end)
-    kept = len(answer)
-    while kept and text[slice(*tokens.offsets[answer[kept - 1]])].isspace():
-        kept -= 1
-    ends_with_control = kept > 0 and tokens.ids[answer[kept - 1]] in control_ids
-    return answer[:kept] if ends_with_control else answer
-
-
-def _overlapping(tokens: _Tokens, start: int, end: int) -> list[int]:
-    """Indices of the tokens that hold a character of text[start:end]."""
-    return [n for n, (a, b) in enumerate(tokens.offsets) if max(a, start) < min(b, end)]
-
-
-def _tokenize(text: str, tokenizer: Any) -> _Tokens:
-    _check_fast(tokenizer)
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return _Tokens(out["input_ids"], out["offset_mapping"])
-
-
-def _render(turns: Conversation, tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    _chat_template(tokenizer)
-    if not turns:
-        raise ValueError(
-            "a conversation must have a turn before the assistant's, got none: put the user's first"
-        )
-    try:
-        return tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise _refused(error) from error
-
-
-def _refused(error: TemplateError) -> ValueError:
-    return ValueError(
-        f"the chat template refuses the conversation ({error}): bring its roles into the order "
-        "that the template asks for"
+    said: Sequence[Message] = (
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     )
+    turns = like(said, said)
+    if turns and turns[-1]["role"] == "assistant":
+        turns = like(turns, turns[:-1])
+    return render(turns, tokenizer, add_generation_prompt=True)
 
 
-def _chat_template(tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} must have a chat template, got none: use "
-            "the chat model's tokenizer, or set tokenizer.chat_template"
-        )
-    return tokenizer.get_chat_template()
+def _closings(tokenizer: Any) -> list[list[int]]:
+    """What ends a turn: the tokens from the answer's end to the control token that closes it.
+
+    A template may close the last turn otherwise than those before it. What both begin with belongs
+    to the turn; where that holds no control token, the first one of each is what closes it.
+    """
+    behind = [_behind(turns, tokenizer) for turns in ([*_ANSWERED], [*_ANSWERED, _NEXT])]
+    control = control_ids(tokenizer) - {tokenizer.bos_token_id}
+    common = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(*behind, strict=False))]
+    places = [n for n, token in enumerate(common) if token in control]
+    if places:
+        return [common[: places[-1] + 1]]
+    firsts = [next((n for n, t in enumerate(ids) if t in control), None) for ids in behind]
+    return [ids[: n + 1] for ids, n in zip(behind, firsts, strict=True) if n is not None]
 
 
-def _check_fast(tokenizer: Any) -> None:
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"the tokenizer must be a fast one, which knows each token's place in the text, got "
-            f"{type(tokenizer).__name__}: load it with AutoTokenizer"
-        )
+def _behind(turns: list[Message], tokenizer: Any) -> list[int]:
+    """The tokens between the answer of an example and the next words, or the end."""
+    conversation = Conversation(turns)
+    try:
+        text = render(conversation, tokenizer)
+        turn = find_turns(text, conversation, tokenizer)[0]
+    except BadConversation:  # a template that has no room for the example
+        return []
+    return tokenize(text[turn.end :].split(_NEXT["content"])[0].lstrip(), tokenizer).ids
+
+
+def _check_rendered(text: str, turns: Conversation) -> None:
+    """Refuse a template that leaves out what the user or the system says."""
+    for n, message in enumerate(turns):
+        words = message["content"].strip()
+        escaped = json.dumps(words, ensure_ascii=False)[1:-1]
+        if message["role"] in ("system", "developer", "user") and not (
+            words in text or escaped in text
+        ):
+            raise BadConversation(
+                f"the chat template must render every turn, and leaves out the content of message "
+                f"{n}, of {message['role']!r}: take it out of the data, or use a template that "
+                "renders it"
+            )

@@ -48,7 +48,10 @@ def test_no_example_left_is_refused() -> None:
 
 
 def test_a_token_at_position_0_alone_is_no_row() -> None:
-    template = "{% generation %}{{ messages[-1]['content'] }}{% endgeneration %}"
+    template = (  # the answer first of all
+        "{% generation %}{{ messages[-1]['content'] }}{% endgeneration %}"
+        "{{ messages[0]['content'] }}"
+    )
     tokenizer = tiny_tokenizer(template)
     assert encode(SHORT, tokenizer, max_length=1).labels != [-100]
     with pytest.raises(ValueError, match="within max_length=1, got none of 1"):

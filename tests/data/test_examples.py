@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from pact.data import examples
+from pact.data import sources
 from pact.data.examples import load_examples
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -62,7 +62,7 @@ def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
             raise FileNotFoundError("no such data set")
         return Dataset.from_list(ROWS)
 
-    monkeypatch.setattr(examples, "load_dataset", load)
+    monkeypatch.setattr(sources, "load_dataset", load)
     assert load_examples("owner/name", split="train_sft") == EXPECTED
     assert asked == [("owner/name", "train_sft")]
     with pytest.raises(ValueError, match="gone is neither a file.*no such data set"):

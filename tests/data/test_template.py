@@ -95,8 +95,20 @@ def test_a_turn_that_ends_in_plain_whitespace_keeps_it() -> None:
     assert runs == ["Sure\n\n", "No\n\n"]
 
 
-def test_a_token_that_holds_header_and_answer_is_an_answer_token() -> None:
-    assert labelled(chat("Hi", "that"), tiny_tokenizer(NO_CONTROL_TOKEN)) == [" that\n\n"]
+@pytest.mark.parametrize("answer", ["that", " that", "\n\nthat"])
+@pytest.mark.parametrize("template", [NO_CONTROL_TOKEN, CHATML])
+def test_an_answer_begins_where_generation_does(answer: str, template: str) -> None:
+    """Also where the tokenizer would merge the header's last character with the answer's first."""
+    tokenizer = tiny_tokenizer(template)
+    conversation = chat("Hi", answer)
+    encoded = encode(conversation, tokenizer)
+    prompt = tokenizer(prompt_text("Hi", tokenizer), add_special_tokens=False).input_ids
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert prompt[-len(header_ids(tokenizer)) :] == header_ids(tokenizer)
+    first = next(n for n, label in enumerate(encoded.labels) if label != -100)
+    assert first == len(prompt)
+    (run,) = labelled(conversation, tokenizer)
+    assert run.startswith(answer)
 
 
 def test_a_conversation_without_an_answer_has_no_label() -> None:
