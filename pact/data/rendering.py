@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -39,7 +41,9 @@ class Tokens(NamedTuple):
 
     def overlapping(self, start: int, end: int) -> list[int]:
         """Indices of the tokens that hold a character of text[start:end]."""
-        return [n for n, (a, b) in enumerate(self.offsets) if max(a, start) < min(b, end)]
+        first = bisect_right(self.offsets, start, key=itemgetter(1))
+        last = bisect_left(self.offsets, end, key=itemgetter(0))
+        return [n for n in range(first, last) if self.offsets[n][0] < self.offsets[n][1]]
 
 
 def render(turns: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = False) -> str:

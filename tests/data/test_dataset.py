@@ -10,9 +10,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
 from pact.data.template import encode
-from tests.tiny import tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 
 SHORT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure"}]
 LONG = [{"role": "user", "content": "bread " * 30}, {"role": "assistant", "content": "Sure"}]
@@ -35,6 +36,36 @@ def test_examples_without_a_row_are_dropped_and_counted(caplog: pytest.LogCaptur
         table = encode_examples([LONG, SHORT, SILENT], tiny_tokenizer(), 40)
     assert len(table) == 1
     assert "dropped 2 of 3 examples: no answer token within max_length=40" in caplog.text
+
+
+def test_answers_that_are_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tiny_tokenizer()
+    length = len(encode(SHORT, tokenizer).input_ids)
+    other = [SHORT[0], {"role": "assistant", "content": "Sure, " * 20}]
+    lost = sum(label != -100 for label in encode(other, tokenizer).labels[length:])
+    with caplog.at_level(logging.WARNING):
+        table = encode_examples([SHORT, other], tokenizer, length)
+    assert [len(ids) for ids in table["input_ids"]] == [length, length]
+    assert (
+        f"cut the answers of 1 of 2 examples at max_length={length}: {lost} answer" in caplog.text
+    )
+
+
+def test_rows_that_the_template_refuses_are_named_or_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    template = "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}"
+    tokenizer = tiny_tokenizer(template + CHATML)
+    bad = Conversation([{"role": "user", "content": "x"}, SHORT[1]], where="line 7 of a.jsonl")
+    for rows, name in (([SHORT, bad], "line 7 of a.jsonl"), ([SHORT, SHORT[1:]], "conversation 1")):
+        with pytest.raises(ValueError, match=f"^{name}: .*(no x|a turn before the assistant's)"):
+            encode_examples(rows, tokenizer, None)
+    with caplog.at_level(logging.WARNING):
+        table = encode_examples([SHORT, bad, SHORT[1:]], tokenizer, None, skip_bad_rows=True)
+    assert len(table) == 1
+    assert "left out 2 of 3 rows of the data: line 7 of a.jsonl: " in caplog.text
+    with pytest.raises(ValueError, match="no room for any of 1 rows; the first: line 7"):
+        encode_examples([bad], tokenizer, None, skip_bad_rows=True)
 
 
 def test_nothing_is_logged_where_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:

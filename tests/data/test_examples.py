@@ -42,8 +42,12 @@ def test_every_source_gives_the_same(tmp_path: Path) -> None:
     for source in sources:
         assert load_examples(source) == EXPECTED, source
     assert load_examples(tmp_path / "parts", split="test") == EXPECTED[:1]
-    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], got split='dev'"):
-        load_examples(tmp_path / "parts", split="dev")
+    for split in ("dev", None):
+        with pytest.raises(
+            ValueError, match=r"splits \['test', 'train'\], got split=" + repr(split)
+        ):
+            load_examples(tmp_path / "parts", split=split)
+    assert load_examples(DatasetDict({"test": parts["test"]}), split=None) == EXPECTED[:1]
 
 
 def test_only_a_newline_ends_a_json_line(tmp_path: Path) -> None:
@@ -67,6 +71,10 @@ def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("owner/name", "train_sft")]
     with pytest.raises(ValueError, match="gone is neither a file.*no such data set"):
         load_examples("gone")
+    parts = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])})
+    monkeypatch.setattr(sources, "load_dataset", lambda name, split: parts)
+    with pytest.raises(ValueError, match=r"owner/name has the splits \['test', 'train'\]"):
+        load_examples("owner/name", split=None)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,10 @@ def test_forms_of_a_row(row: dict[str, Any]) -> None:
             r"row 0 of the given list must hold 'messages'.*got the keys \['text'\]",
         ),
         ([{"prompt": "Hi"}], "must hold 'messages', or 'prompt' and 'completion'"),
+        (
+            [{"prompt": None, "completion": "Hello"}],
+            r"got the keys \['completion', 'prompt'\], where 'prompt' is null",
+        ),
         ([ROWS[0], "Hi"], "row 1 of the given list must be an object, got str"),
         ([{"messages": []}], "must hold a list of messages"),
         ([{"messages": "Hi"}], "must hold a list of messages, got 'Hi'"),
@@ -120,6 +132,18 @@ def test_refused(source: Any, message: str) -> None:
             json.dumps(ROWS[0]) + '\n{"messages": [\n',
             "line 2: every line must be one JSON",
         ),
+        (
+            "a.jsonl",
+            json.dumps(ROWS[0]) + '\n\n{"messages": null}\n',
+            r"line 3 of .*a.jsonl must hold .* where 'messages' is null",
+        ),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: JSON must not be nested deeper"),
+        (
+            "a.jsonl",
+            '{"prompt": "\\ud800", "completion": "x"}',
+            "a.jsonl, line 1: text must be Unicode characters",
+        ),
+        ("a.json", "[" * 100_000, "a.json: a .json file must be one array.*nested deeper"),
         ("a.jsonl", "\n", "at least one row, got none"),
         ("a.json", "[\n{},\n{,]", "line 3: a .json file must be one array"),
         (

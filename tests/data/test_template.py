@@ -1,13 +1,15 @@
-"""What is labelled under real chat templates, token by token."""
+"""What is labelled under chat templates of every shape, token by token."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 
+from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
-from pact.data.template import encode, header_ids, prompt_text
+from pact.data.template import BadConversation, encode, header_ids, prompt_text
 from tests.tiny import CHATML, tiny_tokenizer
 
 GENERATION = (
@@ -126,6 +128,78 @@ def test_truncation_cuts_inside_the_answer(template: str) -> None:
     assert cut.labels[-2:] == whole.input_ids[first : first + 2]
     with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
         encode(chat("Hi", "Sure"), tokenizer, max_length=0)
+
+
+OUTSIDE = (  # the token that ends a turn stands outside the block, behind a line break
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '\n<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LAST_ALONE = (  # a template may say that earlier answers are not learnt
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}"
+    "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PARTS = (  # reads a list of parts: of a string nothing is rendered
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}"
+    "{% for part in m['content'] if part is mapping %}{{ part['text'] }}{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_the_end_of_a_turn_is_learnt_where_the_blocks_leave_it_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = tiny_tokenizer(OUTSIDE)
+    conversation = chat("Hi", "Sure", "More", "No")
+    with caplog.at_level(logging.WARNING):
+        assert labelled(conversation, tokenizer) == ["Sure\n<|im_end|>", "No\n<|im_end|>"]
+    assert caplog.text.count("leave out the token that ends a turn") == 1
+
+
+def test_blocks_say_which_turns_are_learnt() -> None:
+    runs = labelled(chat("Hi", "Sure", "More", "No"), tiny_tokenizer(LAST_ALONE))
+    assert runs == ["No<|im_end|>"]
+
+
+@pytest.mark.parametrize("blocks", ["", "{% generation %}{% endgeneration %}"])
+def test_an_answer_that_is_not_rendered_is_refused(blocks: str) -> None:
+    tokenizer = tiny_tokenizer(PARTS + blocks)
+    with pytest.raises(BadConversation, match="leaves out the content Sure of message 1"):
+        encode(chat("Hi", "Sure"), tokenizer)
+    with pytest.raises(ValueError, match="conversation 1: the chat template must render all"):
+        encode_examples([chat("Hi", ""), chat("Hi", "Sure")], tokenizer, None)
+
+
+def test_a_turn_of_the_system_that_is_not_rendered_is_refused() -> None:
+    template = "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}" + CHATML
+    assert labelled(chat("Hi", "Sure"), tiny_tokenizer(template)) == ["Sure<|im_end|>"]
+    with pytest.raises(BadConversation, match="leaves out the content of message 0, of 'system'"):
+        encode(chat("Hi", "Sure", system="Be kind."), tiny_tokenizer(template))
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION])
+def test_turns_that_are_not_learnt_are_read(template: str) -> None:
+    tokenizer = tiny_tokenizer(template)
+    conversation = chat("Hi", "Sure", "More", "No")
+    whole = encode(conversation, tokenizer)
+    conversation[1]["train"] = False
+    assert encode(conversation, tokenizer).input_ids == whole.input_ids
+    assert labelled(conversation, tokenizer) == ["No<|im_end|>"]
+    greeting = [{"role": "assistant", "content": "Hello", "train": False}, *chat("Hi", "Sure")]
+    assert labelled(greeting, tokenizer) == ["Sure<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION])
+def test_a_marked_word_in_the_data_is_a_word(template: str) -> None:
+    """The marks that stand for words must not be found in words."""
+    words = "Zmark0x Zmarkz1x <think> [/THINK]"
+    assert labelled(chat(words, words), tiny_tokenizer(template)) == [words + "<|im_end|>"]
 
 
 def test_a_template_that_rewrites_history_is_refused() -> None:
