@@ -26,6 +26,10 @@ def implementation(name: str) -> Iterator[None]:
     The default is "triton" on a GPU where triton is installed, else "chunked". fp64 tensors always
     take "chunked": the kernels accumulate in fp32.
 
+    An op's backward runs with the implementation, and the workspace, of its forward, wherever it is
+    called. What activation checkpointing computes again is a forward of its own, and follows the
+    block that it is called in.
+
     Args:
         name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace,
             any device) or "triton" (the kernels; on CPU tensors Triton's interpreter, which is slow
@@ -102,6 +106,11 @@ def uses_triton(tensor: Tensor) -> bool:
     if _override is not None:
         return _override == "triton"
     return tensor.device.type == "cuda" and _has_triton()
+
+
+def operator_implementation(tensor: Tensor) -> str:
+    """ "triton" or "chunked": what an operator on `tensor` runs, which its arguments keep."""
+    return "triton" if uses_triton(tensor) else "chunked"
 
 
 @cache

@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from torch import Tensor
-
-from pact_kernels.implementation import uses_triton
+PACKAGES = {"chunked": "chunked", "triton": "kernels"}
 
 
-def backend(stem: str, tensor: Tensor) -> ModuleType:
-    """The module that implements `stem` for tensors like this one; triton is imported only here."""
-    package = "kernels" if uses_triton(tensor) else "chunked"
-    return import_module(f"pact_kernels.{package}.{stem}")
+def backend(stem: str, implementation: str) -> ModuleType:
+    """The module of an implementation that has the code for `stem`; triton is imported only here.
+
+    The implementation is an argument of every operator, chosen where the op is called: its backward
+    may run elsewhere.
+    """
+    return import_module(f"pact_kernels.{PACKAGES[implementation]}.{stem}")

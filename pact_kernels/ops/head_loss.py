@@ -81,7 +81,7 @@ def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResul
     if a["token_ids"] is not None:
         fields = {name: a[name] for name in KlSpec.__dataclass_fields__}
         kl = KlSpec(**{**fields, "gate": gate_from_values(a["gate"])})
-    out = backend("head_loss", a["hidden"]).head_loss(
+    out = backend("head_loss", a["implementation"]).head_loss(
         *(a[name] for name in ("hidden", "weight", "target", "bias", "token_ids")),
         spec=spec,
         kl=kl,

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype
-from pact_kernels.implementation import workspace_bytes
+from pact_kernels.implementation import operator_implementation, workspace_bytes
 from pact_kernels.ops.library import register, register_autograd
 from pact_kernels.ops.scale_gradient import scale_gradient
 
 Wanted = tuple[bool, bool, bool]
+SETTINGS = ("int workspace_bytes", "str implementation")
+"""What the caller's context managers say, kept for the backward."""
 
 
 class RowResult(NamedTuple):
@@ -62,7 +64,7 @@ class RowLossOperator:
         tensors = [argument for argument in arguments if argument.startswith("Tensor")]
         others = arguments[len(tensors) :]
         tensors.append("Tensor? likely_gradient")  # () see ops/reduce.py; None: unknown, as 1
-        arguments = (*tensors, *others, "bool[] wanted", "int workspace_bytes")
+        arguments = (*tensors, *others, "bool[] wanted", *SETTINGS)
         self.names = tuple(argument.split()[1] for argument in arguments)
         self.num_tensors = len(tensors)
         self.differentiable, self.run = differentiable, run
@@ -86,6 +88,7 @@ class RowLossOperator:
         leaves = [arguments.get(name) for name in self.differentiable]
         arguments["wanted"] = [on and leaf is not None and leaf.requires_grad for leaf in leaves]
         arguments["workspace_bytes"] = workspace_bytes(arguments["hidden"].device)
+        arguments["implementation"] = operator_implementation(arguments["hidden"])
         results = self.forward(*(arguments.get(name) for name in self.names), reduce)
         return results[: self.num_rows_values + self.num_counts]
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype
-from pact_kernels.implementation import workspace_bytes
+from pact_kernels.implementation import operator_implementation, workspace_bytes
 from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register
 
@@ -28,7 +28,14 @@ def selected_log_confidences(
 ) -> Tensor:
     """(N, K) log-softmax over the vocabulary at the K tokens, fp32; not differentiable."""
     return _operator(
-        rows, weight, bias, token_ids, softcap, logit_scale, workspace_bytes(rows.device)
+        rows,
+        weight,
+        bias,
+        token_ids,
+        softcap,
+        logit_scale,
+        workspace_bytes(rows.device),
+        operator_implementation(rows),
     )
 
 
@@ -40,8 +47,9 @@ def _run(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
+    implementation: str,
 ) -> Tensor:
-    return backend("selected_log_confidences", hidden).selected_log_confidences(
+    return backend("selected_log_confidences", implementation).selected_log_confidences(
         hidden,
         weight,
         bias,
@@ -62,7 +70,7 @@ def _fake(
 _operator = register(
     "selected_log_confidences",
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor token_ids, float? softcap, "
-    "float logit_scale, int workspace_bytes) -> Tensor",
+    "float logit_scale, int workspace_bytes, str implementation) -> Tensor",
     _run,
     _fake,
 )

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype
-from pact_kernels.implementation import is_naive, workspace_bytes
+from pact_kernels.implementation import is_naive, operator_implementation, workspace_bytes
 from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register, register_autograd
 from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
 
 ARGUMENTS = (
     "Tensor hidden, Tensor selected_weight, Tensor? selected_bias, float? softcap, "
-    "float logit_scale, int workspace_bytes"
+    "float logit_scale, int workspace_bytes, str implementation"
 )
 
 
@@ -60,6 +60,7 @@ def selected_logits(
         softcap,
         logit_scale,
         workspace_bytes(hidden.device),
+        operator_implementation(hidden),
     )
     return out.reshape(*hidden.shape[:-1], token_ids.numel())
 
@@ -72,13 +73,17 @@ def selected_rows(
     return rows, None if bias is None else bias.index_select(0, token_ids)
 
 
-def _options(softcap: float | None, logit_scale: float, limit_bytes: int) -> dict[str, Any]:
-    return {"softcap": softcap, "logit_scale": logit_scale, "limit_bytes": limit_bytes}
-
-
-def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    return backend("selected_logits", hidden).selected_logits(
-        hidden, weight, bias, **_options(*options)
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    limit_bytes: int,
+    implementation: str,
+) -> Tensor:
+    return backend("selected_logits", implementation).selected_logits(
+        hidden, weight, bias, softcap=softcap, logit_scale=logit_scale, limit_bytes=limit_bytes
     )
 
 
@@ -96,14 +101,17 @@ def _gradients(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
+    implementation: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backend("selected_logits", hidden).selected_logits_backward(
+    return backend("selected_logits", implementation).selected_logits_backward(
         grad,
         hidden,
         weight,
         bias,
-        **_options(softcap, logit_scale, limit_bytes),
+        softcap=softcap,
+        logit_scale=logit_scale,
+        limit_bytes=limit_bytes,
         wanted=(wanted[0], wanted[1], wanted[2]),
     )
 

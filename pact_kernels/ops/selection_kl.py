@@ -43,7 +43,7 @@ def selection_kl(reduce: bool, **arguments: Any) -> Tensor:
 def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResult:
     fields: dict[str, Any] = {name: a.get(name) for name in KlSpec.__dataclass_fields__}
     fields |= {"gate": gate_from_values(a["gate"]), "over": "selection", "kl_weight": 1.0}
-    out = backend("selection_kl", a["hidden"]).selection_kl(
+    out = backend("selection_kl", a["implementation"]).selection_kl(
         *(a[name] for name in ("hidden", "selected_weight", "selected_bias")),
         kl=KlSpec(**fields),
         softcap=a["softcap"],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pact_kernels.chunked.slab import accumulator_dtype
-from pact_kernels.implementation import is_naive, workspace_bytes
+from pact_kernels.implementation import is_naive, operator_implementation, workspace_bytes
 from pact_kernels.ops.backend import backend
 from pact_kernels.ops.library import register
 from pact_kernels.ops.validation import (
@@ -124,6 +124,7 @@ def token_scores(
         softcap,
         logit_scale,
         workspace_bytes(aligned_hidden.device),
+        operator_implementation(aligned_hidden),
     )
 
 
@@ -151,8 +152,9 @@ def _run(
     softcap: float | None,
     logit_scale: float,
     limit_bytes: int,
+    implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    return backend("token_scores", aligned_hidden).token_scores(
+    return backend("token_scores", implementation).token_scores(
         aligned_hidden,
         aligned_weight,
         aligned_bias,
@@ -181,7 +183,8 @@ _token_scores = register(
     "token_scores",
     "(Tensor aligned_hidden, Tensor aligned_weight, Tensor? aligned_bias, Tensor base_hidden, "
     "Tensor base_weight, Tensor? base_bias, Tensor row_share, str mode, float temperature, "
-    "float? softcap, float logit_scale, int workspace_bytes) -> (Tensor, Tensor)",
+    "float? softcap, float logit_scale, int workspace_bytes, str implementation) "
+    "-> (Tensor, Tensor)",
     _run,
     _fake,
 )

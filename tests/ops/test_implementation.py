@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
 
 import pytest
 import torch
 
 import pact_kernels as pk
+import pact_kernels.ops.backend as backend_module
 from pact_kernels.implementation import DEFAULT_WORKSPACE_MIB, is_naive, workspace_bytes
+from tests.ops.test_operators import leaves, ops
 
 settings = sys.modules["pact_kernels.implementation"]  # `pk.implementation` is the function
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -72,13 +77,66 @@ def test_a_workspace_is_positive(mib: float) -> None:
         pass
 
 
-def test_a_backward_outside_the_block_keeps_its_workspace() -> None:
-    """The cap is read in the forward; the backward of reduction='none' runs the slabs again."""
-    seen = []
-    hidden = torch.randn(8, 4, requires_grad=True)
-    with pk.workspace(1e-4):
-        loss = pk.linear_cross_entropy(hidden, torch.randn(9, 4), torch.arange(8), reduction="none")
-    loss.register_hook(lambda grad: seen.append(workspace_bytes(CPU)))
-    loss.sum().backward()
-    assert seen == [64 * 2**20]
-    assert hidden.grad.any()
+OPS = ops("none", torch.float32)  # by row, whose backward runs the rows again
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [("triton", None), (None, "triton"), ("triton", "chunked"), (None, "naive")],
+)
+def test_a_backward_runs_as_its_forward_did(
+    name: str, forward: str | None, backward: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is called: the implementation and the cap are those of the forward's block."""
+    ran: list[tuple[str, str, object]] = []
+    spy(monkeypatch, ran)
+    h, w, b = leaves(torch.float32)
+    with block(forward), pk.workspace(0.01):
+        loss = OPS[name](h, w, b).sum()
+        again = OPS[name](h, w, b).sum()
+    assert ran
+    ran_forward = len(ran)
+    with block(backward):
+        loss.backward(retain_graph=True)
+        assert h.grad is not None and h.grad.any()
+        loss.backward()
+    with pk.workspace(1.0):
+        again.backward()
+    expected = "kernels" if forward == "triton" else "chunked"
+    assert {package for package, _, _ in ran} == {expected}
+    assert {limit for _, _, limit in ran} == {int(0.01 * 2**20)}
+    if name in ("linear_cross_entropy", "selected_logits", "linear_logsumexp"):
+        assert len(ran) > ran_forward  # these run again in the backward: there is what to see
+
+
+@contextmanager
+def block(name: str | None) -> Iterator[None]:
+    with pk.implementation(name) if name else nullcontext():
+        yield
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, ran: list[tuple[str, str, object]]) -> None:
+    """Note package, function and cap of whatever code an operator runs."""
+    real = backend_module.backend
+
+    class Spied:
+        def __init__(self, module: ModuleType) -> None:
+            self.module = module
+
+        def __getattr__(self, function: str) -> object:
+            def noted(*args: object, **kwargs: object) -> object:
+                package = self.module.__name__.split(".")[1]
+                ran.append((package, function, kwargs["limit_bytes"]))
+                return getattr(self.module, function)(*args, **kwargs)
+
+            return noted
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("pact_kernels.ops.") and hasattr(
+            module, "backend"
+        ):
+            if module.backend is real:
+                monkeypatch.setattr(
+                    module, "backend", lambda stem, chosen: Spied(real(stem, chosen))
+                )
