@@ -60,6 +60,8 @@ def workspace(mib: float) -> Iterator[None]:
         mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. However small it is, an
             op holds one row of the vocabulary (on a CPU 64 tokens of it, unless the head is
             trainable), the head's K selected rows in fp32, and some 50 bytes per row of the input.
+            What the library takes within a matrix product is not in it: on a processor without
+            instructions for 16 bits that is an fp32 copy of the product's result.
 
     Raises:
         ValueError: the cap is not positive.
