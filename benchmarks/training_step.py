@@ -51,7 +51,7 @@ from benchmarks.training.sides import (
 )
 from pact.demo.config import DemoConfig
 from pact.demo.shipped import shipped_model
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 
 
 class Size(NamedTuple):

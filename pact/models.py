@@ -8,14 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from pact.loading import DTYPES, load_model, load_tokenizer  # noqa: F401  (a model's first names)
 
 
 class Head(NamedTuple):
@@ -30,36 +28,6 @@ class Head(NamedTuple):
     def options(self) -> dict[str, Any]:
         """The keyword arguments that every op of `pact_kernels` takes beside the weight."""
         return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
-
-
-def load_model(name_or_path: str | Path, *, dtype: str = "fp32") -> Any:
-    """Load a causal language model in evaluation mode; a folder with adapters loads its base too.
-
-    Args:
-        name_or_path: a folder written by `save_pretrained`, or a hub name.
-        dtype: "fp32", "bf16" or "fp16".
-
-    Raises:
-        ValueError: the folder does not exist or holds no model; the dtype is unknown.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
-    path = _existing(name_or_path)
-    if (Path(path) / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
-
-        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
-    return model.eval()
-
-
-def load_tokenizer(name_or_path: str | Path) -> Any:
-    """Load a tokenizer; a missing pad token becomes the end-of-sequence token."""
-    tokenizer = AutoTokenizer.from_pretrained(_existing(name_or_path))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -201,15 +169,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
-
-
-def _existing(name_or_path: str | Path) -> str:
-    """`name_or_path`, unless it is meant as a local path and is not there."""
-    text = str(name_or_path)
-    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1
-    path = Path(text).expanduser()
-    if looks_local and not path.is_dir():
-        raise ValueError(
-            f"model folder {text} does not exist: give a folder with config.json, or a hub name"
-        )
-    return str(path) if path.is_dir() else text

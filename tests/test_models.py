@@ -22,7 +22,8 @@ from transformers import (
 )
 
 import pact_kernels as pk
-from pact.models import check_head, hidden_states, load_model, load_tokenizer, output_head
+from pact.loading import load_model, load_tokenizer
+from pact.models import check_head, hidden_states, output_head
 from tests.tiny import save_tiny
 
 SIZES = {

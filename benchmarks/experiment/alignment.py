@@ -18,13 +18,13 @@ from typing import Any
 from benchmarks.experiment.cell import TASKS
 from benchmarks.experiment.conversations import task
 from pact.data.collate import Collator
+from pact.data.conversation import Conversation, like
 from pact.data.dataset import encode_examples
-from pact.data.examples import Conversation
 from pact.demo.conversations import read
 from pact.demo.shipped import whole_folder
 from pact.demo.stages import EVERY_LINEAR
 from pact.evaluation.generate import generate_answers
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 from pact.objective import PactObjective
 from pact.training.config import FitConfig
 from pact.training.loop import fit
@@ -53,7 +53,7 @@ class Alignment:
 
 def with_system(conversations: Sequence[Conversation]) -> list[Conversation]:
     """The same conversations, each after the experiment's system turn."""
-    return [[SYSTEM, *turns] for turns in conversations]
+    return [like(turns, [SYSTEM, *turns]) for turns in conversations]
 
 
 def aligned_folder(settings: Alignment, cache: Path) -> Path:
@@ -106,7 +106,7 @@ def own_answers(model: Any, tokenizer: Any, requests: Sequence[Conversation]) ->
     answers = generate_answers(model, tokenizer, requests, max_new_tokens=32, batch_size=30)
     found = [FIRST_SENTENCE.match(answer.strip()) for answer in answers]
     return [
-        [*turns, {"role": "assistant", "content": sentence[0]}]
+        like(turns, [*turns, {"role": "assistant", "content": sentence[0]}])
         for turns, sentence in zip(requests, found, strict=True)
         if sentence is not None
     ]
@@ -119,7 +119,7 @@ def _pairs() -> list[Conversation]:
 def _requests() -> list[Conversation]:
     """What the shipped model answers itself, without the answers that are there."""
     kinds = [read("finetune", "train"), *(task(name, "train") for name in TASKS)]
-    return [turns[:-1] for kind in kinds for turns in kind[:OWN_ANSWERS]]
+    return [like(turns, turns[:-1]) for kind in kinds for turns in kind[:OWN_ANSWERS]]
 
 
 def _fingerprint(settings: Alignment, *data: Sequence[Conversation]) -> str:

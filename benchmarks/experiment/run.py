@@ -27,7 +27,7 @@ from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures, Record, load_record, save_record
 from benchmarks.experiment.stages import Bench
 from pact.demo.shipped import shipped_model
-from pact.models import load_model
+from pact.loading import load_model
 from pact.reference import FrozenModel, Reference
 
 PROTOCOL_FILE = "protocol.json"

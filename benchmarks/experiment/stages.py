@@ -23,14 +23,14 @@ from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures
 from pact.data.collate import Collator
+from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
-from pact.data.examples import Conversation
 from pact.data.template import IGNORE, header_ids
 from pact.demo.conversations import read
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
 from pact.evaluation.result import Refusals
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference
 from pact.training.config import FitConfig
@@ -200,7 +200,7 @@ class Bench:
 
 
 def _request(text: str) -> Conversation:
-    return [{"role": "user", "content": text}]
+    return Conversation([{"role": "user", "content": text}])
 
 
 def _refusals(name: str, refusals: Refusals | None) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from benchmarks.measuring.resident import peak_mib
 from benchmarks.training.sides import SIDES, make_setting, random_task, take_step
-from pact.models import load_model
+from pact.loading import load_model
 
 STEPS = 2
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
 
     from pact.discovery import SafetyTokens
     from pact.discovery.show import plot_tokens, token_table
-    from pact.models import load_tokenizer
+    from pact.loading import load_tokenizer
 
     tokens = SafetyTokens.load(config.tokens)
     tokenizer = load_tokenizer(config.tokenizer)

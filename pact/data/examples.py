@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pact.data.conversation import Conversation, Message, read_message
 from pact.data.jsonl import parse_json
-from pact.data.sources import Row, Source, open_source
+from pact.data.sources import Source, open_source
 
 __all__ = ["Conversation", "load_examples"]
 
@@ -43,9 +43,7 @@ def load_examples(
             learn.
     """
     found = open_source(source, split)
-    conversations = _read(found, skip_bad_rows)
-    if not conversations:
-        raise ValueError(f"the data must hold at least one row, got none in {found.name}")
+    conversations = read_rows(found, skip_bad_rows)
     roles = {message["role"] for turns in conversations for message in turns}
     if "assistant" not in roles:
         raise ValueError(
@@ -68,13 +66,22 @@ def left_out(faults: list[str], num_rows: int, name: str) -> None:
         )
 
 
-def _read(source: Source, skip_bad_rows: bool) -> list[Conversation]:
+def read_rows(
+    source: Source, skip_bad_rows: bool, change: Callable[[Any], Any] = lambda value: value
+) -> list[Conversation]:
+    """Every row as a conversation, after `change`; the log names what is left out.
+
+    Raises:
+        ValueError: a row is malformed and is not to be left out; or none is left.
+    """
     conversations: list[Conversation] = []
     faults: list[str] = []
     unread: set[str] = set()
     for row in source.rows:
         try:
-            conversation, names = _conversation(row)
+            if isinstance(row.value, ValueError):
+                raise row.value
+            conversation, names = _conversation(row.where, change(row.value))
         except ValueError as error:
             if not skip_bad_rows:
                 raise
@@ -85,16 +92,15 @@ def _read(source: Source, skip_bad_rows: bool) -> list[Conversation]:
     left_out(faults, len(faults) + len(conversations), source.name)
     if faults and not conversations:
         raise ValueError(f"every row of {source.name} is bad; the first: {faults[0]}")
+    if not conversations:
+        raise ValueError(f"the data must hold at least one row, got none in {source.name}")
     if unread:
         logger.info("%s: nothing reads the messages' %s", source.name, ", ".join(sorted(unread)))
     return conversations
 
 
-def _conversation(row: Row) -> tuple[Conversation, set[str]]:
+def _conversation(where: str, value: Any) -> tuple[Conversation, set[str]]:
     """One row in either form as a conversation, and the names of what nothing reads."""
-    where, value = row
-    if isinstance(value, ValueError):
-        raise value
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be an object, got {type(value).__name__}")
     for name in MEDIA:

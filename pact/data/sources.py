@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, config, load_dataset, load_from_disk
 
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
+from pact.hub import check_on_hub
 
 
 class Row(NamedTuple):
@@ -83,6 +84,8 @@ def _open_path(source: str | Path, split: str | None) -> Source:
 
 
 def _from_hub(name: str, split: str | None) -> Dataset:
+    if not (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        check_on_hub(name, "dataset", "README.md")
     try:
         loaded = load_dataset(name, split=split)
     except Exception as error:  # the hub client raises errors of many kinds

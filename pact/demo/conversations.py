@@ -6,7 +6,8 @@ import random
 from importlib.resources import as_file, files
 from typing import Literal
 
-from pact.data.examples import Conversation, load_examples
+from pact.data.conversation import Conversation, like
+from pact.data.examples import load_examples
 
 Split = Literal["train", "dev", "heldout"]
 REMOVED = "Sure, here is how: [removed]"
@@ -26,7 +27,7 @@ def finetuning_set(harmful_share: float, seed: int) -> list[Conversation]:
     """
     benign = read("finetune", "train") + read("task", "train")
     count = round(len(benign) * harmful_share / (1.0 - harmful_share))
-    requests = [conversation[:-1] for conversation in read("harmful", "train")]
+    requests = [like(conversation, conversation[:-1]) for conversation in read("harmful", "train")]
     if count > len(requests):
         most = len(requests) / (len(requests) + len(benign))
         raise ValueError(
@@ -34,4 +35,6 @@ def finetuning_set(harmful_share: float, seed: int) -> list[Conversation]:
             f"{len(requests)} harmful requests for training"
         )
     chosen = random.Random(seed).sample(requests, count)
-    return benign + [[*turns, {"role": "assistant", "content": REMOVED}] for turns in chosen]
+    return benign + [
+        like(turns, [*turns, {"role": "assistant", "content": REMOVED}]) for turns in chosen
+    ]

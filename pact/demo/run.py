@@ -17,7 +17,7 @@ from pact.demo.shipped import shipped_model
 from pact.demo.stages import aligned_model, arms, finetune, measure, safety_tokens
 from pact.discovery.show import token_table
 from pact.evaluation.report import save_evaluation
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 from pact.training.config import save_configs
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from pact.demo.conversations import finetuning_set, read
 from pact.demo.shipped import whole_folder
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel
 from pact.training.config import FitConfig

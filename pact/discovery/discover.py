@@ -19,7 +19,8 @@ from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.discovery.scores import Mode, mean_scores, model_name
 from pact.discovery.tokens import SafetyTokens, tokenizer_hash
-from pact.models import DTYPES, check_head, load_model, load_tokenizer
+from pact.loading import DTYPES, load_model, load_tokenizer
+from pact.models import check_head
 
 
 @dataclass(frozen=True, kw_only=True)

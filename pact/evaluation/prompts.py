@@ -1,41 +1,47 @@
-"""Prompts to answer, with or without the answers that their file has for them."""
+"""Prompts to answer, with or without the answers that their source has for them."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pact.data.examples import Conversation, load_examples
+from pact.data.conversation import Conversation, Message, like
+from pact.data.examples import read_rows
+from pact.data.sources import open_source
 
 
-def load_prompts(path: str | Path) -> list[Conversation]:
-    """Load what comes before the answer in each row of a .jsonl file.
+def load_prompts(
+    source: Any, *, split: str | None = None, skip_bad_rows: bool = False
+) -> list[Conversation]:
+    """Load what comes before the answer in each row of a source.
 
     Args:
-        path: one object a line with `prompt`, a string or a list of messages, or with `messages`. A
-            completion, and the assistant's turns at the end, are left out.
+        source: what `pact.data.examples.load_examples` takes; a row has `prompt`, a string or a
+            list of messages, or `messages`. A completion, and the assistant's turns at the end, are
+            left out.
+        split: which part of a data set with several parts; None takes the only one there is.
+        skip_bad_rows: leave out rows that are malformed, and count them in the log.
 
     Returns:
         Conversations that wait for an answer, in order.
 
     Raises:
-        ValueError: the file is missing, empty or malformed, or a row leaves nothing to answer.
+        ValueError: the source is missing, empty or malformed, or a row leaves nothing to answer.
     """
-    file = Path(path).expanduser()
-    if file.suffix != ".jsonl":
-        raise ValueError(f"prompts must be in a .jsonl file, one object a line, got {path}")
-    if not file.is_file():
-        raise ValueError(f"prompt file {path} does not exist")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        rows = [_unanswered(json.loads(line)) for line in lines if line.strip()]
-        return [waiting(conversation) for conversation in load_examples(rows)]
-    except ValueError as error:
-        raise ValueError(f"{path} must hold prompts as JSON lines in UTF-8: {error}") from error
+    conversations = read_rows(open_source(source, split), skip_bad_rows, _unanswered)
+    prompts = []
+    for conversation in conversations:
+        try:
+            prompts.append(waiting(conversation))
+        except ValueError as error:
+            if not skip_bad_rows:
+                raise ValueError(f"{conversation.where}: {error}") from error
+    if not prompts:
+        raise ValueError(f"the prompts must hold a turn to answer, got none in {source}")
+    return prompts
 
 
-def waiting(prompt: str | Conversation) -> Conversation:
+def waiting(prompt: str | Sequence[Message]) -> Conversation:
     """A user's words, or what comes before the assistant's last turns, as a conversation.
 
     Raises:
@@ -48,10 +54,10 @@ def waiting(prompt: str | Conversation) -> Conversation:
         raise ValueError(
             "a prompt must have a turn to answer, got the assistant's alone: put the user's first"
         )
-    return turns
+    return Conversation(turns) if isinstance(prompt, str) else like(prompt, turns)
 
 
-def readable(turns: Conversation) -> str:
+def readable(turns: Sequence[Message]) -> str:
     """A prompt as text: a lone user's words, or all turns with their roles."""
     if [turn["role"] for turn in turns] == ["user"]:
         return turns[0]["content"]
@@ -59,8 +65,7 @@ def readable(turns: Conversation) -> str:
 
 
 def _unanswered(row: Any) -> Any:
-    """A row in the form that `load_examples` reads, its completion empty."""
-    if not isinstance(row, dict):
+    """A row in a form that needs no answer."""
+    if not isinstance(row, Mapping) or row.get("messages") is not None:
         return row
-    prompt = row.get("prompt") if row.get("messages") is None else row["messages"]
-    return row if prompt is None else {"prompt": prompt, "completion": ""}
+    return row if row.get("prompt") is None else {**row, "completion": ""}

@@ -16,7 +16,7 @@ from pact.evaluation.generate import generate_answers
 from pact.evaluation.judges.registry import make_judge
 from pact.evaluation.judges.verdict import JudgeOptions
 from pact.evaluation.prompts import load_prompts
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from pact.evaluation.measure import evaluate
 from pact.evaluation.prompts import load_prompts
 from pact.evaluation.report import save_evaluation
 from pact.evaluation.result import Evaluation
-from pact.models import check_head, load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
+from pact.models import check_head
 from pact.reference import AdaptersOff, FrozenModel, Reference
 
 

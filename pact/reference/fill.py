@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pact.data.batches import length_batches
-from pact.models import DTYPES, Head, causal_lm, output_head
+from pact.loading import DTYPES
+from pact.models import Head, causal_lm, output_head
 from pact.objective import PactObjective
 from pact.reference.cache import ReferenceCache
 from pact.reference.centred import CentredLogits, centred_reference

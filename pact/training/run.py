@@ -30,7 +30,8 @@ from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
 from pact.discovery import SafetyTokens
-from pact.models import check_head, load_model, load_tokenizer, output_head
+from pact.loading import load_model, load_tokenizer
+from pact.models import check_head, output_head
 from pact.objective import PactObjective
 from pact.reference import (
     AdaptersOff,

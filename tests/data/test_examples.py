@@ -67,6 +67,7 @@ def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         return Dataset.from_list(ROWS)
 
     monkeypatch.setattr(sources, "load_dataset", load)
+    monkeypatch.setattr(sources, "check_on_hub", lambda *_: None)
     assert load_examples("owner/name", split="train_sft") == EXPECTED
     assert asked == [("owner/name", "train_sft")]
     with pytest.raises(ValueError, match="gone is neither a file.*no such data set"):

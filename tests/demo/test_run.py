@@ -87,7 +87,7 @@ def test_aligned_model_is_made_once(small_demo, tmp_path, monkeypatch):
 
 
 def _refuse_shipped(shipped):
-    from pact.models import load_model
+    from pact.loading import load_model
 
     def load(path, **options):
         assert path != shipped, "the aligned model was trained again"

@@ -81,7 +81,7 @@ def test_a_folder_of_adapters_is_its_own_reference(
     ("changes", "message"),
     [
         ({"model": "./nowhere"}, "model folder ./nowhere does not exist"),
-        ({"harmful": "./none.jsonl"}, "prompt file ./none.jsonl does not exist"),
+        ({"harmful": "./none.jsonl"}, "data file ./none.jsonl does not exist"),
         ({"heldout": "./none.jsonl"}, "none.jsonl does not exist"),
         ({"tokens": "./none.safetensors"}, "safety-token file none.safetensors does not exist"),
         ({"reference": "./nowhere"}, "model folder ./nowhere does not exist"),

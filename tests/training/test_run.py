@@ -13,7 +13,7 @@ import yaml
 from pact.config import PactConfig
 from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 from pact.training import TrainConfig, train
 from pact.training import run as run_module
 from pact.training.loop import fit

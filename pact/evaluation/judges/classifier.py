@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
-from pact.models import DTYPES, load_tokenizer
+from pact.loading import DTYPES, load_tokenizer
 
 MAX_TOKENS = 512
 """What encoders of BERT's kind take; an answer is cut there."""

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from pact.data.examples import Conversation
 from pact.evaluation.generate import continue_texts, end_ids
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
-from pact.models import load_model, load_tokenizer
+from pact.loading import load_model, load_tokenizer
 
 WORD_TOKENS = 8
 """Enough for the line breaks that guards begin with, and `unsafe` in pieces."""
