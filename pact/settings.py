@@ -22,7 +22,7 @@ class Setting(NamedTuple):
     """One field of a config."""
 
     name: str
-    kind: Any  # bool, int, float, str, Path, a Literal, or a tuple or list of one of them
+    kind: Any  # bool, int, float, str, Path, a Literal, a tuple or list of one of them, or a dict
     optional: bool  # whether None is a value
     default: Any  # dataclasses.MISSING where it must be given
     help: str
@@ -146,6 +146,8 @@ def _checked(setting: Setting, value: Any, where: object) -> Any:
     if kind in (tuple, list) and isinstance(value, list):
         item = get_args(setting.kind)[0]
         return kind(_checked(setting._replace(kind=item), entry, where) for entry in value)
+    if kind is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
     if kind is Literal and value in get_args(setting.kind):
         return value
     if kind is float and type(value) in (int, float, str):  # YAML 1.1 reads 3e-5 as a string
@@ -158,4 +160,5 @@ def _checked(setting: Setting, value: Any, where: object) -> Any:
     if kind in (bool, int, str) and type(value) is kind:
         return value
     wanted = f"one of {get_args(setting.kind)}" if kind is Literal else kind.__name__
+    wanted = "a mapping of names to values" if kind is dict else wanted
     raise ValueError(f"{setting.name} in {where} must be {wanted}, got {value!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,8 @@ def _options(setting: Setting) -> dict[str, Any]:
     if get_origin(setting.kind) in (tuple, list):
         item = get_args(setting.kind)[0]
         return options | {"nargs": "+", "type": item, "metavar": item.__name__.upper()}
+    if get_origin(setting.kind) is dict:
+        return options | {"type": _json_object, "metavar": "JSON"}
     convert = partial(_or_none, setting.kind) if setting.optional else setting.kind
     return options | {"type": convert, "metavar": setting.kind.__name__.upper()}
 
@@ -112,6 +115,17 @@ def _or_none(kind: type, text: str) -> Any:
         return None if text == "none" else kind(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from error
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The flag's JSON object; the word none unsets it."""
+    try:
+        value = None if text == "none" else json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}") from error
+    if value is not None and not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value
 
 
 def _as_declared(setting: Setting, value: Any) -> Any:

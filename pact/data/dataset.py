@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from pact.data.conversation import Message
+from pact.data.conversation import Conversation, Message
 from pact.data.examples import left_out
 from pact.data.spans import IGNORE
 from pact.data.template import BadConversation, Encoded, Encoder
 
 logger = logging.getLogger(__name__)
+
+_Turns = TypeVar("_Turns", bound=Sequence[Message])
+_Used = TypeVar("_Used")
 
 
 def encode_examples(
@@ -42,41 +45,62 @@ def encode_examples(
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    encoder = Encoder(tokenizer)
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
     cuts: list[int] = []  # answer tokens lost, of each example that is kept
-    faults: list[str] = []
-    for number, conversation in enumerate(conversations):
-        try:
-            encoded = encoder(conversation)
-        except BadConversation as error:
-            where = getattr(conversation, "where", "") or f"conversation {number}"
-            if not skip_bad_rows:
-                raise BadConversation(f"{where}: {error}") from error
-            faults.append(f"{where}: {error}")
-            continue
+    whole = _each(conversations, Encoder(tokenizer), skip_bad_rows)
+    for _, encoded in whole:
         _check_ids(encoded, len(tokenizer))
         ids, labels = encoded.input_ids[:max_length], encoded.labels[:max_length]
         if any(label != IGNORE for label in labels[1:]):
             columns["input_ids"].append(np.array(ids, dtype=np.int32))
             columns["labels"].append(np.array(labels, dtype=np.int32))
             cuts.append(sum(label != IGNORE for label in encoded.labels[len(labels) :]))
-    _report(len(conversations), faults, cuts, max_length)
+    _report(len(whole), cuts, max_length)
     ids = List(Value("int32"))
     return Dataset.from_dict(columns, features=Features({"input_ids": ids, "labels": ids}))
 
 
-def _report(num: int, faults: list[str], cuts: list[int], max_length: int | None) -> None:
-    """Say what was left out, dropped and cut; an error where nothing is left."""
-    if faults and len(faults) == num:
-        raise ValueError(f"the template has no room for any of {num} rows; the first: {faults[0]}")
+def usable(
+    conversations: Sequence[Conversation], use: Callable[[Conversation], Any], skip_bad_rows: bool
+) -> list[Conversation]:
+    """The conversations that `use` has room for; the others are left out, and counted in the log.
+
+    Raises:
+        ValueError: one of them is not to be left out; or none is left.
+    """
+    return [conversation for conversation, _ in _each(conversations, use, skip_bad_rows)]
+
+
+def _each(
+    conversations: Sequence[_Turns], use: Callable[[_Turns], _Used], skip_bad_rows: bool
+) -> list[tuple[_Turns, _Used]]:
+    """Every conversation with what comes of it."""
+    used: list[tuple[_Turns, _Used]] = []
+    faults: list[str] = []
+    for number, conversation in enumerate(conversations):
+        try:
+            used.append((conversation, use(conversation)))
+        except BadConversation as error:
+            where = getattr(conversation, "where", "") or f"conversation {number}"
+            if not skip_bad_rows:
+                raise BadConversation(f"{where}: {error}") from error
+            faults.append(f"{where}: {error}")
+    if faults and not used:
+        raise ValueError(
+            f"the template has no room for any of {len(faults)} rows; the first: {faults[0]}"
+        )
+    left_out(faults, len(conversations), "the data")
+    return used
+
+
+def _report(num: int, cuts: list[int], max_length: int | None) -> None:
+    """Say what was dropped and cut; an error where nothing is left."""
     if not cuts:
         raise ValueError(
             f"at least one example must have an answer token within max_length={max_length}, got "
             f"none of {num}: raise max_length, or add assistant turns to the data"
         )
-    left_out(faults, num, "the data")
-    dropped = num - len(faults) - len(cuts)
+    dropped = num - len(cuts)
     if dropped:
         logger.warning(
             "dropped %d of %d examples: no answer token within max_length=%s",

@@ -26,6 +26,8 @@ class Source(NamedTuple):
 
     name: str
     rows: Iterable[Row]
+    split: str | None = None
+    """Which part of several it is, or the only one; None for a source without parts."""
 
 
 def open_source(source: Any, split: str | None) -> Source:
@@ -44,7 +46,8 @@ def open_source(source: Any, split: str | None) -> Source:
         return _open_path(source, split)
     if isinstance(source, DatasetDict):
         name = "the given DatasetDict"
-        return _numbered(name, _without_fill(_part(source, split, name)))
+        part = _part(source, split, name)
+        return _numbered(name, _without_fill(source[part]), part)
     if isinstance(source, Dataset):
         return _numbered("the given Dataset", _without_fill(source))
     if isinstance(source, (list, tuple)):
@@ -55,8 +58,9 @@ def open_source(source: Any, split: str | None) -> Source:
     )
 
 
-def _numbered(name: str, values: Iterable[Any]) -> Source:
-    return Source(name, (Row(f"row {n} of {name}", value) for n, value in enumerate(values)))
+def _numbered(name: str, values: Iterable[Any], split: str | None = None) -> Source:
+    rows = (Row(f"row {n} of {name}", value) for n, value in enumerate(values))
+    return Source(name, rows, split)
 
 
 def _open_path(source: str | Path, split: str | None) -> Source:
@@ -80,10 +84,10 @@ def _open_path(source: str | Path, split: str | None) -> Source:
     name = str(source)
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"data {source} does not exist: neither a file nor a folder is there")
-    return _numbered(name, _without_fill(_from_hub(name, split)))
+    return _from_hub(name, split)
 
 
-def _from_hub(name: str, split: str | None) -> Dataset:
+def _from_hub(name: str, split: str | None) -> Source:
     if not (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
         check_on_hub(name, "dataset", "README.md")
     try:
@@ -94,7 +98,10 @@ def _from_hub(name: str, split: str | None) -> Dataset:
             f"{name} is neither a file, nor a folder, nor a data set{wanted} that `datasets` can "
             f"load ({type(error).__name__}: {error})"
         ) from error
-    return _part(loaded, split, name) if isinstance(loaded, DatasetDict) else loaded
+    if isinstance(loaded, DatasetDict):
+        split = _part(loaded, split, name)
+        loaded = loaded[split]
+    return _numbered(name, _without_fill(loaded), split)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -130,16 +137,18 @@ def _open_folder(path: Path, split: str | None) -> Source:
         )
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
-        loaded = _part(loaded, split, str(path))
+        part = _part(loaded, split, str(path))
+        return _numbered(str(path), _without_fill(loaded[part]), part)
     return _numbered(str(path), _without_fill(loaded))
 
 
-def _part(parts: DatasetDict, split: str | None, name: str) -> Dataset:
+def _part(parts: DatasetDict, split: str | None, name: str) -> str:
+    """The name of the part that is meant."""
     if split is None and len(parts) == 1:
-        return next(iter(parts.values()))
-    if split not in parts:
+        return next(iter(parts))
+    if split is None or split not in parts:
         raise ValueError(f"{name} has the splits {sorted(parts)}, got split={split!r}: name one")
-    return parts[split]
+    return split
 
 
 def _without_fill(rows: Iterable[Any]) -> Iterator[Any]:

@@ -33,6 +33,12 @@ class DiscoverConfig:
     """The model it was aligned from, with the same vocabulary."""
     data: str
     """Harmful prompts with the refusals that the aligned model gives them."""
+    split: str | None = None
+    """Which split of data, where it has several; it must be named then."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are malformed or that the template has no room for, and count them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as {"enable_thinking": false}."""
     output: str
     """The file of safety tokens to write."""
     overwrite: bool = False
@@ -75,12 +81,19 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
     output = Path(config.output).expanduser()
     if output.is_dir() or (output.exists() and not config.overwrite):
         raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
-    tokenizer = load_tokenizer(config.aligned)
+    tokenizer = load_tokenizer(config.aligned, config.chat_template_kwargs)
     _check_tokenizers(tokenizer, load_tokenizer(config.base), config)
-    conversations = load_examples(config.data)
+    conversations = load_examples(
+        config.data, split=config.split, skip_bad_rows=config.skip_bad_rows
+    )
     size = min(config.num_samples, len(conversations))
     drawn = sorted(random.Random(config.seed).sample(range(len(conversations)), size))
-    dataset = encode_examples([conversations[n] for n in drawn], tokenizer, config.max_length)
+    dataset = encode_examples(
+        [conversations[n] for n in drawn],
+        tokenizer,
+        config.max_length,
+        skip_bad_rows=config.skip_bad_rows,
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     aligned = load_model(config.aligned, dtype=config.dtype).to(device)
     base = load_model(config.base, dtype=config.dtype).to(device)
@@ -97,7 +110,7 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
         max_tokens=config.max_tokens,
         tokenizer=tokenizer,
     )
-    names = ("aligned", "base", "data", "dtype", "seed")
+    names = ("aligned", "base", "data", "split", "chat_template_kwargs", "dtype", "seed")
     settings = {name: str(getattr(config, name)) for name in names}
     tokens = replace(tokens, metadata={**tokens.metadata, **settings})
     tokens.save(output)

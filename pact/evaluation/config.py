@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,12 @@ class EvaluateConfig:
     """Safety tokens for drift, the file that `pact discover` writes."""
     reference: str | None = None
     """The aligned model for drift; unset is the model with its adapters off."""
+    split: str | None = None
+    """Which split of every data set above, where it has several; it must be named then."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are malformed or that the template has no room for, and count them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as {"enable_thinking": false}."""
     judge: str = "keyword"
     """Who says what a refusal is: keyword, classifier:PATH, guard:PATH or guard:HUB/NAME, or a
     registered name."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from pact.data.conversation import Conversation
+from pact.data.dataset import usable
 from pact.data.template import prompt_text
 from pact.evaluation.config import EvaluateConfig
 from pact.evaluation.generate import generate_answers
@@ -28,11 +31,18 @@ class RefusalsConfig:
     model: str
     """The aligned chat model: a folder, or a hub name."""
     prompts: str
-    """Harmful prompts, a .jsonl file with `prompt` or `messages`."""
+    """Harmful prompts, rows with `prompt` or `messages`: .jsonl, .json, a saved data set, or a hub
+    name."""
     output: str
     """The .jsonl file of conversations to write, each a prompt and its refusal."""
     overwrite: bool = False
     """Replace the output if it is there."""
+    split: str | None = None
+    """Which split of prompts, where it has several; it must be named then."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are malformed or that the template has no room for, and count them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as {"enable_thinking": false}."""
     judge: str = EvaluateConfig.judge
     """Who says what a refusal is: keyword, classifier:PATH, guard:PATH or guard:HUB/NAME, or a
     registered name."""
@@ -76,9 +86,10 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         device=device,
     )
     judge = make_judge(config.judge, options)
-    prompts = load_prompts(config.prompts)
-    tokenizer = load_tokenizer(config.model)
-    prompt_text(prompts[0], tokenizer)  # a missing chat template is an error now rather than later
+    prompts = load_prompts(config.prompts, split=config.split, skip_bad_rows=config.skip_bad_rows)
+    tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
+    # What the template refuses is an error now rather than later.
+    prompts = usable(prompts, partial(prompt_text, tokenizer=tokenizer), config.skip_bad_rows)
     answers = generate_answers(
         load_model(config.model, dtype=config.dtype).to(device),
         tokenizer,
@@ -87,7 +98,7 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         batch_size=config.batch_size,
     )
     lines = [
-        json.dumps({"messages": [*turns, {"role": "assistant", "content": answer}]})
+        json.dumps(_row(turns, answer))
         for turns, answer, verdict in zip(prompts, answers, judge(prompts, answers), strict=True)
         if verdict.starts_with_refusal
     ]
@@ -100,3 +111,13 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
     output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     logger.info("%d of %d answers refuse from the start", len(lines), len(prompts))
     return len(lines), len(prompts)
+
+
+def _row(turns: Conversation, answer: str) -> dict[str, Any]:
+    """A prompt and its refusal, with what the prompt's row says of its rendering."""
+    row: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
+    if turns.tools:
+        row["tools"] = turns.tools
+    if turns.template_kwargs:
+        row["chat_template_kwargs"] = turns.template_kwargs
+    return row

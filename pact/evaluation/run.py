@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pact.data.examples import Conversation, load_examples
-from pact.data.template import prompt_text
+from pact.data.dataset import usable
+from pact.data.examples import load_examples
+from pact.data.sources import open_source
+from pact.data.template import Encoder, prompt_text
 from pact.discovery import SafetyTokens
 from pact.evaluation.config import EvaluateConfig
 from pact.evaluation.heldout import expected_answers
@@ -40,7 +43,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
         raise ValueError(
             f"output_dir must be absent or an empty folder, got {output}: name another"
         )
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
     prompt_text("Hello", tokenizer)  # a missing chat template is an error now rather than later
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = JudgeOptions(
@@ -50,11 +53,11 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
         device=device,
     )
     judge = make_judge(config.judge, options)
-    sources = {name: getattr(config, name) for name in _LOADERS}
-    data: dict[str, Any] = {name: _LOADERS[name](path) for name, path in sources.items() if path}
+    data, splits = _load_data(config, tokenizer)
     tokens = _load_tokens(config, tokenizer)
     with _whole_folder(output) as folder:
-        model = _load_checked(config.model, config, device)
+        is_own_reference = config.drift is not None and config.reference is None
+        model = _load_checked(config.model, config, device, keep_adapters=is_own_reference)
         evaluation = evaluate(
             model,
             tokenizer,
@@ -67,25 +70,38 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
             batch_size=config.batch_size,
             max_length=config.max_length,
         )
-        evaluation = replace(evaluation, settings=asdict(config))
+        evaluation = replace(evaluation, settings=asdict(config) | splits)
         save_evaluation(evaluation, folder)
     return evaluation
 
 
-def _load_task(source: str) -> list[Conversation]:
-    """Conversations that end with the answer wanted."""
-    conversations = load_examples(source)
-    expected_answers(conversations)
-    return conversations
+def _load_data(config: EvaluateConfig, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The conversations of every source that is given, and which splits they are.
 
-
-_LOADERS: dict[str, Callable[[str], list[Conversation]]] = {
-    "harmful": load_prompts,
-    "benign": load_prompts,
-    "heldout": load_examples,
-    "task": _load_task,
-    "drift": load_examples,
-}
+    What the template has no room for is an error here, before a model is loaded, or left out.
+    """
+    prompt = partial(prompt_text, tokenizer=tokenizer)
+    uses: dict[str, Any] = {
+        "harmful": (load_prompts, prompt),
+        "benign": (load_prompts, prompt),
+        "heldout": (load_examples, Encoder(tokenizer)),
+        "task": (load_examples, prompt),
+        "drift": (load_examples, Encoder(tokenizer)),
+    }
+    data: dict[str, Any] = {}
+    splits: dict[str, str] = {}
+    for name, (load, use) in uses.items():
+        path = getattr(config, name)
+        if not path:
+            continue
+        found = load(path, split=config.split, skip_bad_rows=config.skip_bad_rows)
+        if name == "task":
+            expected_answers(found)
+        data[name] = usable(found, use, config.skip_bad_rows)
+        split = open_source(path, config.split).split
+        if split is not None:
+            splits[name] = split
+    return data, {"splits": splits} if splits else {}
 
 
 def _load_tokens(config: EvaluateConfig, tokenizer: Any) -> SafetyTokens | None:
@@ -113,8 +129,10 @@ def _load_reference(config: EvaluateConfig, model: nn.Module, device: str) -> Re
     return FrozenModel(_load_checked(config.reference, config, device))
 
 
-def _load_checked(name: str, config: EvaluateConfig, device: str) -> Any:
-    model = load_model(name, dtype=config.dtype).to(device)
+def _load_checked(
+    name: str, config: EvaluateConfig, device: str, keep_adapters: bool = False
+) -> Any:
+    model = load_model(name, dtype=config.dtype, keep_adapters=keep_adapters).to(device)
     check_head(model)
     return model
 

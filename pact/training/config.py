@@ -75,9 +75,17 @@ class TrainConfig(FitConfig):
     """The run: what is trained, on what, and where it goes."""
 
     model: str
-    """The aligned chat model: a folder, or a hub name."""
+    """The aligned chat model: a folder, or a hub name. A folder of adapters is merged into its
+    base, and the run's folder keeps that base beside new adapters."""
     train_file: str
     """Conversations: .jsonl, .json, a saved data set, or a hub name."""
+    split: str = "train"
+    """Which split of train_file and of refusals, where a data set has several."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are malformed or that the template has no room for, and count them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as {"enable_thinking": false}; the saved tokenizer keeps
+    them as defaults."""
     refusals: str | None = None
     """Refusals of harmful requests, such as `pact refusals` writes: some join the conversations,
     which gives the pull on the safety tokens rows where there is something to hold."""

@@ -79,7 +79,7 @@ def test_what_is_missing_is_found_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(refusals, "load_model", lambda *a, **k: pytest.fail("loaded"))
     for changes, message in (
-        ({"prompts": "gone.jsonl"}, "prompt file gone.jsonl does not exist"),
+        ({"prompts": "gone.jsonl"}, "data file gone.jsonl does not exist"),
         ({"judge": "jury"}, "judge must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
