@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import pact_kernels as pk
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
 from pact.models import Head, causal_lm, hidden_states, output_head
+from pact.progress import counted
 
 Mode: TypeAlias = Literal["p_diff", "pref_logratio"]
 
@@ -70,7 +70,7 @@ def mean_scores(
     difference = torch.zeros(vocab_size, dtype=torch.float64)  # (V,), sum over samples
     confidence = torch.zeros_like(difference)  # (V,)
     num_samples = num_steps = 0
-    for indices in tqdm(batches, desc="discover", unit="batch", disable=not progress):
+    for indices in counted(batches, len(batches), "discover", "batch", progress):
         rows = _first_rows(collate([dataset[n] for n in indices]), max_response_length)
         if rows.num_samples == 0:
             continue

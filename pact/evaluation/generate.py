@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from pact.data.batches import length_batches
@@ -19,6 +18,7 @@ from pact.data.examples import Conversation
 from pact.data.template import IGNORE, encode, prompt_text
 from pact.evaluation.inference import PAD_ID, looking_at
 from pact.models import causal_lm
+from pact.progress import progress_bar
 
 
 def generate_answers(
@@ -89,7 +89,7 @@ def continue_texts(
     with (
         looking_at(model),
         _settings(causal, greedy),
-        tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar,
+        progress_bar(len(ids), "generate", "prompt", show=progress) as bar,
     ):
         for indices in length_batches([len(prompt) for prompt in ids], batch_size):
             input_ids, mask = _left_padded([ids[index] for index in indices], causal.device)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
 from pact.models import causal_lm, hidden_states
+from pact.progress import progress_bar
 
 PAD_ID = 0
 """Fills padding, which the attention mask hides: any id of the vocabulary does."""
@@ -70,7 +70,7 @@ def answer_batches(
     lengths = [len(ids) for ids in encoded["input_ids"]]
     collate = Collator((), PAD_ID, post_only=False)
     device = causal_lm(model).device
-    with tqdm(total=len(lengths), desc=title, unit="conversation", disable=not progress) as bar:
+    with progress_bar(len(lengths), title, "conversation", show=progress) as bar:
         for indices in length_batches(lengths, batch_size):
             collated = collate([encoded[index] for index in indices])
             inputs = {name: value.to(device) for name, value in collated.items()}

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pact.data.batches import length_batches
 from pact.loading import DTYPES
 from pact.models import Head, causal_lm, output_head
 from pact.objective import PactObjective
+from pact.progress import progress_bar
 from pact.reference.cache import ReferenceCache
 from pact.reference.centred import CentredLogits, centred_reference
 from pact.reference.columns import Columns, read_columns
@@ -94,7 +94,7 @@ def fill_cache(
         for shards in (set(own) - set(missing), own)
     )
     start = time.perf_counter()
-    with tqdm(total=total, initial=done, desc="reference", unit="row", disable=not progress) as bar:
+    with progress_bar(total, "reference", "row", initial=done, show=progress) as bar:
         for shard in missing:
             write_shard(folder, shard, layout, filler.values(shard, bar))
     elapsed_s = time.perf_counter() - start

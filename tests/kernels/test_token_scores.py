@@ -27,6 +27,7 @@ from tests.kernels.problem import (
     amid_nans,
     assert_near,
     problem,
+    with_exact_sums,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -73,6 +74,11 @@ def case(
         problem(rows, BASE_WIDTH, tokens, base_dtype or dtype, seed=1),
         sample[torch.randint(0, 5, (rows,), generator=torch.Generator().manual_seed(2))],
     )
+
+
+def exactly_added(c: Case) -> Case:
+    """The case with logits whose sums are exact, so that bits may be compared."""
+    return c._replace(aligned=with_exact_sums(c.aligned), base=with_exact_sums(c.base))
 
 
 def scores(c: Case, **options: Any) -> tuple[Tensor, Tensor]:
@@ -201,7 +207,7 @@ def test_a_token_that_the_base_model_alone_rules_out() -> None:
 
 @pytest.mark.parametrize("columns", [8, 3], ids=["descriptors", "pointers"])
 def test_strided_rows_amid_nans(columns: int) -> None:
-    c = case(rows=20, width=EVEN_WIDTH, dtype=torch.bfloat16)
+    c = exactly_added(case(rows=20, width=EVEN_WIDTH, dtype=torch.bfloat16))
     strided = c._replace(
         aligned=Problem(
             amid_nans(c.aligned.hidden, columns),
@@ -213,7 +219,7 @@ def test_strided_rows_amid_nans(columns: int) -> None:
 
 
 def test_strided_columns() -> None:
-    c = case(rows=20)
+    c = exactly_added(case(rows=20))
     turned = c._replace(
         aligned=Problem(
             c.aligned.hidden.T.contiguous().T, c.aligned.weight.T.contiguous().T, c.aligned.bias
@@ -229,7 +235,6 @@ def test_splits_of_the_rows() -> None:
     assert_scores(c, apart)
     for a, b in zip(apart, together, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
-    assert not torch.equal(apart[0], together[0])  # summed in another order
     assert all(torch.equal(a, b) for a, b in zip(scores(c), apart, strict=True))
 
 

@@ -20,7 +20,9 @@ from tests.ops.problem import Problem, problem
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FLOOR = {
-    torch.float32: 2e-7,  # two roundings, where eager happens to make none
+    # Eight roundings of 2^-24, the depth of the tree that adds some 2^8 terms, where eager happens
+    # to make none: the error of one number has no mean to lie near.
+    torch.float32: 5e-7,
     torch.bfloat16: 1e-3,  # a quarter of a rounding (2^-8)
     torch.float16: 1e-4,  # a quarter of one (2^-11)
 }

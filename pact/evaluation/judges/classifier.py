@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
 from pact.loading import DTYPES, load_tokenizer
+from pact.progress import progress_bar
 
 MAX_TOKENS = 512
 """What encoders of BERT's kind take; an answer is cut there."""
@@ -65,7 +65,7 @@ class ClassifierJudge:
         encoded = [tokenizer(text, truncation=True, max_length=limit) for text in answers]
         lengths = [len(example["input_ids"]) for example in encoded]
         verdicts = [Verdict(False, False)] * len(answers)
-        with tqdm(total=len(answers), desc="judge", disable=not self.options.progress) as bar:
+        with progress_bar(len(answers), "judge", "answer", show=self.options.progress) as bar:
             for indices in length_batches(lengths, self.options.batch_size):
                 batch = tokenizer.pad([encoded[n] for n in indices], return_tensors="pt")
                 logits = model(**batch.to(model.device)).logits  # (B, labels)
