@@ -28,15 +28,16 @@ OWN_BASE = "base"
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: str = "fp32", keep_adapters: bool = False
+    name_or_path: str | Path, *, dtype: str = "fp32", merge_adapters: bool = False
 ) -> Any:
     """Load a causal language model in evaluation mode.
 
     Args:
         name_or_path: a folder written by `save_pretrained`, or a hub name.
         dtype: "fp32", "bf16" or "fp16".
-        keep_adapters: leave the adapters of a folder apart from its base, as a PEFT model that can
-            switch them off; otherwise they are merged into it, in fp32, and the log says so.
+        merge_adapters: merge a folder's adapters into its base, in fp32, and say so in the log: the
+            model is then a starting point like any other. Without, it is a PEFT model that can
+            switch them off.
 
     Raises:
         ValueError: the folder does not exist or holds no model; the dtype is unknown; the base of
@@ -47,7 +48,7 @@ def load_model(
     path = find_model(name_or_path)
     if not has_adapters(path):
         return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
-    if keep_adapters:
+    if not merge_adapters:
         return _load_adapters(Path(path), DTYPES[dtype])
     adapted = _load_adapters(Path(path), torch.float32)
     base = adapted.peft_config[adapted.active_adapter].base_model_name_or_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,14 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-LAUNCHED = (
-    "WORLD_SIZE",  # torchrun, accelerate launch
-    "OMPI_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-    "SLURM_STEP_NUM_TASKS",  # of one srun; an allocation may be larger than what runs in it
-)
-"""Where launchers say how many processes they started."""
+from pact.launched import check_joined
 
 _Value = TypeVar("_Value")
 
@@ -31,23 +23,6 @@ def join_processes() -> PartialState:
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_joined(state.num_processes)
     return state
-
-
-def check_joined(num_processes: int) -> None:
-    """Refuse to run as one of several processes that do not know of each other.
-
-    Raises:
-        ValueError: a launcher says that it started more than `num_processes`.
-    """
-    for name in LAUNCHED:
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > num_processes:
-            what = "this runs in one process" if num_processes == 1 else f"{num_processes} joined"
-            raise ValueError(
-                f"every process that was started must be joined, got {name}={value} where {what}: "
-                "each would write the same files; start it with torchrun or accelerate launch if "
-                "it takes several, else without a launcher"
-            )
 
 
 def main_first(state: PartialState, act: Callable[[], _Value]) -> _Value | None:

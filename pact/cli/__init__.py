@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+
+from pact.launched import check_joined
 
 COMMANDS = {
     "refusals": "keep the refusals that an aligned model gives: what discover reads",
@@ -19,12 +23,17 @@ COMMANDS = {
     "demo": "all of it in minutes on a CPU, on a small model",
     "convert-tokens": "read the safety direction that the paper's authors released",
 }
+IN_SEVERAL_PROCESSES = ("cache", "train")
 USER_ERROR = 2
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # as a shell has it for SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run one command; returns the exit code.
+
+    It is 0, 2 for what the user can mend, 130 for Ctrl-C, 141 where the output is no longer read.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -38,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("pact").setLevel(logging.INFO)
     try:
+        if name not in IN_SEVERAL_PROCESSES:
+            check_joined(1)
         import_module(f"pact.cli.{name.replace('-', '_')}").run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has read enough, as in `pact show ... | head`
+        _close_stdout()
+        return CLOSED_PIPE
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("pact"):
             raise
@@ -48,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _close_stdout() -> None:
+    """Let the interpreter's last flush go nowhere, rather than fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(name: str, message: str) -> int:

@@ -15,4 +15,7 @@ def run(argv: Sequence[str]) -> None:
     from pact.training.run import fill
 
     cache = fill(config, pact)
-    print(f"{cache.num_rows} rows of {cache.bytes_per_row} bytes: {cache.folder}")
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(f"{cache.num_rows} rows of {cache.bytes_per_row} bytes: {cache.folder}")

@@ -15,6 +15,13 @@ def run(argv: Sequence[str]) -> None:
     from pact.training.run import train
 
     result = train(config, pact)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    if not result.records:
+        print(f"nothing was left to do: saved in {result.output_dir}")
+        return
     last = result.records[-1]
     print(
         f"{last['step']:.0f} steps, cross-entropy {last['cross_entropy']:.4f}, "

@@ -71,6 +71,15 @@ class Collator:
         return batch
 
 
+def pad_id(tokenizer: Any) -> int:
+    """What fills padding: the tokenizer's pad token, else its end of sequence, else token 0.
+
+    Masks hide padding, so any token of the vocabulary does.
+    """
+    known = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return next((token for token in known if token is not None), 0)
+
+
 def _tensors(example: Encoded | Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The example's ids and labels, (L,) int64 each."""
     fields = example._asdict() if isinstance(example, Encoded) else example

@@ -95,8 +95,8 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
         skip_bad_rows=config.skip_bad_rows,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    aligned = load_model(config.aligned, dtype=config.dtype).to(device)
-    base = load_model(config.base, dtype=config.dtype).to(device)
+    aligned = load_model(config.aligned, dtype=config.dtype, merge_adapters=True).to(device)
+    base = load_model(config.base, dtype=config.dtype, merge_adapters=True).to(device)
     check_head(aligned)
     check_head(base)
     tokens = discover(

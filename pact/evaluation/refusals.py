@@ -91,7 +91,7 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
     # What the template refuses is an error now rather than later.
     prompts = usable(prompts, partial(prompt_text, tokenizer=tokenizer), config.skip_bad_rows)
     answers = generate_answers(
-        load_model(config.model, dtype=config.dtype).to(device),
+        load_model(config.model, dtype=config.dtype, merge_adapters=True).to(device),
         tokenizer,
         prompts,
         max_new_tokens=config.max_new_tokens,

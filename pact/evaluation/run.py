@@ -57,7 +57,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     tokens = _load_tokens(config, tokenizer)
     with _whole_folder(output) as folder:
         is_own_reference = config.drift is not None and config.reference is None
-        model = _load_checked(config.model, config, device, keep_adapters=is_own_reference)
+        model = _load_checked(config.model, config, device, merge_adapters=not is_own_reference)
         evaluation = evaluate(
             model,
             tokenizer,
@@ -130,9 +130,9 @@ def _load_reference(config: EvaluateConfig, model: nn.Module, device: str) -> Re
 
 
 def _load_checked(
-    name: str, config: EvaluateConfig, device: str, keep_adapters: bool = False
+    name: str, config: EvaluateConfig, device: str, merge_adapters: bool = True
 ) -> Any:
-    model = load_model(name, dtype=config.dtype, keep_adapters=keep_adapters).to(device)
+    model = load_model(name, dtype=config.dtype, merge_adapters=merge_adapters).to(device)
     check_head(model)
     return model
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from pact.models import causal_lm
 from pact.objective import PactObjective
@@ -87,17 +87,29 @@ def weights_fingerprint(reference: AdaptersOff | FrozenModel) -> str:
     """
     off = isinstance(reference, AdaptersOff)
     skipped = (*adapter_prefixes(reference.model), "modules_to_save.") if off else ()
-    digest = xxhash.xxh3_128()
-    state = causal_lm(reference.model).state_dict()
-    for name, tensor in sorted((_bare_name(name), value) for name, value in state.items()):
-        if any(part in name for part in skipped):
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
+    digest = _digest_of_state(causal_lm(reference.model), skipped)
     adapters = {} if off else getattr(reference.model, "peft_config", {})
     for name, config in sorted(adapters.items()):  # their scales are in no tensor
         digest.update(json.dumps([name, config.to_dict()], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A digest of a model without adapters: its weights, buffers and config."""
+    digest = _digest_of_state(model, ())
+    config = _plain(causal_lm(model).config.to_dict())
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _digest_of_state(model: nn.Module, skipped: Sequence[str]) -> xxhash.xxh3_128:
+    digest = xxhash.xxh3_128()
+    state = model.state_dict()
+    for name, tensor in sorted((_bare_name(name), value) for name, value in state.items()):
+        if not any(part in name for part in skipped):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes_of(tensor))
+    return digest
 
 
 def _bare_name(name: str) -> str:

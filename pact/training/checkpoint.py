@@ -6,16 +6,20 @@ nothing else is state. A checkpoint is written under another name and renamed wh
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 CHECKPOINTS = "checkpoints"
+RUN_FILE = "run.json"
+"""What the run is of, in each checkpoint."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -24,6 +28,7 @@ def save_checkpoint(
     step: int,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the state after `step` steps, then delete the older checkpoints.
 
@@ -32,6 +37,7 @@ def save_checkpoint(
         step: optimiser steps done.
         parameters: what is trained, by name.
         optimizer: its state is kept whole.
+        identity: what the run is of, JSON values; see `pact.training.identity`.
     """
     folder = output_dir / CHECKPOINTS
     partial = folder / f"partial-{step:08d}"
@@ -40,6 +46,8 @@ def save_checkpoint(
     weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
     save_file(weights, partial / "weights.safetensors")
     torch.save({"step": step, "optimizer": optimizer.state_dict()}, partial / "state.pt")
+    if identity is not None:
+        (partial / RUN_FILE).write_text(json.dumps(identity, indent=1), encoding="utf-8")
     complete = folder / f"step-{step:08d}"
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)

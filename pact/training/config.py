@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +52,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name, valid, need in (
             ("learning_rate", self.learning_rate > 0, "positive"),
+            ("learning_rate", math.isfinite(self.learning_rate), "finite"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or unset"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -60,6 +63,7 @@ class FitConfig:
             ),
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("weight_decay", math.isfinite(self.weight_decay), "finite"),
             ("max_grad_norm", self.max_grad_norm > 0, "positive"),
             ("dtype", self.dtype in ("fp32", "bf16"), "'fp32' or 'bf16'"),
             ("seed", self.seed >= 0, "at least 0"),
@@ -154,6 +158,8 @@ class TrainConfig(FitConfig):
 def save_configs(folder: Path, configs: Sequence[Any]) -> Path:
     """Write the fields of several configs as one YAML file, which `--config` reads back.
 
+    Readers see the whole file or none.
+
     Args:
         folder: an existing folder.
         configs: dataclasses without a field name in common.
@@ -162,24 +168,13 @@ def save_configs(folder: Path, configs: Sequence[Any]) -> Path:
         The file's path.
     """
     path = folder / CONFIG_FILE
-    path.write_text(yaml.safe_dump(_resolved(configs), sort_keys=False), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(resolved(configs), sort_keys=False), encoding="utf-8")
+    os.replace(partial, path)
     return path
 
 
-def config_changes(folder: Path, configs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ from those saved in `folder`: name -> (saved, now)."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return {}
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    now = _resolved(configs)
-    return {
-        name: (saved.get(name), now.get(name))
-        for name in saved | now
-        if saved.get(name) != now.get(name)
-    }
-
-
-def _resolved(configs: Sequence[Any]) -> dict[str, Any]:
+def resolved(configs: Sequence[Any]) -> dict[str, Any]:
+    """The fields of several configs by name, as YAML and JSON have them."""
     fields = {name: value for config in configs for name, value in asdict(config).items()}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}

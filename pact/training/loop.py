@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pact.data.spans import IGNORE
 from pact.models import output_head
 from pact.objective import PactObjective
+from pact.processes import join_processes
+from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference, check_at_start
 from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pact.training.config import FitConfig
+from pact.training.finite import Watch, check_parameters
+from pact.training.identity import Identity, check_same_run
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
 from pact.training.student import Student, check_collator, trainable_parameters
@@ -39,6 +42,7 @@ def fit(
     config: FitConfig,
     *,
     output_dir: Path | None = None,
+    identity: Identity | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> list[Record]:
     """Train what is trainable in `model`, in place.
@@ -56,6 +60,8 @@ def fit(
             `pact.data.packing.PackedCollator`.
         config: the settings.
         output_dir: an existing folder for metrics and checkpoints; None writes nothing.
+        identity: what the run is of, kept in its checkpoints and compared on resuming, see
+            `pact.training.identity`; None compares nothing.
         after_step: called with the number of steps done, after each, in every process: to look at
             the model on its way, whose modules' modes it leaves as they are.
 
@@ -66,8 +72,9 @@ def fit(
     Raises:
         ValueError: there are no data; the objective needs a reference and has none; a token is not
             in the model's vocabulary; nothing is trainable; batches are packed, and the model
-            looks across sequences; a student with fresh adapters is not its reference; the loss is
-            not finite.
+            looks across sequences; a student with fresh adapters is not its reference; a checkpoint
+            is of another run; or a loss, gradient or parameter is not finite, which is noticed
+            before a record or a checkpoint is written.
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
@@ -76,35 +83,41 @@ def fit(
     accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
     with _autocast(parts):
         check_collator(collator, model, reference)
-    first = _resume(output_dir, parts) if config.resume else 0
+    first = _resume(output_dir, parts, identity) if config.resume else 0
     log = MetricsLog(output_dir if is_main else None, resume_step=first)
-    meter = Meter(accelerator)
-    progress = tqdm(
-        total=plan.num_steps, initial=first, unit="step", disable=None if is_main else True
-    )
+    meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
+    bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
     for step in range(first, plan.num_steps):
         torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
         batches = _read_step(plan, step, dataset, collator, parts)
         if step == 0:
             _check_first(parts, objective, reference, batches[0])
-        grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
-        progress.update()
+        loss, grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
         done = step + 1
+        watch.see(done, loss, grad_norm)
         is_last = done == plan.num_steps
-        if is_last or done % config.log_every == 0:
+        logs = is_last or done % config.log_every == 0
+        saves = bool(config.save_every) and (is_last or done % (config.save_every or 1) == 0)
+        if logs or saves:
+            newest = newest_checkpoint(output_dir) if output_dir else None
+            watch.check(accelerator, newest)
+            if saves or is_last:
+                check_parameters(parts.parameters.items(), newest)
+        if logs:
             record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
             record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
             log.append(record)
-            progress.set_postfix_str(_summary(record))
-        if output_dir and config.save_every and (is_last or done % config.save_every == 0):
+            bar.set_postfix_str(_summary(record))
+        bar.update()
+        if output_dir and saves:
             if is_main:
-                save_checkpoint(output_dir, done, parts.parameters, parts.optimizer)
+                save_checkpoint(output_dir, done, parts.parameters, parts.optimizer, identity)
                 if not is_last:
                     log.plot()
             accelerator.wait_for_everyone()
         if after_step is not None:
             after_step(done)
-    progress.close()
+    bar.close()
     log.plot()
     model.eval()
     return log.records
@@ -130,6 +143,7 @@ def _prepare(
             "this objective needs a reference, got None: use AdaptersOff or FrozenModel"
         )
     parameters = trainable_parameters(model)
+    join_processes()
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.distributed_type in SHARDED:
@@ -154,12 +168,17 @@ def _checkpoint_activations(model: Any) -> None:
 
 def _optimizer_step(
     parts: _Parts, batches: Sequence[dict[str, Tensor]], learning_rate: float, meter: Meter
-) -> Tensor:
-    """Gradients of all micro-batches, clipped together, then one update; returns their norm."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all micro-batches, clipped together, then one update.
+
+    Returns:
+        The loss, this process's share of it, and the norm of the gradient before it was clipped.
+    """
     accelerator = parts.accelerator
     device = accelerator.device
     rows = torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
     num_items = accelerator.reduce(rows, reduction="sum").clamp(min=1)  # () of all processes
+    total = torch.zeros((), device=device)
     for place, batch in enumerate(batches):
         meter.tokens += int(batch["attention_mask"].sum())
         batch = _placed(batch, device)
@@ -170,6 +189,7 @@ def _optimizer_step(
             # DDP averages over the processes what num_items makes a sum over them.
             (loss.loss * accelerator.num_processes).backward()
         meter.add(loss, num_items)
+        total += loss.loss.detach()
     meter.steps += 1
     parameters = list(parts.parameters.values())
     grad_norm = accelerator.clip_grad_norm_(parameters, parts.config.max_grad_norm)
@@ -177,7 +197,7 @@ def _optimizer_step(
         group["lr"] = learning_rate
     parts.optimizer.step()
     parts.optimizer.zero_grad()
-    return grad_norm
+    return total, grad_norm
 
 
 def _check_first(
@@ -245,11 +265,13 @@ def _adamw(parameters: Mapping[str, nn.Parameter], config: FitConfig) -> torch.o
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def _resume(output_dir: Path | None, parts: _Parts) -> int:
-    """Take up the newest checkpoint; returns the steps done."""
+def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -> int:
+    """Take up the newest checkpoint, if it is of this run; returns the steps done."""
     checkpoint = newest_checkpoint(output_dir) if output_dir else None
     if checkpoint is None:
         return 0
+    if identity is not None:
+        check_same_run(checkpoint, identity)
     return load_checkpoint(checkpoint, parts.parameters, parts.optimizer)
 
 

@@ -41,20 +41,12 @@ class Meter:
         self.sums += torch.stack([part.float() for part in parts])
 
     def read(self) -> Record:
-        """Means per step over all processes, and the speed; then start anew.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
+        """Means per step over all processes, and the speed; then start anew."""
         sums = torch.cat([self.sums, self.sums.new_tensor([self.tokens])])
         *values, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
         loss, cross_entropy, kl, gate, rows = (value / self.steps for value in values)
         tokens_per_s = tokens / (time.perf_counter() - self.start_s)
         self._reset()
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss must be finite, got {loss}: lower learning_rate or raise warmup_ratio"
-            )
         return {
             "loss": loss,
             "cross_entropy": cross_entropy,

@@ -3,6 +3,7 @@
 The output folder of a run:
 
     adapter_model.safetensors ...   the adapters or, for full fine-tuning, model.safetensors
+    base/                           their base, if it was merged of a base and adapters itself
     tokenizer.json ...              so that the folder loads as a model of its own
     config.yaml                     every setting, which `pact train --config` reads
     metrics.jsonl, metrics.png
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +23,21 @@ import numpy as np
 import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset
+from torch import nn
 
 from pact.config import PactConfig
-from pact.data.collate import Collator
+from pact.data.collate import Collator, pad_id
+from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
-from pact.data.examples import Conversation, load_examples
+from pact.data.examples import load_examples
 from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
 from pact.discovery import SafetyTokens
-from pact.loading import load_model, load_tokenizer
+from pact.loading import has_adapters, load_model, load_tokenizer
 from pact.models import check_head, output_head
 from pact.objective import PactObjective
+from pact.processes import join_processes, main_first
 from pact.reference import (
     AdaptersOff,
     CachedReference,
@@ -42,16 +47,17 @@ from pact.reference import (
     cache_key,
     fill_cache,
 )
-from pact.training.config import CONFIG_FILE, TrainConfig, config_changes, save_configs
+from pact.training.config import CONFIG_FILE, TrainConfig, save_configs
+from pact.training.folder import check_output, held_folder
+from pact.training.identity import BY_CONTENT, check_settings, contents_of, identity_of
 from pact.training.loop import fit
 from pact.training.metrics import Record
+from pact.training.saving import save_trained
 from pact.training.schedule import Plan
 from pact.training.student import make_trainable
 
 logger = logging.getLogger(__name__)
 
-# Settings that a resumed run may change: they do not touch what is computed.
-FREE_ON_RESUME = {"resume", "save_every", "log_every", "output_dir", "cache_dir"}
 CACHE_DIR = "~/.cache/pact/reference"
 
 
@@ -66,45 +72,80 @@ class TrainResult(NamedTuple):
     """The metrics, see `pact.training.loop.fit`."""
 
 
+class _Inputs(NamedTuple):
+    """What a run, or the filling of its cache, works with."""
+
+    tokenizer: Any
+    objective: PactObjective
+    dataset: Dataset
+    collator: Collator
+    model: Any
+    reference: Reference | None
+    contents: dict[str, str]
+
+
 def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
     """Fine-tune a chat model on conversations and save it, with its settings and metrics.
+
+    It runs in one process or in all that a launcher started. One run holds the output folder at a
+    time.
 
     Args:
         config: what is trained, on what, and how.
         pact: the objective's settings; the default is `PactConfig()`.
 
     Raises:
-        ValueError: the output folder is not empty and `resume` is off; `resume` with other settings
-            than the first run's; and whatever the data, the tokens, the model or the loop refuse.
+        ValueError: the output folder is in use, is not empty and `resume` is off, or is one of the
+            inputs; `resume` with other settings, data, tokens or models than the first run's; and
+            whatever the data, the tokens, the model or the loop refuse.
     """
     pact = pact or PactConfig()
-    processes = PartialState()
-    output_dir = _output_folder(config, pact)
-    tokenizer = load_tokenizer(config.model)
-    objective = _objective(config, pact, tokenizer)
-    dataset = encode_examples(_conversations(config), tokenizer, config.max_length)
-    model, reference = _load(config, objective, dataset)
-    header = header_ids(tokenizer) if objective.needs_post_only else ()
-    collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
+    processes = join_processes()
+    output_dir = Path(config.output_dir).expanduser()
+    check_output(output_dir, {name: getattr(config, name) for name in sorted(BY_CONTENT)})
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(held_folder(output_dir, config.resume))
+            if config.resume:
+                check_settings(output_dir, (config, pact))
+
+        main_first(processes, hold)
+        return _train(config, pact, processes, output_dir)
+
+
+def _train(
+    config: TrainConfig, pact: PactConfig, processes: PartialState, output_dir: Path
+) -> TrainResult:
+    """The run in a folder that it holds."""
+    given = _load(config, pact)
+    dataset, reference, collator = given.dataset, given.reference, given.collator
     if isinstance(reference, AdaptersOff | FrozenModel) and _is_worth_caching(config, dataset):
-        reference = _cached(config, objective, dataset, reference, collator)
+        reference = _cached(config, given, reference)
         dataset = dataset.add_column("example", np.arange(len(dataset)))
     if config.packing:
         collator = PackedCollator(
             **vars(collator), pack_length=config.pack_length or config.max_length
         )
-
-    processes.wait_for_everyone()  # all have looked at the folder
-    if processes.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    if processes.is_main_process and not (output_dir / CONFIG_FILE).is_file():
         save_configs(output_dir, (replace(config, resume=False), pact))
-    records = fit(model, dataset, objective, reference, collator, config, output_dir=output_dir)
+    identity = identity_of((config, pact), given.contents, processes.num_processes)
+    records = fit(
+        given.model,
+        dataset,
+        given.objective,
+        reference,
+        collator,
+        config,
+        output_dir=output_dir,
+        identity=identity,
+    )
     if processes.is_main_process:
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
+        keep_base = has_adapters(config.model)
+        save_trained(given.model, given.tokenizer, output_dir, keep_base=keep_base)
         logger.info("saved the trained model to %s", output_dir)
     processes.wait_for_everyone()
-    return TrainResult(model, output_dir, records)
+    return TrainResult(given.model, output_dir, records)
 
 
 def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
@@ -117,25 +158,38 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
     Raises:
         ValueError: `method` is plain, or whatever the data, the tokens or the model refuse.
     """
-    pact = pact or PactConfig()
-    tokenizer = load_tokenizer(config.model)
-    objective = _objective(config, pact, tokenizer)
-    if not objective.needs_reference:
+    join_processes()
+    if config.method == "plain":
         raise ValueError("method=plain has no reference to cache: give --method pact")
-    dataset = encode_examples(_conversations(config), tokenizer, config.max_length)
-    _, reference = _load(config, objective, dataset)
-    assert isinstance(reference, AdaptersOff | FrozenModel)
+    given = _load(config, pact or PactConfig())
+    assert isinstance(given.reference, AdaptersOff | FrozenModel)
+    return _cached(config, given, given.reference).cache
+
+
+def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
+    """Everything that the settings name, the models last."""
+    tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
+    objective = _objective(config, pact, tokenizer)
+    dataset = encode_examples(
+        _conversations(config), tokenizer, config.max_length, skip_bad_rows=config.skip_bad_rows
+    )
     header = header_ids(tokenizer) if objective.needs_post_only else ()
-    collator = Collator(header, tokenizer.pad_token_id, post_only=objective.needs_post_only)
-    return _cached(config, objective, dataset, reference, collator).cache
+    collator = Collator(header, pad_id(tokenizer), post_only=objective.needs_post_only)
+    model, reference, loaded = _load_models(config, objective, dataset)
+    contents = contents_of(dataset, objective, header, loaded)
+    model, reference = _with_reference(config, objective, model, reference)
+    return _Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
 
 
 def _conversations(config: TrainConfig) -> list[Conversation]:
-    conversations = load_examples(config.train_file)
-    if config.refusals is None:
+    conversations, *more = (
+        load_examples(source, split=config.split, skip_bad_rows=config.skip_bad_rows)
+        for source in (config.train_file, config.refusals)
+        if source is not None
+    )
+    if not more:
         return conversations
-    refusals = load_examples(config.refusals)
-    return with_refusals(conversations, refusals, config.refusal_share, config.seed)
+    return with_refusals(conversations, more[0], config.refusal_share, config.seed)
 
 
 def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:
@@ -145,23 +199,20 @@ def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:
 
 
 def _cached(
-    config: TrainConfig,
-    objective: PactObjective,
-    dataset: Dataset,
-    reference: AdaptersOff | FrozenModel,
-    collator: Collator,
+    config: TrainConfig, given: _Inputs, reference: AdaptersOff | FrozenModel
 ) -> CachedReference:
     """The reference from disk; all processes fill in what is not there yet."""
     processes = PartialState()
     reference.model.to(processes.device)
     precision: dict[str, Any] = {"dtype": config.cache_dtype, "compute_dtype": config.dtype}
-    key = cache_key(dataset, reference, objective, collator.header_ids, **precision)
+    header = given.collator.header_ids
+    key = cache_key(given.dataset, reference, given.objective, header, **precision)
     parent = Path(config.cache_dir or CACHE_DIR).expanduser()
     cache = fill_cache(
-        dataset,
+        given.dataset,
         reference,
-        objective,
-        collator,
+        given.objective,
+        given.collator,
         folder=parent / key,
         process_index=processes.process_index,
         num_processes=processes.num_processes,
@@ -170,26 +221,6 @@ def _cached(
     )
     processes.wait_for_everyone()
     return CachedReference(cache, is_student=reference.is_student)
-
-
-def _output_folder(config: TrainConfig, pact: PactConfig) -> Path:
-    """Check the output folder before anything is loaded."""
-    folder = Path(config.output_dir).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, got the file {folder}")
-    if not config.resume and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"output_dir must be empty, got {folder} with files in it: name another folder, or go "
-            "on with its run by resume=True (--resume)"
-        )
-    changes = config_changes(folder, (config, pact)) if config.resume else {}
-    for name, (saved, now) in changes.items():
-        if name not in FREE_ON_RESUME:
-            raise ValueError(
-                f"a resumed run must keep its settings, got {name}={now!r} where "
-                f"{folder / CONFIG_FILE} has {saved!r}: give that, or name another folder"
-            )
-    return folder
 
 
 def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> PactObjective:
@@ -201,13 +232,13 @@ def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> PactObj
     return PactObjective(tokens.ids, tokens.weights, pact)
 
 
-def _load(
+def _load_models(
     config: TrainConfig, objective: PactObjective, dataset: Dataset
-) -> tuple[Any, Reference | None]:
-    """The model with what is to be trained in it, and the frozen model that it is held to."""
+) -> tuple[Any, Reference | None, dict[str, nn.Module]]:
+    """The model before anything is trained in it, a reference of its own, and both by name."""
     # Only what is trained needs float32: under LoRA the model itself may be bfloat16.
     dtype = "fp32" if config.full_finetuning else config.dtype
-    model = load_model(_absolute(config.model), dtype=dtype)
+    model = load_model(_absolute(config.model), dtype=dtype, merge_adapters=True)
     check_head(model)
     vocabulary = output_head(model).weight.shape[0]
     largest = pc.max(pc.list_flatten(dataset.data.column("input_ids"))).as_py()
@@ -217,13 +248,21 @@ def _load(
             f"in {config.train_file}: {config.model} holds another model's tokenizer, or lacks "
             "embeddings for added tokens (resize_token_embeddings)"
         )
-    reference: Reference | None = None
-    if objective.needs_reference and config.reference_model is not None:
-        reference = FrozenModel(load_model(config.reference_model, dtype=config.dtype))
-    elif objective.needs_reference and config.full_finetuning:
+    if not objective.needs_reference or config.reference_model is None:
+        return model, None, {"model": model}
+    other = load_model(config.reference_model, dtype=config.dtype, merge_adapters=True)
+    return model, FrozenModel(other), {"model": model, "reference": other}
+
+
+def _with_reference(
+    config: TrainConfig, objective: PactObjective, model: Any, reference: Reference | None
+) -> tuple[Any, Reference | None]:
+    """The model with what is to be trained in it, and the frozen model that it is held to."""
+    is_own = objective.needs_reference and reference is None
+    if is_own and config.full_finetuning:
         reference = FrozenModel(copy.deepcopy(model))  # rounds as the student does
     model = make_trainable(model, config)
-    if objective.needs_reference and reference is None:
+    if is_own and not config.full_finetuning:
         reference = AdaptersOff(model)
     return model, reference
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pact.config import PactConfig
-from pact.training.config import CONFIG_FILE, FitConfig, TrainConfig, config_changes, save_configs
+from pact.training.config import CONFIG_FILE, FitConfig, TrainConfig, save_configs
 
 RUN = {"model": "m", "train_file": "t.jsonl", "output_dir": "o", "method": "plain"}
 
@@ -17,6 +17,8 @@ RUN = {"model": "m", "train_file": "t.jsonl", "output_dir": "o", "method": "plai
     ("settings", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite, got inf"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite, got inf"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"max_steps": 0}, "max_steps must be at least 1, or unset, got 0"),
         ({"micro_batch_size": 9}, "micro_batch_size must be from 1 to batch_size=8"),
@@ -60,13 +62,6 @@ def test_saved_settings_are_all_settings(tmp_path: Path) -> None:
     assert TrainConfig(**{name: saved[name] for name in names}) == config
 
 
-def test_changes_name_saved_and_new_value(tmp_path: Path) -> None:
-    first = TrainConfig(**RUN)
-    assert config_changes(tmp_path, (first,)) == {}  # nothing was saved
-    save_configs(tmp_path, (first,))
-    assert config_changes(tmp_path, (first,)) == {}
-    save_configs(tmp_path, (first, PactConfig(over="selection")))  # with an infinity
-    assert config_changes(tmp_path, (first, PactConfig(over="selection"))) == {}
-    save_configs(tmp_path, (first,))
-    other = TrainConfig(**RUN, learning_rate=1e-4)
-    assert config_changes(tmp_path, (other,)) == {"learning_rate": (3e-5, 1e-4)}
+def test_a_config_is_written_whole(tmp_path: Path) -> None:
+    save_configs(tmp_path, (TrainConfig(**RUN),))
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]

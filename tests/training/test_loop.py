@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,14 +13,22 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pact.config import PactConfig
+from pact.discovery import SafetyTokens
+from pact.training import student, train
+from pact.training.checkpoint import newest_checkpoint
 from pact.training.config import FitConfig, TrainConfig
 from pact.training.loop import fit
+from pact.training.metrics import METRICS_FILE
 from pact.training.student import make_trainable
-from tests.tiny import tiny_llama
+from tests.tiny import save_tiny, tiny_llama
 from tests.training.distributed import STEPS, by_fit, by_step, by_trainer
 from tests.training.problem import (
+    TOKEN_IDS,
+    TOKEN_WEIGHTS,
+    conversations,
     largest_error,
     parameters_of,
     problem,
@@ -191,3 +200,110 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     one_step = by_step(8, packed=False)
     for name in STEPS.values():
         assert largest_error(load_file(tmp_path / f"{name}.safetensors"), one_step) < 1e-5, name
+
+
+def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`pact <arguments>` under torchrun, without a word about devices."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "pact", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_torchrun_on_a_processor_joins_its_processes(tmp_path: Path) -> None:
+    """One run, with the weights of one process; what runs in one process alone refuses two."""
+    rows = [json.dumps({"messages": turns}) for turns in conversations(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS).save(tmp_path / "tokens.safetensors")
+    settings = {
+        "model": str(save_tiny(tmp_path / "model")),
+        "train_file": str(tmp_path / "train.jsonl"),
+        "tokens": str(tmp_path / "tokens.safetensors"),
+        "max_steps": 3,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    flags = [
+        text
+        for name, value in settings.items()
+        for text in ("--" + name.replace("_", "-"), str(value))
+    ]
+    done = launch(2, "train", *flags, "--output-dir", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = train(TrainConfig(**settings, output_dir=str(tmp_path / "one")))
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses == pytest.approx([record["loss"] for record in alone.records], rel=1e-4)
+    assert done.stdout.count("3 steps, cross-entropy") == 1
+    refused = launch(2, "show", "--tokens", settings["tokens"], "--tokenizer", settings["model"])
+    assert refused.returncode != 0
+    assert "WORLD_SIZE=2 where this runs in one process" in refused.stderr
+
+
+def test_processes_that_were_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        with monkeypatch.context() as launched:
+            launched.setenv(name, "2")
+            with pytest.raises(ValueError, match=f"must be joined, got {name}=2 where this runs"):
+                problem(None).fit(tiny_llama(), FitConfig(max_steps=1))
+
+
+NOT_FINITE = {
+    "loss": "the loss must be finite, got nan in step 3: lower learning_rate",
+    "gradient": "the gradient's norm must be finite, got inf in step 3: lower learning_rate",
+    "parameter": "trained parameters must be finite, got NaN or infinity in lm_head.weight",
+}
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_what_is_not_finite_reaches_no_file(
+    what: str, log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes up in step 3; a checkpoint is due after steps 2, 4 and at the end."""
+    given, model, calls = problem(None), tiny_llama(), {"clip": 0, "loss": 0}
+    clip, batch_loss = Accelerator.clip_grad_norm_, student.batch_loss
+
+    def clipped(*arguments: Any) -> Any:
+        norm = clip(*arguments)
+        calls["clip"] += 1
+        if calls["clip"] == 4 and what == "parameter":
+            model.lm_head.weight.grad.fill_(torch.nan)  # the update of step 4 takes it up
+        return norm * torch.inf if calls["clip"] == 3 and what == "gradient" else norm
+
+    def lost(*arguments: Any) -> Any:
+        found = batch_loss(*arguments)
+        calls["loss"] += 1
+        is_due = calls["loss"] == 3 and what == "loss"
+        return found._replace(loss=found.loss * torch.nan) if is_due else found
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
+    monkeypatch.setattr(student, "batch_loss", lost)
+    config = FitConfig(max_steps=6, save_every=2, log_every=log_every)
+    with pytest.raises(ValueError, match=NOT_FINITE[what]) as caught:
+        given.fit(model, config, output_dir=tmp_path)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "step-00000002"
+    assert str(newest) in str(caught.value)
+    weights = load_file(newest / "weights.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    steps = [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).open()]
+    good = 3 if what == "parameter" else 2
+    assert steps == [step for step in range(1, good + 1) if step % log_every == 0]
+
+
+def test_a_model_that_is_not_finite_is_not_saved_at_the_end() -> None:
+    """Also where no checkpoint is ever written."""
+    model = tiny_llama()
+    hook = register_optimizer_step_post_hook(
+        lambda *_: model.lm_head.weight.detach().fill_(torch.inf)
+    )
+    try:
+        with pytest.raises(ValueError, match="infinity in lm_head.*no checkpoint was written"):
+            problem(None).fit(model, FitConfig(max_steps=1, save_every=None))
+    finally:
+        hook.remove()

@@ -119,9 +119,9 @@ def test_refusals_join_the_conversations(
     (tmp_path / "refusals.jsonl").write_text("\n".join(rows))
     sizes = []
 
-    def count(data: list[Any], *rest: Any) -> Any:
+    def count(data: list[Any], *rest: Any, **options: Any) -> Any:
         sizes.append(len(data))
-        return encode_examples(data, *rest)
+        return encode_examples(data, *rest, **options)
 
     monkeypatch.setattr(run_module, "encode_examples", count)
     mixed = {"refusals": str(tmp_path / "refusals.jsonl"), "refusal_share": 1 / 3}

@@ -1,0 +1,138 @@
+"""What a run is of: its settings and the contents of all that it reads, kept in its checkpoints.
+
+A resumed run must be the same one. Paths may change, what they lead to may not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+import yaml
+from torch import nn
+
+from pact.objective import PactObjective
+from pact.reference.columns import read_columns
+from pact.reference.fingerprint import model_fingerprint
+from pact.training.checkpoint import RUN_FILE, newest_checkpoint
+from pact.training.config import CONFIG_FILE, resolved
+
+FREE_ON_RESUME = {"resume", "save_every", "log_every", "output_dir", "cache_dir"}
+"""Settings that do not touch what is computed."""
+BY_CONTENT = {"model", "train_file", "tokens", "refusals", "reference_model"}
+"""Settings that name files: what is in them is compared instead."""
+
+Identity = dict[str, Any]
+
+
+def contents_of(
+    dataset: Any,
+    objective: PactObjective,
+    header_ids: Sequence[int],
+    models: Mapping[str, nn.Module],
+) -> dict[str, str]:
+    """A digest of each thing that a run reads, by the name that errors give it.
+
+    Args:
+        dataset: the encoded examples, in order, refusals among them; so template and cut count.
+        objective: its safety tokens and their weights.
+        header_ids: the assistant header of post-only inputs.
+        models: name -> the model as it was loaded, before it is trained.
+    """
+    contents = {"data": _digest(*read_columns(dataset))}
+    if objective.needs_reference:
+        tokens = objective.token_ids.numpy(), objective.token_weights.numpy()
+        contents["safety tokens"] = _digest(*tokens)
+    if objective.needs_post_only:
+        contents["assistant header"] = str(list(header_ids))
+    return contents | {name: model_fingerprint(model) for name, model in models.items()}
+
+
+def identity_of(
+    configs: Sequence[Any], contents: Mapping[str, str], num_processes: int
+) -> Identity:
+    """What a checkpoint keeps of its run."""
+    return {
+        "settings": resolved(configs),
+        "contents": dict(contents),
+        "processes": num_processes,
+    }
+
+
+def check_settings(folder: Path, configs: Sequence[Any]) -> None:
+    """Refuse to go on with other settings than those of the run in `folder`.
+
+    They are those of its newest checkpoint, or before there is one, of its config.yaml. A setting
+    that the saved ones lack had its default.
+
+    Raises:
+        ValueError: a setting differs; it names both values.
+    """
+    saved, where = _saved_settings(folder)
+    if saved is None:
+        return
+    defaults = {f.name: f.default for config in configs for f in dataclasses.fields(config)}
+    for name, now in resolved(configs).items():
+        before = saved.get(name, defaults[name])
+        if name not in FREE_ON_RESUME | BY_CONTENT and before != now:
+            raise ValueError(
+                f"a resumed run must keep its settings, got {name}={now!r} where {where} has "
+                f"{before!r}: give that, or name another folder"
+            )
+
+
+def check_same_run(checkpoint: Path, now: Identity) -> None:
+    """Refuse to go on from a checkpoint with other contents than it was made with.
+
+    Raises:
+        ValueError: something that the run reads differs; all of it is named.
+    """
+    saved = read_identity(checkpoint)
+    if saved is None:
+        return
+    before, after = saved["contents"], now["contents"]
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    if changed:
+        raise ValueError(
+            "a resumed run must read what it read before, got another "
+            f"{' and another '.join(changed)} than {checkpoint} was made with: give those of "
+            "before, or name another folder"
+        )
+    if saved["processes"] != now["processes"] and now["settings"].get("lora_dropout"):
+        raise ValueError(
+            f"a resumed run with dropout must keep its number of processes, which draw it, got "
+            f"{now['processes']} where {checkpoint} has {saved['processes']}: start as many"
+        )
+
+
+def read_identity(checkpoint: Path) -> Identity | None:
+    """What a checkpoint says of its run; None where it was saved without."""
+    path = checkpoint / RUN_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _saved_settings(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
+    """The settings of the run in a folder, and the file that has them."""
+    checkpoint = newest_checkpoint(folder)
+    identity = None if checkpoint is None else read_identity(checkpoint)
+    if checkpoint is not None and identity is not None:
+        return identity["settings"], checkpoint / RUN_FILE
+    path = folder / CONFIG_FILE
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        saved = None
+    return saved if isinstance(saved, dict) else None, path
+
+
+def _digest(*arrays: Any) -> str:
+    digest = xxhash.xxh3_128()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(torch.as_tensor(array).contiguous().numpy())
+    return digest.hexdigest()
