@@ -28,15 +28,15 @@ class Clock:
 def test_a_line_every_so_often_and_one_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     with caplog.at_level(logging.INFO, "pact"), Lines(1000, "train", "step", 200, clock) as lines:
-        for step in range(300):
-            clock.now_s += INTERVAL_S / 100
+        for step in range(240):
+            clock.now_s += 0.25  # which adds up exactly
             lines.set_postfix_str(f"loss {step}")
             lines.update()
     said = [record.message for record in caplog.records]
+    assert INTERVAL_S == 120 * 0.25
     assert said == [
-        "train: 300 of 1000 steps in 30 s, 4 min left; loss 99",  # 700 steps at 100 in 30 s
-        "train: 400 of 1000 steps in 60 s, 3 min left; loss 199",
-        "train: 500 of 1000 steps in 90 s, 3 min left; loss 299",
+        "train: 320 of 1000 steps in 30 s, 3 min left; loss 119",  # 680 more at 4 a second
+        "train: 440 of 1000 steps in 60 s, 2 min left; loss 239",
     ]
 
 
