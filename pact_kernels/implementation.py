@@ -27,8 +27,8 @@ def implementation(name: str) -> Iterator[None]:
     take "chunked": the kernels accumulate in fp32.
 
     An op's backward runs with the implementation, and the workspace, of its forward, wherever it is
-    called. What activation checkpointing computes again is a forward of its own, and follows the
-    block that it is called in.
+    called. What activation checkpointing computes again is another forward, and follows the block
+    that the backward is called in.
 
     Args:
         name: "naive" (the dense formula, the oracle of the tests), "chunked" (bounded workspace,

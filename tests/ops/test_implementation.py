@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from threading import Thread
 from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import pact_kernels as pk
 import pact_kernels.ops.backend as backend_module
@@ -77,37 +79,108 @@ def test_a_workspace_is_positive(mib: float) -> None:
         pass
 
 
-OPS = ops("none", torch.float32)  # by row, whose backward runs the rows again
+Ran = list[tuple[str, str, object]]
+OPS = ops("none", torch.float32)  # by row
+RUN_AGAIN = ("linear_cross_entropy", "selected_logits", "linear_logsumexp")
+"""Ops whose backward runs the rows again."""
 
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize(
     ("forward", "backward"),
-    [("triton", None), (None, "triton"), ("triton", "chunked"), (None, "naive")],
+    [
+        ("triton", None),
+        (None, "triton"),
+        ("triton", "chunked"),
+        (None, "naive"),
+        ("naive", "triton"),
+    ],
 )
 def test_a_backward_runs_as_its_forward_did(
-    name: str, forward: str | None, backward: str | None, monkeypatch: pytest.MonkeyPatch
+    name: str, forward: str | None, backward: str | None, ran: Ran
 ) -> None:
     """Wherever it is called: the implementation and the cap are those of the forward's block."""
-    ran: list[tuple[str, str, object]] = []
-    spy(monkeypatch, ran)
     h, w, b = leaves(torch.float32)
     with block(forward), pk.workspace(0.01):
         loss = OPS[name](h, w, b).sum()
         again = OPS[name](h, w, b).sum()
-    assert ran
     ran_forward = len(ran)
+    assert (ran_forward > 0) == (forward != "naive")
     with block(backward):
         loss.backward(retain_graph=True)
         assert h.grad is not None and h.grad.any()
         loss.backward()
     with pk.workspace(1.0):
         again.backward()
-    expected = "kernels" if forward == "triton" else "chunked"
-    assert {package for package, _, _ in ran} == {expected}
+    if forward == "naive":  # nor does its backward call an operator
+        assert not ran
+        return
+    assert packages(ran) == {"kernels" if forward == "triton" else "chunked"}
     assert {limit for _, _, limit in ran} == {int(0.01 * 2**20)}
-    if name in ("linear_cross_entropy", "selected_logits", "linear_logsumexp"):
-        assert len(ran) > ran_forward  # these run again in the backward: there is what to see
+    if name in RUN_AGAIN:
+        assert len(ran) > ran_forward  # there is what to see
+
+
+REDUCED = ops("mean", torch.float32)
+SUMS = [name for name in REDUCED if name.startswith(("linear_cross_entropy", "pact"))]
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_reduced_loss_forms_its_gradients_in_the_forward(name: str, ran: Ran) -> None:
+    h, w, b = leaves(torch.float32)
+    with pk.implementation("triton"):
+        loss = REDUCED[name](h, w, b)
+    assert packages(ran) == {"kernels"}
+    ran.clear()
+    (3.0 * loss).backward()
+    assert not ran and h.grad.any()
+
+
+@pytest.mark.parametrize("name", RUN_AGAIN)
+def test_a_backward_in_another_thread(name: str, ran: Ran) -> None:
+    """As autograd's own threads of a GPU are: none inherits the caller's blocks."""
+    h, w, b = leaves(torch.float32)
+    with pk.implementation("triton"):
+        loss = OPS[name](h, w, b).sum()
+    with pk.implementation("chunked"):
+        thread = Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+    assert packages(ran) == {"kernels"} and h.grad.any()
+
+
+@pytest.mark.parametrize("name", RUN_AGAIN)
+def test_a_compiled_backward_runs_as_its_forward_did(name: str, ran: Ran) -> None:
+    """A call in another block is compiled anew."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda h, w, b: OPS[name](h, w, b).sum(), fullgraph=True, backend="aot_eager"
+    )
+    for forward, backward, expected in (("triton", "chunked", "kernels"), (None, None, "chunked")):
+        h, w, b = leaves(torch.float32)
+        with block(forward):
+            loss = compiled(h, w, b)
+        with block(backward):
+            loss.backward()
+        assert packages(ran) == {expected} and h.grad.any()
+        ran.clear()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", RUN_AGAIN)
+def test_what_a_checkpoint_computes_again_follows_the_block_it_is_in(
+    name: str, reentrant: bool, ran: Ran
+) -> None:
+    """Its backward is the first forward's, but with `use_reentrant` that of the second."""
+    h, w, b = leaves(torch.float32)
+    with pk.implementation("triton"):
+        loss = checkpoint(OPS[name], h, w, b, use_reentrant=reentrant).sum()
+    assert packages(ran) == {"kernels"}
+    ran.clear()
+    with pk.implementation("chunked"):
+        loss.backward()
+    assert [package for package, _, _ in ran] == ["chunked", "chunked" if reentrant else "kernels"]
+    assert h.grad.any()
 
 
 @contextmanager
@@ -116,8 +189,14 @@ def block(name: str | None) -> Iterator[None]:
         yield
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, ran: list[tuple[str, str, object]]) -> None:
-    """Note package, function and cap of whatever code an operator runs."""
+def packages(ran: Ran) -> set[str]:
+    return {package for package, _, _ in ran}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
+    """Package, function and cap of whatever code an operator runs from here on."""
+    ran: Ran = []
     real = backend_module.backend
 
     class Spied:
@@ -140,3 +219,4 @@ def spy(monkeypatch: pytest.MonkeyPatch, ran: list[tuple[str, str, object]]) -> 
                 monkeypatch.setattr(
                     module, "backend", lambda stem, chosen: Spied(real(stem, chosen))
                 )
+    return ran
