@@ -14,13 +14,14 @@ from pact_kernels.chunked.head_loss import HeadLoss
 from pact_kernels.chunked.spec import HeadSpec, KlSpec
 from pact_kernels.kernels import head_loss as kernels
 from tests.kernels.slab import head_spec
-from tests.ops.compare import relative_error
 from tests.ops.problem import Problem
 
 ROWS = 37  # of `problem`
 PLENTY = 2**24
 """A workspace in bytes that takes every row in one slab."""
-TOLERANCE = 2e-6
+TOLERANCE = 4 * 2.0**-21
+"""Four roundings of a logit between 8 and 16, as the largest of `problem` are. A loss is off by as
+much in nats, however small it is, and a probability, so a gradient, by that much of its size."""
 ALL = (True, True, True)
 NONE = (False, False, False)
 
@@ -91,9 +92,13 @@ def run(
 
 
 def assert_near(got: HeadLoss, exact: HeadLoss, tolerance: float = TOLERANCE) -> None:
+    """Every result within its tolerance of the largest one, or of 1 where all are smaller."""
     for name, value in exact._asdict().items():
         found = getattr(got, name)
         assert found.shape == value.shape, name
         assert found.dtype == (torch.int64 if name == "num_rows" else torch.float32), name
-        error = relative_error(found, value)
+        if value.numel() == 0:
+            continue
+        size = max(float(value.abs().max()), 1.0)
+        error = float((found.double() - value.double()).abs().max()) / size
         assert error <= tolerance, f"{name}: {error:.1e}"

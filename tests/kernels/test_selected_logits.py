@@ -27,6 +27,7 @@ from tests.kernels.problem import (
     EVEN_WIDTH,
     HEADS,
     PLENTY,
+    TOLERANCE,
     WIDTH,
     Problem,
     amid_nans,
@@ -81,7 +82,7 @@ def assert_gradients(p: Problem, got: dict[str, Tensor], **head: Any) -> None:
     exact = autograd(p.exact(), **head)
     assert got["hidden"].dtype == p.hidden.dtype
     rounding = torch.finfo(p.hidden.dtype).eps
-    assert_near(got.pop("hidden").float(), exact.pop("hidden"), max(rounding, 4e-6))
+    assert_near(got.pop("hidden").float(), exact.pop("hidden"), max(rounding, TOLERANCE))
     for name, value in exact.items():
         assert_near(got[name], value)
 
@@ -189,7 +190,7 @@ def test_the_gradient_keeps_the_range_and_accuracy_of_fp32(dtype: torch.dtype) -
         out = p.hidden.new_empty(p.hidden.shape, dtype=torch.float32)
         launch_selected_gradient(raw, p.weight, out)
         exact = raw.double() @ p.weight.double()
-        assert_near(out, exact, 2.0**-16 if dtype == torch.bfloat16 else 2e-6)
+        assert_near(out, exact, 2.0**-16 if dtype == torch.bfloat16 else TOLERANCE)
 
 
 @pytest.mark.parametrize("columns", [8, 3], ids=["descriptors", "pointers"])

@@ -202,9 +202,10 @@ def test_vocabulary_kl(student_rest: str, reference_rest: str) -> None:
     kl, share, sparse = device.vocabulary_kl(log_p.detach(), log_r)
     gradient = share.double()[:, None] * z.detach().softmax(-1)
     gradient[:, :SELECTED] += sparse
-    # The rest is a difference from 1: 6e-8 of 0.01.
-    torch.testing.assert_close(kl, expected.detach().float(), rtol=1e-5, atol=5e-6)
-    torch.testing.assert_close(gradient, z.grad, rtol=1e-5, atol=1e-5)
+    # The rest is a difference of 1 and a sum that is off by three roundings or so, 2e-7: by 2e-5 of
+    # 0.01, and a ratio of rests with it.
+    torch.testing.assert_close(kl, expected.detach().float(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(gradient, z.grad, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(share + sparse.sum(-1), torch.zeros(ROWS), rtol=0, atol=1e-5)
 
 
