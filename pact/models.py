@@ -38,6 +38,23 @@ def causal_lm(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def backbone(model: nn.Module) -> Any:
+    """What makes hidden states of a causal language model, without its head.
+
+    Raises:
+        ValueError: it has none, or an encoder beside it.
+    """
+    causal = causal_lm(model)
+    decoder = causal.get_decoder() if hasattr(causal, "get_decoder") else None
+    config = getattr(causal, "config", None)
+    if decoder is None or decoder is causal or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            "the model must be a causal language model of transformers, whose get_decoder() gives "
+            f"its backbone, got {type(causal).__name__}: load it with AutoModelForCausalLM"
+        )
+    return decoder
+
+
 def hidden_states(
     model: nn.Module,
     input_ids: Tensor,
@@ -58,7 +75,7 @@ def hidden_states(
         position_ids: (B, L) int64, from 0 in every sequence, padding included; None has one
             sequence a line.
     """
-    decoder = causal_lm(model).get_decoder()
+    decoder = backbone(model)
     if position_ids is None:
         out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return out.last_hidden_state
@@ -80,14 +97,25 @@ def output_head(model: nn.Module) -> Head:
     divisor) are known; `check_head` finds any model whose head does something else.
 
     Raises:
-        ValueError: the head is wrapped by an adapter, so its weight alone is not its map.
+        ValueError: the head is wrapped by an adapter or is another kind of layer, so its weight
+            alone is not its map.
     """
     causal = causal_lm(model)
+    backbone(causal)
     linear = causal.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        is_adapted = kind.startswith("peft.")
         raise ValueError(
-            f"the output head must be a plain nn.Linear, got {type(linear).__name__}: take it "
-            "out of the adapter's target_modules and modules_to_save, or merge the adapter first"
+            f"the output head must be a plain nn.Linear, got {kind}"
+            + (", an adapter's" if is_adapted else "")
+            + ": "
+            + (
+                "take it out of the adapter's target_modules and modules_to_save, or merge the "
+                "adapter first"
+                if is_adapted
+                else "load the model with its head as it is, not quantised or replaced"
+            )
         )
     config = causal.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -100,13 +128,32 @@ def output_head(model: nn.Module) -> Head:
 def check_head(model: nn.Module, tokens: int = 8) -> None:
     """Compare the logits formed by `output_head` with the model's own on a few tokens, once.
 
+    Adapters apply as they are set, so that adapters which are no part of the backbone, a learnt
+    prompt for one, are found as well.
+
     Raises:
         ValueError: they differ, so the model's head applies something that `Head` does not express.
     """
     causal = causal_lm(model)
     head = output_head(model)
     ids = torch.arange(1, tokens + 1, device=head.weight.device)[None]  # (1, L)
-    own = causal(input_ids=ids, use_cache=False).logits[0].float()
+    ids = ids.clamp(max=head.weight.shape[0] - 1)
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]  # what wraps it for several processes
+    with evaluating(model):
+        _compare_logits(model, causal, head, ids)
+
+
+def _compare_logits(model: nn.Module, causal: Any, head: Head, ids: Tensor) -> None:
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    if own.shape[0] != ids.shape[1]:
+        raise ValueError(
+            f"{type(model).__name__} must give one row of logits for every token, got "
+            f"{own.shape[0]} for {ids.shape[1]}: adapters that put a learnt prompt before the "
+            "tokens are not supported; use LoRA"
+        )
+    if not bool(own.isfinite().all()):
+        return  # the head is not at fault: the first loss says so
     states = hidden_states(model, ids, torch.ones_like(ids))[0]  # (L, D)
     ours = nn.functional.linear(states, head.weight, head.bias).float() * head.logit_scale
     if head.softcap is not None:
@@ -117,8 +164,8 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
     if not error <= tolerance:
         raise ValueError(
             f"the logits of {type(causal).__name__} must be softcap(logit_scale * (W h + b)), and "
-            f"differ by {error:.1e} of their size: its head does what its config does not name, "
-            "and is not supported"
+            f"differ by {error:.1e} of their size: its head does what its config does not name, or "
+            "its adapters are no part of its layers, and is not supported"
         )
 
 

@@ -28,7 +28,8 @@ from pact.data.spans import IGNORE
 from pact.models import output_head
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, CachedReference, ReferenceCache, fill_cache
-from pact.training.student import add_adapters, batch_loss, trainable_parameters
+from pact.training.checks import trainable_parameters
+from pact.training.student import add_adapters, batch_loss
 
 LossOf = Callable[[], Tensor]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]

@@ -83,10 +83,46 @@ def pad_id(tokenizer: Any) -> int:
 def _tensors(example: Encoded | Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The example's ids and labels, (L,) int64 each."""
     fields = example._asdict() if isinstance(example, Encoded) else example
+    missing = [name for name in ("input_ids", "labels") if fields.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"an example must have input_ids and labels, got {sorted(fields)} without "
+            f"{missing[0]}: encode conversations with pact.data.dataset.encode_examples"
+        )
     ids, labels = (torch.as_tensor(fields[name]).long() for name in ("input_ids", "labels"))
     if ids.numel() != labels.numel():
         raise ValueError(
             f"an example must have one label per token, got {ids.numel()} ids and {labels.numel()} "
             "labels: encode it with pact.data.template.encode"
         )
-    return ids, labels
+    _check_positions(fields.get("position_ids"), ids.numel())
+    mask = fields.get("attention_mask")
+    return (ids, labels) if mask is None else _unpadded(ids, labels, torch.as_tensor(mask).bool())
+
+
+def _unpadded(ids: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens under an attention mask of ones, and their labels."""
+    places = mask.nonzero().flatten()
+    first, last = (int(places[0]), int(places[-1]) + 1) if places.numel() else (0, 0)
+    if mask.shape != ids.shape or last - first != places.numel():
+        raise ValueError(
+            "an example's attention_mask must be ones on its tokens and zeros on padding at its "
+            f"ends, got {places.numel()} ones of {mask.numel()} for {ids.numel()} ids: give an "
+            "example for each sequence"
+        )
+    if bool((labels[~mask] != IGNORE).any()):
+        raise ValueError(
+            f"padding must not be labelled, got labels other than {IGNORE} where attention_mask is "
+            f"0: set them to {IGNORE}"
+        )
+    return ids[first:last], labels[first:last]
+
+
+def _check_positions(given: Any, length: int) -> None:
+    """Refuse examples that are several sequences end to end, which would attend to each other."""
+    if given is not None and not torch.equal(torch.as_tensor(given).long(), torch.arange(length)):
+        raise ValueError(
+            "an example must be one sequence, whose position_ids count from 0 without a break, got "
+            "others: give an example for each sequence, and pack them with "
+            "pact.data.packing.PackedCollator"
+        )

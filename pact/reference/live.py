@@ -43,8 +43,9 @@ class AdaptersOff:
     """The student without its adapters: no second model in memory.
 
     Raises:
-        ValueError: the model has no adapters, or trains anything else beside them (its head, its
-            embeddings, `modules_to_save`), so that without adapters it is not the aligned model.
+        ValueError: the model has no adapters; its adapters changed the weights below them when they
+            were put on; or it trains anything else beside them (its head, its embeddings,
+            `modules_to_save`): without adapters it is not the aligned model.
     """
 
     is_student = True
@@ -55,6 +56,7 @@ class AdaptersOff:
                 "adapters can only be switched off on a PEFT model, got "
                 f"{type(model).__name__}: use FrozenModel(copy.deepcopy(model))"
             )
+        check_base_kept(model)
         adapter_names = tuple(getattr(model, "peft_config", {}))
         prefixes = adapter_prefixes(model)
         others = [
@@ -73,6 +75,39 @@ class AdaptersOff:
     def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates:
         with adapters_off(self.model):
             return _reference_states(self.model, batch)
+
+
+KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")
+"""LoRA's named ways to begin that leave the weights below as they are. Others, PiSSA, OLoRA, CorDA
+and LoftQ among them, move a part of each weight into its adapter."""
+
+REBUILD_BASE = ("layer_replication", "kasa_config")
+"""Settings of adapters that build other layers or weights below them."""
+
+
+def check_base_kept(model: Any) -> None:
+    """Refuse adapters whose base is not the model that they were put on.
+
+    Raises:
+        ValueError: an adapter began by changing the weights below it, or is no part of the layers.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        begun = getattr(config, "init_lora_weights", True)
+        changes = [f"{field}" for field in REBUILD_BASE if getattr(config, field, None)]
+        if isinstance(begun, str) and begun.lower() not in KEEP_BASE:
+            changes.append(f"init_lora_weights={begun!r}")
+        if changes:
+            raise ValueError(
+                f"with its adapters off the model must be the one that they were put on, got "
+                f"{changes[0]} of adapter {name!r}, which changes the weights below: use "
+                "FrozenModel with a copy made before the adapters were put on, or adapters that "
+                "begin otherwise (init_lora_weights=True)"
+            )
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"adapters must be a part of the model's layers, got {config.peft_type.value} as "
+                f"adapter {name!r}, a learnt prompt: use LoRA"
+            )
 
 
 def adapter_prefixes(model: Any) -> tuple[str, ...]:

@@ -21,12 +21,13 @@ from pact.processes import join_processes
 from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference, check_at_start
 from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pact.training.checks import check_training
 from pact.training.config import FitConfig
 from pact.training.finite import Watch, check_parameters
 from pact.training.identity import Identity, check_same_run
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
-from pact.training.student import Student, check_collator, trainable_parameters
+from pact.training.student import Student
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -79,10 +80,8 @@ def fit(
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
     plan = Plan(config, len(dataset), _lengths(dataset) if config.group_by_length else None)
-    parts = _prepare(model, objective, reference, config)
+    parts = _prepare(model, objective, reference, collator, config)
     accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
-    with _autocast(parts):
-        check_collator(collator, model, reference)
     first = _resume(output_dir, parts, identity) if config.resume else 0
     log = MetricsLog(output_dir if is_main else None, resume_step=first)
     meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
@@ -135,14 +134,14 @@ class _Parts(NamedTuple):
 
 
 def _prepare(
-    model: Any, objective: PactObjective, reference: Reference | None, config: FitConfig
+    model: Any,
+    objective: PactObjective,
+    reference: Reference | None,
+    collator: Collate,
+    config: FitConfig,
 ) -> _Parts:
     """Place the model, wrap it for several processes, and make its optimiser."""
-    if objective.needs_reference and reference is None:
-        raise ValueError(
-            "this objective needs a reference, got None: use AdaptersOff or FrozenModel"
-        )
-    parameters = trainable_parameters(model)
+    parameters = check_training(model, objective, reference, collator)
     join_processes()
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")

@@ -5,18 +5,23 @@ Legend: B sequences, L positions, N answer rows, D hidden size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from pact.data.packing import PackedCollator
-from pact.models import check_packing, hidden_states, output_head
+from pact.models import hidden_states, output_head
 from pact.objective import PactObjective
-from pact.reference import FrozenModel, Reference
+from pact.reference import Reference
+from pact.training.checks import check_tied
 from pact.training.config import TrainConfig
 from pact_kernels import PactLoss
+
+_META = re.compile(r"[\^$*+?()\[\]{}|]")
+"""What makes a target an expression; a dot alone is of a path."""
 
 
 class Student(nn.Module):
@@ -71,14 +76,6 @@ def batch_loss(
     )
 
 
-def check_collator(collator: object, model: nn.Module, reference: Reference | None) -> None:
-    """Refuse packed batches for a student or a reference that looks across sequences."""
-    if isinstance(collator, PackedCollator):
-        check_packing(model)
-        if isinstance(reference, FrozenModel):
-            check_packing(reference.model)
-
-
 def make_trainable(model: Any, config: TrainConfig) -> Any:
     """Put adapters on `model`, or set all its weights free; the model is changed in place."""
     if config.full_finetuning:
@@ -99,7 +96,7 @@ def add_adapters(
     r: int = TrainConfig.lora_r,
     alpha: int = TrainConfig.lora_alpha,
     dropout: float = TrainConfig.lora_dropout,
-    targets: Sequence[str] = TrainConfig.lora_targets,
+    targets: Sequence[str] | str = TrainConfig.lora_targets,
     seed: int = TrainConfig.seed,
 ) -> Any:
     """Put LoRA adapters on `model`, in place; they alone are trainable.
@@ -111,11 +108,13 @@ def add_adapters(
         r: their rank.
         alpha: their scale, times 1 / r.
         dropout: at their input.
-        targets: names of the linear layers that get one.
+        targets: names of the linear layers that get one, or ends of their paths; "all-linear" for
+            all but the head; or one regular expression that whole paths match.
         seed: their first values depend on it alone.
 
     Raises:
-        ValueError: the model has no layer of these names.
+        ValueError: the model has no such layer, or one of them is an embedding that the head
+            shares.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -124,30 +123,53 @@ def add_adapters(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets),
+        target_modules=_found_targets(model, targets),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
+    check_tied(adapted)
+    return adapted
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the optimiser changes, by name.
+def _found_targets(model: nn.Module, targets: Sequence[str] | str) -> list[str] | str:
+    """Targets as PEFT takes them: a list of names, or one string.
 
     Raises:
-        ValueError: nothing is trainable, or something is kept in less than float32, where small
-            updates are lost to rounding.
+        ValueError: no layer of the model is meant, or names and expressions are mixed.
     """
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not parameters:
+    given = [targets] if isinstance(targets, str) else list(targets)
+    if given == ["all-linear"]:
+        return given[0]
+    expressions = [target for target in given if target == "all-linear" or _META.search(target)]
+    if expressions and len(given) > 1:
         raise ValueError(
-            "at least one parameter must be trainable, got none: add adapters, or call "
-            "model.requires_grad_(True)"
+            f"lora_targets must be names, or all-linear or one regular expression alone, got "
+            f"{expressions[0]!r} among {len(given)}: join them into one expression by |"
         )
-    for name, parameter in parameters.items():
-        if parameter.dtype != torch.float32:
-            raise ValueError(
-                f"trainable parameters must be float32, got {parameter.dtype} for {name}: load the "
-                "model in float32, and set dtype='bf16' for bfloat16 products"
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in given:
+        try:
+            found = (
+                [path for path in paths if re.fullmatch(target, path)]
+                if expressions
+                else [path for path in paths if path == target or path.endswith(f".{target}")]
             )
-    return parameters
+        except re.error as error:
+            raise ValueError(
+                f"lora_targets must be names or a regular expression, got {target!r}: {error}"
+            ) from error
+        if not found and not _is_embedding(model, target):
+            names = sorted({path.rpartition(".")[2] for path in paths})
+            raise ValueError(
+                f"lora_targets must be linear layers of the model, got {target!r}, which none is: "
+                f"they are {', '.join(names)}, or all-linear"
+            )
+    return given[0] if expressions else given
+
+
+def _is_embedding(model: nn.Module, target: str) -> bool:
+    """Whether a name is of embeddings, or of another kind of layer that PEFT adapts."""
+    kinds = (nn.Embedding, nn.Conv1d, Conv1D)
+    modules = model.named_modules()
+    return any(p.endswith(target) for p, module in modules if isinstance(module, kinds))

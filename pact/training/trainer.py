@@ -5,35 +5,49 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from pact.config import PactConfig
-from pact.data.collate import Collator
+from pact.data.collate import Collator, pad_id
+from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
+from pact.launched import check_joined
+from pact.models import output_head
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
-from pact.training.student import batch_loss, check_collator
+from pact.training.checks import check_training
+from pact.training.finite import Watch, check_parameters
+from pact.training.student import batch_loss
+from pact.training.trainer_batches import CheckedCollator, check_columns, first_examples
+from pact.training.trainer_settings import check_batches, check_settings
 from pact_kernels import PactLoss
 
 if TYPE_CHECKING:
     from pact.discovery import SafetyTokens
+
+PARTS = ("cross_entropy", "kl", "gate")
 
 
 class PactTrainer(Trainer):
     """Trainer whose loss is the mean cross-entropy plus the pull on the safety tokens.
 
     The denominator is the number of answer rows of the whole optimiser step, over accumulation
-    steps and processes, so `gradient_accumulation_steps` does not change the result. Logits are
-    never formed: an evaluation yields its loss alone. It runs in one process, or in one per GPU
-    (DDP).
+    steps and processes, so `gradient_accumulation_steps` does not change the result. An evaluation
+    weighs its rows alike, so its loss does not depend on the batch size; it is without logits. It
+    runs in one process, or in one per GPU (DDP). A loss, gradient or parameter that is not finite
+    ends the run before anything is logged or saved, whatever `logging_nan_inf_filter` says.
 
     Args:
         model: a causal language model, with or without PEFT adapters.
-        args: as for Trainer; `bf16=True` covers the reference too.
+        args: as for Trainer; `bf16=True` covers the reference too. What cannot be honoured is
+            refused, see `pact.training.trainer_settings`.
         tokens: the safety tokens; with `pact` they make the objective.
         pact: the objective's settings; the default is `PactConfig()`.
         objective: a ready objective, instead of `tokens` and `pact`.
@@ -42,11 +56,12 @@ class PactTrainer(Trainer):
             `PackedCollator` leaves padding out.
         processing_class: the tokenizer.
         **options: Trainer's other arguments. Data sets have the columns `input_ids` and `labels`,
-            as `pact.data.dataset.encode_examples` makes them.
+            as `pact.data.dataset.encode_examples` makes them, and may have an `attention_mask`.
 
     Raises:
-        ValueError: neither tokens nor objective, or both; `compute_metrics`, which needs logits;
-            several GPUs in one process.
+        ValueError: neither tokens nor objective, or both; the tokens are another tokenizer's; a
+            setting or argument that cannot be honoured; a model, reference or data set that `fit`
+            would refuse; several GPUs in one process.
     """
 
     loss_is_scaled_for_ga = True  # by num_items_in_batch
@@ -65,13 +80,13 @@ class PactTrainer(Trainer):
         **options: Any,
     ) -> None:
         self.objective = _objective(tokens, pact, objective)
-        if options.get("compute_metrics") is not None:
-            raise ValueError(
-                "compute_metrics needs logits, which PactTrainer never forms: leave it unset, or "
-                "evaluate the saved model with `pact evaluate`"
-            )
+        check_settings(args, options)
         if data_collator is None:
             data_collator = _collator(processing_class, self.objective)
+        if tokens is not None and processing_class is not None:
+            tokens.check_tokenizer(processing_class)
+        for name in ("train_dataset", "eval_dataset"):
+            check_columns(name, options.get(name))
         super().__init__(
             model, args, data_collator=data_collator, processing_class=processing_class, **options
         )
@@ -80,15 +95,24 @@ class PactTrainer(Trainer):
                 f"PactTrainer runs one process per GPU, got {self.args.n_gpu} GPUs in one process: "
                 "start it with torchrun or accelerate launch"
             )
+        check_joined(self.args.world_size)
+        check_batches(self.args, isinstance(self.train_dataset, IterableDataset))
         self.model_accepts_loss_kwargs = True  # Trainer then leaves the loss's scale alone
         self.reference = self._default_reference() if reference is None else reference
         if isinstance(self.reference, FrozenModel):
             self.reference.model.to(self.args.device)
         with self.accelerator.autocast():
-            check_collator(data_collator, self.model, self.reference)
+            self._trained = check_training(
+                self.model, self.objective, self.reference, data_collator
+            )
+        self._is_packed = isinstance(data_collator, PackedCollator)
+        self.data_collator = CheckedCollator(data_collator, output_head(self.model).weight.shape[0])
         self._unchecked = self.objective.needs_reference
+        self._is_first_step = True
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, KL, gate
         self._summed_from = 0  # the step of the last log
+        self._seen = torch.zeros(5, device=self.args.device)  # of an evaluation: those, loss, rows
+        self._watch = Watch(self.args.device)
 
     def _default_reference(self) -> Reference | None:
         if not self.objective.needs_reference:
@@ -106,10 +130,23 @@ class PactTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of a step, and the number of its rows over all processes."""
+        """The micro-batches of a step, and the number of its rows over all processes.
+
+        Raises:
+            ValueError: the first step has no row: no label is set.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rows = torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
-        return batches, self.accelerator.reduce(rows, reduction="sum").clamp(min=1)
+        rows = self.accelerator.reduce(rows, reduction="sum")
+        if self._is_first_step and batches:
+            self._is_first_step = False
+            if int(rows) == 0:
+                raise ValueError(
+                    "the examples of a step must have answer tokens to predict, got none in the "
+                    "first: every label is -100; encode the data with "
+                    "pact.data.dataset.encode_examples"
+                )
+        return batches, rows.clamp(min=1)
 
     def compute_loss(
         self,
@@ -119,19 +156,25 @@ class PactTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective of one batch; without `num_items_in_batch` the mean over its own rows."""
+        loss = self._batch_loss(model, inputs, num_items_in_batch)
+        total = loss.loss
+        if num_items_in_batch is not None:
+            total = total * self.accelerator.num_processes  # whose gradients are averaged
+            gate = loss.mean_gate * loss.num_rows / num_items_in_batch
+            self._sums += torch.stack([loss.cross_entropy.float(), loss.kl.float(), gate.float()])
+            self._watch.see(self.state.global_step + 1, total, 0.0)
+        return (total, {"loss": total}) if return_outputs else total
+
+    def _batch_loss(
+        self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None
+    ) -> PactLoss:
         inner = self.accelerator.unwrap_model(model)
         forward = partial(batch_loss, inner, self.objective, self.reference)
         with self.accelerator.autocast():
             if self._unchecked:
                 check_at_start(inner, self.reference, inputs, self.objective)
                 self._unchecked = False
-            loss = _call_through(model, inner, forward, inputs, num_items_in_batch)
-        total = loss.loss
-        if num_items_in_batch is not None:
-            total = total * self.accelerator.num_processes  # whose gradients are averaged
-            gate = loss.mean_gate * loss.num_rows / num_items_in_batch
-            self._sums += torch.stack([loss.cross_entropy.float(), loss.kl.float(), gate.float()])
-        return (total, {"loss": total}) if return_outputs else total
+            return _call_through(model, inner, forward, inputs, num_items)
 
     def prediction_step(
         self,
@@ -140,21 +183,89 @@ class PactTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """The loss of one batch; there are no logits to return."""
+        """The loss of one batch, which `evaluation_loop` weighs; there are no logits to return."""
+        inputs = self._prepare_inputs(first_examples(inputs, self._own_examples(inputs)))
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            loss = self._batch_loss(model, inputs, None)
+        parts = torch.stack([loss.cross_entropy, loss.kl, loss.mean_gate, loss.loss]).float()
+        rows = inputs["row_target"].numel()
+        self._seen += torch.cat([parts * rows, parts.new_tensor([rows])])
+        return loss.loss.detach(), None, None
+
+    def _own_examples(self, inputs: dict[str, Any]) -> int:
+        """Examples of this process's batch that no other has: the last batches are filled up."""
+        size, state = len(inputs["labels"]), self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return size
+        if self._is_packed:
+            raise ValueError(
+                "packed batches cannot be evaluated in several processes where the last one is not "
+                "full: evaluate with a Collator, or with a number of examples that all share alike"
+            )
+        before = self.args.process_index * self.args.per_device_eval_batch_size
+        return min(max(state.remainder - before, 0), size)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, whose loss is the mean over all rows, with its parts beside it.
+
+        Raises:
+            ValueError: there is no row.
+        """
+        self._seen.zero_()
+        output = super().evaluation_loop(*args, **kwargs)
+        *sums, rows = self.accelerator.reduce(self._seen, reduction="sum").tolist()
+        if rows == 0:
+            raise ValueError(
+                "an evaluation needs answer tokens to predict, got none: every label is -100; "
+                "encode the data with pact.data.dataset.encode_examples"
+            )
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        names = (*PARTS, "loss") if self.objective.needs_reference else ("loss",)
+        values = dict(zip((*PARTS, "loss"), (value / rows for value in sums), strict=True))
+        output.metrics.update({f"{prefix}_{name}": values[name] for name in names})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of cross-entropy, KL and gate since the last log to a training log."""
+        """Add the means of cross-entropy, KL and gate since the last log to a training log.
+
+        Raises:
+            ValueError: the loss or the gradient's norm was not finite since then.
+        """
         steps = self.state.global_step - self._summed_from
         if "loss" in logs and steps > 0:
+            if "grad_norm" in logs:
+                norm = torch.as_tensor(logs["grad_norm"], device=self.args.device)
+                zero = torch.zeros((), device=self.args.device)
+                self._watch.see(self.state.global_step, zero, norm)
+            self._watch.check(self.accelerator, self._newest_checkpoint())
             sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-            means = (value / steps for value in sums)
-            logs |= zip(("cross_entropy", "kl", "gate"), means, strict=True)
+            logs |= zip(PARTS, (value / steps for value in sums), strict=True)
             self._sums.zero_()
             self._summed_from = self.state.global_step
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, of a model that is finite."""
+        self._check_finite()
+        return super()._save_checkpoint(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, of a model that is finite.
+
+        Raises:
+            ValueError: a parameter, or a loss before, is not.
+        """
+        self._check_finite()
+        super().save_model(*args, **kwargs)
+
+    def _check_finite(self) -> None:
+        newest = self._newest_checkpoint()
+        self._watch.check(self.accelerator, newest)
+        check_parameters(self._trained.items(), newest)
+
+    def _newest_checkpoint(self) -> Path | None:
+        found = Path(self.args.output_dir or ".").glob("checkpoint-*")
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _objective(
@@ -178,9 +289,7 @@ def _collator(tokenizer: Any, objective: PactObjective) -> Collator:
             "give it as processing_class, or give a data_collator"
         )
     header = header_ids(tokenizer) if objective.needs_post_only else ()
-    pad = tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad
-    return Collator(header, pad, post_only=objective.needs_post_only)
+    return Collator(header, pad_id(tokenizer), post_only=objective.needs_post_only)
 
 
 def _call_through(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
-from pact.reference import CachedReference
+from pact.reference import CachedReference, fill_cache
 from pact.reference.shards import is_valid
 from tests.reference.problem import COUNT, Counting, problem
 
@@ -130,15 +131,12 @@ def test_facts_for_a_person(tmp_path):
     assert (tmp_path / "meta.json").read_text() == before
 
 
-def test_the_bar_counts_rows_also_those_already_there(tmp_path, capsys):
+def test_the_progress_counts_rows_also_those_already_there(tmp_path, caplog):
     p = problem()
     with pytest.raises(ConnectionError):
         p.fill(Counting(fail_after=6), tmp_path, max_tokens=1)
-    p.fill(Counting(), tmp_path / "other")  # without a bar
-    assert capsys.readouterr().err == ""
-    from pact.reference import fill_cache
-
-    cache = fill_cache(p.dataset, Counting(), p.objective, p.collator, folder=tmp_path)
-    shown = capsys.readouterr().err
-    assert f"{cache.num_rows}/{cache.num_rows}" in shown
-    assert "row/s" in shown
+    with caplog.at_level(logging.INFO, "pact.progress"):
+        p.fill(Counting(), tmp_path / "other")  # shown nowhere
+        assert not [r for r in caplog.records if r.name == "pact.progress"]
+        cache = fill_cache(p.dataset, Counting(), p.objective, p.collator, folder=tmp_path)
+    assert f"reference: {cache.num_rows} of {cache.num_rows} rows in" in caplog.text

@@ -7,8 +7,9 @@ import torch
 
 from pact.models import output_head
 from pact.reference import AdaptersOff
+from pact.training.checks import trainable_parameters
 from pact.training.config import TrainConfig
-from pact.training.student import Student, batch_loss, make_trainable, trainable_parameters
+from pact.training.student import Student, batch_loss, make_trainable
 from tests.objectives import matching
 from tests.tiny import tiny_llama
 from tests.training.problem import problem
