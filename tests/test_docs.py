@@ -1,4 +1,5 @@
-"""The Python blocks of docs/operators.md run as they stand, on a CPU, with a tiny random model.
+"""The Python blocks of docs/operators.md, and README's op, run as they stand, on a CPU, with a tiny
+random model.
 
 The blocks of a section share one namespace, which holds what the page says that they assume. Every
 section begins anew, from the same model.
@@ -24,7 +25,8 @@ from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from tests.tiny import tiny_llama, tiny_tokenizer
 
-PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
+README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "operators.md"
 HEADING = re.compile(r"^#{2,3} (.+)$")
 CONVERSATIONS = [
     [
@@ -35,11 +37,11 @@ CONVERSATIONS = [
 ]
 
 
-def sections() -> dict[str, list[tuple[int, str]]]:
+def sections(page: Path = PAGE) -> dict[str, list[tuple[int, str]]]:
     """Heading -> its Python blocks, each with the number of the line before it."""
     found: dict[str, list[tuple[int, str]]] = {}
     heading, block, language = "", [], None
-    for number, line in enumerate(PAGE.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("```") and language is None:
             language, block, start = line.removeprefix("```"), [], number
         elif line == "```":
@@ -54,10 +56,10 @@ def sections() -> dict[str, list[tuple[int, str]]]:
     return found
 
 
-def run(heading: str, names: dict[str, Any]) -> dict[str, Any]:
+def run(heading: str, names: dict[str, Any], page: Path = PAGE) -> dict[str, Any]:
     """Execute a section's blocks in order; a failure names the page and its line."""
-    for line, code in sections()[heading]:
-        exec(compile("\n" * line + code, str(PAGE), "exec"), names)
+    for line, code in sections(page)[heading]:
+        exec(compile("\n" * line + code, str(page), "exec"), names)
     return names
 
 
@@ -120,6 +122,24 @@ def test_every_block_is_run_by_a_test_below() -> None:
         "torch.compile and autocast",
         "Sharded heads",
     }
+
+
+def test_the_readmes_op_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its comment has the losses: processors draw and sum alike to 1e-4, and no edge is as near."""
+    with torch.random.fork_rng():
+        found = run("The op", {}, README)
+    ((_, code),) = sections(README)["The op"]
+    assert capsys.readouterr().out.strip() == code.rpartition("  # ")[2]
+    hidden, weight, target, out = (found[name] for name in ("hidden", "weight", "target", "out"))
+    for value in (out.loss, out.cross_entropy, out.kl):
+        assert 0.01 < float(100 * value - 0.5) % 1 < 0.99
+    with torch.no_grad():
+        theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, target)
+        first, second = (found["full"] @ weight.T).topk(2).values.T
+    torch.testing.assert_close(out.cross_entropy, theirs)
+    assert out.cross_entropy < 4  # a draw of a token at random has log V, 10.8
+    assert bool((first - second > 1e-3).all())  # the drawn targets are the same everywhere
+    assert hidden.grad is not None and bool(hidden.grad.any(dim=-1).all())
 
 
 def test_settings() -> None:
