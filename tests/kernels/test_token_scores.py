@@ -22,6 +22,7 @@ from tests.kernels.problem import (
     EVEN_WIDTH,
     HEADS,
     PLENTY,
+    TOLERANCE,
     WIDTH,
     Problem,
     amid_nans,
@@ -29,6 +30,7 @@ from tests.kernels.problem import (
     problem,
     with_exact_sums,
 )
+from tests.ops.compare import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -234,7 +236,7 @@ def test_splits_of_the_rows() -> None:
     apart, together = scores(c), scores(c, limit_bytes=1)
     assert_scores(c, apart)
     for a, b in zip(apart, together, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+        assert relative_error(a, b) <= TOLERANCE  # sums of 300 rows, in another order
     assert all(torch.equal(a, b) for a, b in zip(scores(c), apart, strict=True))
 
 
