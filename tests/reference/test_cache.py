@@ -104,7 +104,8 @@ def test_the_recommended_objective_on_a_cache_is_the_live_one(tmp_path):
     assert 0 < kept.sum() < len(kept)
     every = problem("vocabulary", gate=False)
     whole = CachedReference(every.fill(live, tmp_path / "every", dtype="fp32"))(batch).full
-    torch.testing.assert_close(cached(batch).full, whole[:, kept], rtol=0, atol=1e-6)
+    # Logits of a few units, whose product with fewer tokens may be added in another order.
+    torch.testing.assert_close(cached(batch).full, whole[:, kept], rtol=0, atol=1e-5)
     ours, gradient = loss_and_gradient(p, cached, batch)
     theirs, expected = loss_and_gradient(p, live, batch)
     torch.testing.assert_close(ours.kl, theirs.kl, rtol=1e-5, atol=0)
