@@ -156,6 +156,13 @@ class PactTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective of one batch; without `num_items_in_batch` the mean over its own rows."""
+        is_alone = model is self.accelerator.unwrap_model(model)
+        if num_items_in_batch is not None and self.args.world_size > 1 and is_alone:
+            raise ValueError(
+                "in several processes gradients must be reduced, got a student that nothing wraps: "
+                "Trainer leaves it so after an evaluate() before train(); set eval_on_start=True "
+                "instead"
+            )
         loss = self._batch_loss(model, inputs, num_items_in_batch)
         total = loss.loss
         if num_items_in_batch is not None:

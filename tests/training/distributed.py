@@ -47,14 +47,15 @@ def by_step(micro_batch_size: int, packed: bool) -> dict[str, Tensor]:
     return gradients | {name: torch.tensor(record[name]) for name in ("loss", "kl", "gate")}
 
 
-def by_trainer(folder: Path, num_processes: int) -> nn.Module:
-    """8 examples in steps of 4, one in a micro-batch."""
+def by_trainer(folder: Path, num_processes: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """8 examples in steps of 4, one in a micro-batch; and an evaluation of 5 after it."""
     given = problem(PactConfig(over="selection"), count=8)
     arguments = TrainingArguments(
         str(folder / "trainer"),
         max_steps=4,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=4 // num_processes,
+        per_device_eval_batch_size=2,
         learning_rate=1e-2,
         use_cpu=True,
         report_to="none",
@@ -68,18 +69,23 @@ def by_trainer(folder: Path, num_processes: int) -> nn.Module:
         reference=given.reference(tiny_llama(seed=1)),
         data_collator=given.collator,
         train_dataset=given.dataset,
+        eval_dataset=given.dataset.select(range(5)),  # the last batch of two processes is filled up
     )
     trainer.train()
-    return trainer.model
+    metrics = trainer.evaluate()
+    names = ("eval_loss", "eval_kl", "eval_gate")
+    return trainer.model, {name: torch.tensor(metrics[name]) for name in names}
 
 
 def main(folder: Path) -> None:
     processes = PartialState(cpu=True)
-    models = {"fit": by_fit(), "trainer": by_trainer(folder, processes.num_processes)}
+    trained, losses = by_trainer(folder, processes.num_processes)
+    models = {"fit": by_fit(), "trainer": trained}
     if processes.is_main_process:
         for name, model in models.items():
             weights = {n: p.contiguous() for n, p in parameters_of(model).items()}
             save_file(weights, folder / f"{name}.safetensors")
+        save_file(losses, folder / "evaluation.safetensors")
     for (size, packed), name in STEPS.items():
         step = by_step(size, packed)
         if processes.is_main_process:

@@ -193,7 +193,10 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     start = parameters_of(tiny_llama())
-    for name, model in {"fit": by_fit(), "trainer": by_trainer(tmp_path, 1)}.items():
+    trained, losses = by_trainer(tmp_path, 1)
+    evaluated = load_file(tmp_path / "evaluation.safetensors")
+    assert largest_error(evaluated, losses) < 1e-3  # as the weights below
+    for name, model in {"fit": by_fit(), "trainer": trained}.items():
         one = parameters_of(model)
         assert largest_error(load_file(tmp_path / f"{name}.safetensors"), one) < 1e-3, name
         assert largest_error(one, start) > 1e-2, name
