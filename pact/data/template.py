@@ -273,11 +273,12 @@ def _closings(tokenizer: Any) -> list[list[int]]:
     to the turn; where that holds no control token, the first one of each is what closes it.
     """
     behind = [_behind(turns, tokenizer) for turns in ([*_ANSWERED], [*_ANSWERED, _NEXT])]
-    control = control_ids(tokenizer) - {tokenizer.bos_token_id}
+    control = control_ids(tokenizer)
     common = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(*behind, strict=False))]
     places = [n for n, token in enumerate(common) if token in control]
     if places:
         return [common[: places[-1] + 1]]
+    control -= {tokenizer.bos_token_id}  # which may begin the next turn
     firsts = [next((n for n, t in enumerate(ids) if t in control), None) for ids in behind]
     return [ids[: n + 1] for ids, n in zip(behind, firsts, strict=True) if n is not None]
 
