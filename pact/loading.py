@@ -47,7 +47,13 @@ def load_model(
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
     path = find_model(name_or_path)
     if not has_adapters(path):
-        return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"a hub name must be of a whole model, got {path}, which holds adapters: download "
+                "it into a folder, and give that"
+            )
+        return model.eval()
     if not merge_adapters:
         return _load_adapters(Path(path), DTYPES[dtype])
     adapted = _load_adapters(Path(path), torch.float32)

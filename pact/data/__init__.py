@@ -2,7 +2,10 @@
 
 The data flow one way, one module a step, and nothing is imported before it is asked for:
 
-    examples    a file, folder, hub name or list   ->  conversations
+    sources     a file, folder, hub name or list   ->  rows (`jsonl`: of a file, by line)
+    examples    rows                               ->  conversations (`conversation`: their fields)
+    rendering   a conversation                     ->  text by its chat template, and its tokens
+    turns       a rendered conversation            ->  where the assistant's own words stand
     template    a conversation                     ->  token ids, labels where the assistant speaks
     dataset     all conversations                  ->  an Arrow table of ids and labels
     batches     their lengths                      ->  batches of equal cost, for inference

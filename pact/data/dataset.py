@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value
 from pact.data.conversation import Conversation, Message
 from pact.data.examples import left_out
 from pact.data.spans import IGNORE
-from pact.data.template import BadConversation, Encoded, Encoder
+from pact.data.template import BadConversation, Encoded, Encoder, with_template_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ def encode_examples(
     max_length: int | None,
     *,
     skip_bad_rows: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Encode conversations; the log counts those that are cut, and those that are dropped since
     nothing is left to predict.
@@ -35,6 +36,8 @@ def encode_examples(
         tokenizer: a fast tokenizer with a chat template.
         max_length: tokens kept of each, from the left; None keeps all.
         skip_bad_rows: leave out what the template refuses or does not render, and count it.
+        chat_template_kwargs: variables of the template, see
+            `pact.data.template.with_template_defaults`.
 
     Returns:
         A data set with the columns `input_ids` and `labels`, lists of int32.
@@ -47,7 +50,8 @@ def encode_examples(
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
     cuts: list[int] = []  # answer tokens lost, of each example that is kept
-    whole = _each(conversations, Encoder(tokenizer), skip_bad_rows)
+    encoder = Encoder(with_template_defaults(tokenizer, chat_template_kwargs))
+    whole = _each(conversations, encoder, skip_bad_rows)
     for _, encoded in whole:
         _check_ids(encoded, len(tokenizer))
         ids, labels = encoded.input_ids[:max_length], encoded.labels[:max_length]

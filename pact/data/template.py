@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -54,7 +54,11 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    conversation: Sequence[Message], tokenizer: Any, *, max_length: int | None = None
+    conversation: Sequence[Message],
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoded:
     """Render a conversation with the model's chat template and label what the assistant says.
 
@@ -70,6 +74,7 @@ def encode(
             without an assistant turn nothing is labelled.
         tokenizer: a fast tokenizer with a chat template.
         max_length: tokens beyond it are cut off at the right, also inside an answer.
+        chat_template_kwargs: variables of the template, see `with_template_defaults`.
 
     Raises:
         BadConversation: a ValueError; the template refuses the conversation, or does not render
@@ -78,7 +83,7 @@ def encode(
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    encoded = Encoder(tokenizer)(conversation)
+    encoded = Encoder(with_template_defaults(tokenizer, chat_template_kwargs))(conversation)
     return Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
 
 
@@ -214,15 +219,20 @@ class Encoder:
             logger.warning(message)
 
 
-def header_ids(tokenizer: Any) -> list[int]:
+def header_ids(tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
     """The assistant header: the tokens between a user's turn and the words of the answer to it.
 
     It is what the generation prompt adds, and what the template always puts before an answer's
     words besides, such as an empty thinking block.
 
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        chat_template_kwargs: variables of the template, see `with_template_defaults`.
+
     Raises:
         ValueError: the template has no generation prompt, so there is no header.
     """
+    tokenizer = with_template_defaults(tokenizer, chat_template_kwargs)
     before = render(_ASKED, tokenizer)
     asked = render(_ASKED, tokenizer, add_generation_prompt=True)
     answered = Conversation(_ANSWERED)
@@ -250,13 +260,20 @@ def end_of_turn_ids(tokenizer: Any) -> set[int]:
     return {closing[-1] for closing in _closings(tokenizer)[:1]}
 
 
-def prompt_text(prompt: str | Sequence[Message], tokenizer: Any) -> str:
+def prompt_text(
+    prompt: str | Sequence[Message],
+    tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """The text to generate from: the rendered turns and the assistant header.
 
     Args:
         prompt: the user's words, or a conversation, whose last turn is left out if it is the
             assistant's.
+        tokenizer: a tokenizer with a chat template.
+        chat_template_kwargs: variables of the template, see `with_template_defaults`.
     """
+    tokenizer = with_template_defaults(tokenizer, chat_template_kwargs)
     said: Sequence[Message] = (
         [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     )

@@ -35,8 +35,8 @@ def check_training(
             "this objective needs a reference, got None: use AdaptersOff or FrozenModel"
         )
     parameters = trainable_parameters(model)
-    check_tied(model)
     check_head(model)
+    check_tied(model)
     if isinstance(reference, FrozenModel):
         check_head(reference.model)
     vocabulary = output_head(model).weight.shape[0]
@@ -81,8 +81,6 @@ def check_tied(model: nn.Module) -> None:
     Raises:
         ValueError: there are such adapters.
     """
-    if not hasattr(model, "peft_config"):
-        return
     causal = causal_lm(model)
     config = causal.config.get_text_config()
     layers = causal.get_input_embeddings(), causal.get_output_embeddings()

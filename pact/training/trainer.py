@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from pact.config import PactConfig
 from pact.data.collate import Collator, pad_id
 from pact.data.packing import PackedCollator
-from pact.data.template import header_ids
+from pact.data.template import header_ids, with_template_defaults
 from pact.launched import check_joined
 from pact.models import output_head
 from pact.objective import PactObjective
@@ -55,6 +55,8 @@ class PactTrainer(Trainer):
         data_collator: the default is a `Collator` for the tokenizer in `processing_class`; a
             `PackedCollator` leaves padding out.
         processing_class: the tokenizer.
+        chat_template_kwargs: variables of its chat template that the data were encoded with; the
+            tokenizer that is saved keeps them as defaults.
         **options: Trainer's other arguments. Data sets have the columns `input_ids` and `labels`,
             as `pact.data.dataset.encode_examples` makes them, and may have an `attention_mask`.
 
@@ -77,10 +79,17 @@ class PactTrainer(Trainer):
         reference: Reference | None = None,
         data_collator: Callable[[list[Any]], dict[str, Tensor]] | None = None,
         processing_class: Any = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.objective = _objective(tokens, pact, objective)
         check_settings(args, options)
+        if chat_template_kwargs and processing_class is None:
+            raise ValueError(
+                "chat_template_kwargs are of the tokenizer's chat template, got no tokenizer: give "
+                "it as processing_class"
+            )
+        processing_class = with_template_defaults(processing_class, chat_template_kwargs)
         if data_collator is None:
             data_collator = _collator(processing_class, self.objective)
         if tokens is not None and processing_class is not None:

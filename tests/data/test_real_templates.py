@@ -229,6 +229,19 @@ def test_variables_of_the_template_are_defaults_that_travel(tmp_path: Any) -> No
     assert with_template_defaults(tokenizer, None) is tokenizer
 
 
+def test_variables_can_be_given_wherever_a_template_is_used() -> None:
+    tokenizer, kwargs = tokenizer_of("gptoss"), {"reasoning_effort": "high"}
+    turns = [user("Hi"), said("Sure")]
+    changed = with_template_defaults(tokenizer, kwargs)
+    encoded = encode(turns, tokenizer, chat_template_kwargs=kwargs)
+    assert encoded == encode(turns, changed) != encode(turns, tokenizer)
+    (row,) = encode_examples([turns], tokenizer, None, chat_template_kwargs=kwargs)
+    assert row["input_ids"] == encoded.input_ids
+    assert prompt_text("Hi", tokenizer, kwargs) == prompt_text("Hi", changed)
+    thinks = tokenizer_of("qwen3")
+    assert header_ids(thinks, {"enable_thinking": False}) == header_ids(thinks)
+
+
 def test_a_conversations_own_variables_come_first() -> None:
     tokenizer = with_template_defaults(tokenizer_of("gptoss"), {"reasoning_effort": "low"})
     turns = [user("Hi"), said("Sure")]

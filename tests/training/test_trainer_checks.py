@@ -15,11 +15,12 @@ from transformers import TrainingArguments
 from pact.config import PactConfig
 from pact.data.collate import Collator, pad_id
 from pact.discovery import SafetyTokens
+from pact.loading import load_tokenizer
 from pact.objective import PactObjective
 from pact.training import PactTrainer
 from pact.training.config import FitConfig
 from pact.training.student import batch_loss
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tiny import CHATML, tiny_llama, tiny_tokenizer
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, Problem, problem
 
 TOKENS = SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS)
@@ -278,6 +279,20 @@ def test_several_processes_that_were_not_joined_are_refused(
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(ValueError, match="must be joined, got SLURM_STEP_NUM_TASKS=2"):
         trainer(problem(None), tmp_path)
+
+
+def test_variables_of_the_template_stay_with_the_tokenizer(tmp_path: Path) -> None:
+    given = problem(None)
+    tokenizer = tiny_tokenizer("{% if loud is defined %}{{ loud }}{% endif %}" + CHATML)
+    options = {"chat_template_kwargs": {"loud": "LOUD"}, "processing_class": tokenizer}
+    made = trainer(given, tmp_path, **options)
+    made.save_model(str(tmp_path / "saved"))
+    kept = load_tokenizer(tmp_path / "saved")
+    turns = [{"role": "user", "content": "Hi"}]
+    assert kept.apply_chat_template(turns, tokenize=False).startswith("LOUD")
+    assert not tokenizer.apply_chat_template(turns, tokenize=False).startswith("LOUD")
+    with pytest.raises(ValueError, match="got no tokenizer: give it as processing_class"):
+        trainer(given, tmp_path, chat_template_kwargs={"loud": "LOUD"})
 
 
 def test_a_tokenizer_with_neither_pad_nor_end_pads_all_the_same(tmp_path: Path) -> None:
