@@ -31,7 +31,7 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, keep_base: bool) -
         keep_base: write the base of adapters, too, since it is on no disk as it is.
     """
     causal = causal_lm(model)
-    causal.generation_config = stopping(causal.generation_config, end_of_turn_ids(tokenizer))
+    stop_at_turns(model, tokenizer)
     has_adapters = hasattr(model, "peft_config")
     if has_adapters and keep_base:
         base = (folder / OWN_BASE).resolve()
@@ -44,6 +44,13 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, keep_base: bool) -
     if has_adapters:
         causal.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def stop_at_turns(model: Any, tokenizer: Any) -> None:
+    """Let a model's generation settings end where its template ends a turn, too."""
+    causal = causal_lm(model)
+    if tokenizer.chat_template and tokenizer.is_fast:
+        causal.generation_config = stopping(causal.generation_config, end_of_turn_ids(tokenizer))
 
 
 def stopping(own: GenerationConfig | None, ends: set[int]) -> GenerationConfig:

@@ -24,6 +24,7 @@ from pact.objective import PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
 from pact.training.checks import check_training
 from pact.training.finite import Watch, check_parameters
+from pact.training.saving import stop_at_turns
 from pact.training.student import batch_loss
 from pact.training.trainer_batches import CheckedCollator, check_columns, first_examples
 from pact.training.trainer_settings import check_batches, check_settings
@@ -266,12 +267,14 @@ class PactTrainer(Trainer):
         return super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, of a model that is finite.
+        """Trainer's, of a model that is finite, and that stops where a turn ends.
 
         Raises:
-            ValueError: a parameter, or a loss before, is not.
+            ValueError: a parameter, or a loss before, is not finite.
         """
         self._check_finite()
+        if self.processing_class is not None:
+            stop_at_turns(self.accelerator.unwrap_model(self.model), self.processing_class)
         super().save_model(*args, **kwargs)
 
     def _check_finite(self) -> None:

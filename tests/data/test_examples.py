@@ -78,6 +78,20 @@ def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         load_examples("owner/name", split=None)
 
 
+def test_a_name_that_is_nowhere_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(self: Any, name: str, **options: Any) -> None:
+        asked.append(name)
+        raise ConnectionError("no such place")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", ask)
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: pytest.fail("looked up again"))
+    with pytest.raises(ValueError, match="dataset 'nobody/nothing' is neither .*asked once .no su"):
+        load_examples("nobody/nothing")
+    assert asked == ["nobody/nothing"]
+
+
 @pytest.mark.parametrize(
     "row",
     [

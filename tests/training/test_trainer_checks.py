@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +286,13 @@ def test_variables_of_the_template_stay_with_the_tokenizer(tmp_path: Path) -> No
     given = problem(None)
     tokenizer = tiny_tokenizer("{% if loud is defined %}{{ loud }}{% endif %}" + CHATML)
     options = {"chat_template_kwargs": {"loud": "LOUD"}, "processing_class": tokenizer}
-    made = trainer(given, tmp_path, **options)
+    model = tiny_llama()
+    model.generation_config.eos_token_id = None
+    made = trainer(given, tmp_path, model, **options)
     made.save_model(str(tmp_path / "saved"))
     kept = load_tokenizer(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == 2  # <|im_end|>
     turns = [{"role": "user", "content": "Hi"}]
     assert kept.apply_chat_template(turns, tokenize=False).startswith("LOUD")
     assert not tokenizer.apply_chat_template(turns, tokenize=False).startswith("LOUD")
