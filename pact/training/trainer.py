@@ -95,8 +95,6 @@ class PactTrainer(Trainer):
             data_collator = _collator(processing_class, self.objective)
         if tokens is not None and processing_class is not None:
             tokens.check_tokenizer(processing_class)
-        for name in ("train_dataset", "eval_dataset"):
-            check_columns(name, options.get(name))
         super().__init__(
             model, args, data_collator=data_collator, processing_class=processing_class, **options
         )
@@ -105,6 +103,8 @@ class PactTrainer(Trainer):
                 f"PactTrainer runs one process per GPU, got {self.args.n_gpu} GPUs in one process: "
                 "start it with torchrun or accelerate launch"
             )
+        for name in ("train_dataset", "eval_dataset"):  # as a trainer between may have made them
+            check_columns(name, getattr(self, name))
         check_joined(self.args.world_size)
         check_batches(self.args, isinstance(self.train_dataset, IterableDataset))
         self.model_accepts_loss_kwargs = True  # Trainer then leaves the loss's scale alone

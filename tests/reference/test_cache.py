@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
 import pytest
 import torch
 
@@ -207,18 +204,12 @@ def test_a_batch_without_rows_reads_nothing(tmp_path):
     assert reference(p.collator([example])).full.shape == (0, 8)
 
 
-def test_reading_takes_microseconds_and_no_copy_of_the_files(tmp_path):
+def test_reading_copies_none_of_the_files(tmp_path):
     p = problem()
     cache = p.fill(FrozenModel(tiny_llama(seed=1)), tmp_path)
     reference = CachedReference(cache)
     batch = p.batch(*EVERY[:8])
     reference(batch)
-    times = []
-    for _ in range(50):
-        start = time.perf_counter()
-        reference(batch)
-        times.append(time.perf_counter() - start)
-    assert np.median(times) < 5e-3  # about 1e-4; the rest is for a busy machine
     for shards in cache._views.values():
         assert all(not values.flags.owndata and not values.flags.writeable for _, values in shards)
 
