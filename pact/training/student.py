@@ -162,8 +162,8 @@ def _found_targets(model: nn.Module, targets: Sequence[str] | str) -> list[str] 
         if not found and not _is_embedding(model, target):
             names = sorted({path.rpartition(".")[2] for path in paths})
             raise ValueError(
-                f"lora_targets must be linear layers of the model, got {target!r}, which none is: "
-                f"they are {', '.join(names)}, or all-linear"
+                f"Target modules {target!r} not found: lora_targets must be linear layers of the "
+                f"model, which are {', '.join(names)}, or all-linear"
             )
     return given[0] if expressions else given
 

@@ -46,9 +46,9 @@ def test_targets(targets: Any, expected: set[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (("nowhere_proj",), "got 'nowhere_proj', which none is: they are down_proj, .*all-linear"),
-        (("q_proj", "proj"), "got 'proj', which none is"),
-        ((r".*\.z_proj",), "which none is"),
+        (("nowhere_proj",), "'nowhere_proj' not found: .* which are down_proj, .*all-linear"),
+        (("q_proj", "proj"), "Target modules 'proj' not found"),
+        ((r".*\.z_proj",), "not found: lora_targets must be linear"),
         (("q_proj", "all-linear"), "got 'all-linear' among 2: join them"),
         (("q_proj", r".*\.k_proj"), "alone, got .* among 2: join them into one expression"),
         ((r".*(q_proj",), "must be names or a regular expression"),
