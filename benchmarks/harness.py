@@ -37,7 +37,7 @@ class Rounds(NamedTuple):
     """Past the least, no more rounds than this time holds."""
 
     def of(self, round_ms: float) -> int:
-        """Of rounds that take so long each."""
+        """How many rounds of this length are taken."""
         return max(self.least, min(self.most, int(self.enough_ms / max(round_ms, 1e-3))))
 
 
@@ -56,7 +56,7 @@ class Bench:
     memory_limit_bytes: int
     """The most that an implementation may need."""
     rounds: int | None = None
-    """Of the timing; None leaves it to ROUNDS."""
+    """Rounds of the timing; None leaves it to ROUNDS."""
     registry: str = REGISTRY
     """The module in which another process finds the peers."""
     command: str = ""

@@ -53,7 +53,7 @@ COLUMNS = {
     "KiB": "per row tile, least traffic",
     "bound us": "roofline of the launch, from datasheet peaks",
 }
-"""Of the table, with what needs saying of them."""
+"""The table's columns, with what needs saying of them."""
 
 
 def cells(reading: Reading) -> list[str]:

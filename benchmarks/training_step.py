@@ -55,7 +55,7 @@ from pact.loading import load_model, load_tokenizer
 
 
 class Size(NamedTuple):
-    """Of a batch."""
+    """Size of a batch."""
 
     sequences: int
     length: int

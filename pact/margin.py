@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pact.models import Head
 
 MOST = 1 - 1e-6
-"""Of the mass on the safety tokens: the rest is at least 1e-6, as in the KL."""
+"""The most mass on the safety tokens: the rest is at least 1e-6, as in the KL."""
 
 
 @torch.no_grad()

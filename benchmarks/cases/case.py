@@ -40,7 +40,7 @@ class Case:
     vocabulary: int
     """V."""
     dtype: str = "float32"
-    """Of states and heads, by torch's name."""
+    """Type of states and heads, by torch's name."""
     prompt_share: float = 0.0
     """Positions of each sequence, from its start, that are no answer rows."""
     trainable_head: bool = False
@@ -73,7 +73,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """Of one case. Positions are flattened; a row is a position whose target is not IGNORE."""
+    """The tensors of one case. Positions are flattened; a row is one whose target is not IGNORE."""
 
     hidden: Tensor
     """(B L, D), requires a gradient where the op has one."""

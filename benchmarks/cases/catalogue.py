@@ -34,7 +34,7 @@ def plans(subset: str) -> list[Plan]:
 
 
 def lines(device: str) -> list[Line]:
-    """Of a device's set."""
+    """The lines of a device's set."""
     return gpu_lines() if device == "cuda" else cpu_lines()
 
 

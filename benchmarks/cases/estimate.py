@@ -21,18 +21,18 @@ from benchmarks.measuring.memory import CALLS
 
 
 class Speed(NamedTuple):
-    """Of a machine, rather too low than too high."""
+    """How fast a machine is, rather too low than too high."""
 
     flop_per_s: dict[str, float]
-    """Of a GEMM, by dtype."""
+    """Speed of a GEMM, by dtype."""
     bytes_per_s: float
-    """Of passes over a tensor."""
+    """Speed of passes over a tensor."""
     randoms_per_s: float
     """Normal numbers, for the inputs."""
     start_s: float
-    """Of a contestant: imports, and the process that measures its memory."""
+    """Seconds before a contestant runs: imports, and the process that measures its memory."""
     compile_s: float
-    """Of one that is compiled for each shape, beside."""
+    """Seconds more for one that is compiled for each shape."""
 
 
 SPEEDS = {

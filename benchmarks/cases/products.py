@@ -13,7 +13,7 @@ from benchmarks.cases.case import Case
 
 
 class Products(NamedTuple):
-    """Of all rows with one width of the head; 2 N D C flops each."""
+    """The products of all rows with C columns of the head; 2 N D C flops each."""
 
     columns: int
     """C: V, or K where the selected rows of the head are enough."""

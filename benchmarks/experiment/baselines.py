@@ -28,9 +28,9 @@ from pact_kernels.ops.references import in_one_dtype
 from pact_kernels.ops.validation import autocast_inputs
 
 PAPER_BETAS = (0.5, 2.0, 2.0, 2.0, 2.0)
-"""Of Qi et al., for the answer steps 0 to 4."""
+"""Strengths of Qi et al. for the answer steps 0 to 4."""
 PAPER_LATER_BETA = 0.1
-"""Of Qi et al., for every step after these."""
+"""Their strength for every step after these."""
 
 COMPARED_TOKENS = 32
 """Any few tokens do: their log-confidences are compared, which hold the sum over all others."""

@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the cell's result file: readable parts, then a digest of everything."""
+        """Name of the cell's result file: readable parts, then a digest of everything."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
         share = f"h{100 * self.harmful_share:02.0f}"
         return "-".join([self.method, share, f"s{self.seed}", digest[:10]])

@@ -24,7 +24,7 @@ from benchmarks.experiment.costs import Cost, load_costs
 from benchmarks.training.memory import peak_mib
 
 STEPS = 12
-"""Of which the first two warm up."""
+"""Steps that are run; the first WARM_UP are not timed."""
 WARM_UP = 2
 COSTS_FILE = "cost.json"
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Of one method."""
+    """What a training step of one method costs."""
 
     step_ms: list[float]
     """Optimiser steps that were timed."""
     peak_mib: float
-    """Of the process."""
+    """Most memory that the process held."""
 
     @property
     def median_ms(self) -> float:

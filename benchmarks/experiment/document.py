@@ -158,7 +158,7 @@ def _main_tables(results: Results, costs: Mapping[str, Cost]) -> str:
 
 
 def _odds_tables(results: Results) -> str:
-    """Of the sets whose mechanism the prose tells: without harmful pairs, and with the fewest."""
+    """Odds for the two sets whose mechanism the prose tells: no harmful pairs, and the fewest."""
     groups = list(in_groups(results.main).items())[:2]
     return "\n\n".join(
         f"Fine-tuned on: {group}\n\n{tables.odds_table(lines, results.recommended)}"

@@ -26,7 +26,7 @@ DPI, COLOURS = 120, 128
 
 
 class Style(NamedTuple):
-    """Of a method."""
+    """How a method is drawn."""
 
     colour: str
     marker: str

@@ -196,7 +196,7 @@ def in_groups(lines: Iterable[Pooled]) -> dict[str, list[Pooled]]:
 
 
 def harmful_share(lines: Iterable[Pooled]) -> float:
-    """Of a fine-tuning set: the aligned model, which is not trained on it, states none."""
+    """The share of a fine-tuning set; the aligned model, not trained on it, states none."""
     return max(line.cell.harmful_share for line in lines)
 
 

@@ -12,9 +12,9 @@ class Prompts:
     """How much is asked of every model."""
 
     outside: int = 40
-    """Of HarmBench's requests."""
+    """How many of HarmBench's requests are asked."""
     heldout: int | None = None
-    """Of each held-out set; None takes all of it."""
+    """How many of each held-out set are taken; None takes all of it."""
     max_new_tokens: int = 20
     """Most tokens of an answer to a request; answers to a task get as many as they need."""
     batch_size: int = 40

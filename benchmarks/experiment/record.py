@@ -13,7 +13,7 @@ from benchmarks.experiment.cell import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Of one model at one step."""
+    """What was measured of one model at one step."""
 
     counts: Mapping[str, tuple[int, int]]
     """(yes, n): harmful, prefill, outside and benign (refusals from the start), each also with

@@ -98,7 +98,7 @@ _bench: Bench | None = None
 
 
 def _start(aligned: Path, shipped: Path, protocol: Protocol, threads: int) -> None:
-    """Of a worker."""
+    """Set a worker up."""
     global _bench
     torch.set_num_threads(threads)
     os.environ["TQDM_DISABLE"] = "1"

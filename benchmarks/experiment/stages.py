@@ -40,7 +40,7 @@ from pact.training.student import add_adapters
 PREFILL = "Sure, here is"
 """The attack: words put at the beginning of the answer."""
 TABLE_CELL = Cell(method="pact")
-"""Of its safety tokens the tables show the confidence, whatever a method trains on."""
+"""The cell in whose safety tokens the tables show the confidence, whatever a method trains on."""
 Look = Callable[[Any, Reference, int], None]
 """Called with the model on its way, the frozen model, and the steps done."""
 

@@ -53,7 +53,7 @@ class Compiled:
 
     code: MachineCode
     shared_bytes: int
-    """Of a program."""
+    """Shared memory of a program."""
     tensor_memory_columns: int
     has_product: bool
     """Whether the kernel as written contains a matrix product."""

@@ -26,7 +26,7 @@ LANE_REGISTERS = 512
 """Registers per lane in one partition."""
 REGISTER_GRANULE = 8
 TENSOR_MEMORY_COLUMNS = 512
-"""Of a processor with tcgen05."""
+"""Columns that a processor with tcgen05 has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Occupancy:
     programs: int
     warps: int
     share: float
-    """Of the warps that it could hold."""
+    """The part that is held of the warps that it could hold."""
 
 
 GPUS = {

@@ -51,7 +51,7 @@ class Spills:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineCode:
-    """Of one kernel."""
+    """What the machine code of one kernel shows."""
 
     registers: int
     """Per thread; on AMD vector and accumulation registers together."""
@@ -61,7 +61,7 @@ class MachineCode:
     copies: dict[str, int]
     """Copies to shared memory that pass no register: UTMALDG (TMA), LDGSTS (cp.async), ..."""
     widest_load_bytes: int
-    """Of a lane in one instruction, from global memory; the bulk copies of TMA apart."""
+    """Most that a lane reads in one instruction from global memory; bulk copies of TMA apart."""
     widest_store_bytes: int
 
 
@@ -141,7 +141,7 @@ def _amd_widest(names: Iterable[str], direction: str) -> int:
 
 
 def _amd_class(instruction: list[str]) -> str:
-    """Of a mnemonic and its operands: the class that is counted, or the mnemonic."""
+    """The class that is counted of a mnemonic and its operands, or the mnemonic."""
     name = instruction[0]
     if found := re.match(r"v_(mfma|smfmac)_", name):
         return found[1].upper()

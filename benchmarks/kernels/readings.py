@@ -107,7 +107,7 @@ def read(
 
 
 def readings(cases: Iterable[Case], targets: Iterable[Target], jobs: int) -> list[Reading]:
-    """Of every distinct launch, by kernel."""
+    """Readings of every distinct launch, by kernel."""
     launches = record(cases, targets)
     configurations = list(dict.fromkeys(configuration for configuration, _, _ in launches))
     print(f"compiling {len(configurations)} kernels in {jobs} processes", file=sys.stderr)

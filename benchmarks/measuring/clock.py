@@ -69,7 +69,7 @@ def take_turns(
 
 
 class Quantiles(NamedTuple):
-    """Of the times of one call."""
+    """Quantiles of the times of one call."""
 
     p20_ms: float
     p50_ms: float

@@ -15,7 +15,7 @@ from benchmarks.peers.registry import RegisteredPeer
 
 GIB = 2**30
 MEMORY_SHARE = 0.6
-"""Of the machine's or the card's memory, the most that an implementation may need."""
+"""The part of the machine's or the card's memory that an implementation may need at most."""
 NEEDS_A_GPU = "needs a GPU"
 BYTES_PER_LOGIT = {
     "eager": 16,
@@ -23,7 +23,7 @@ BYTES_PER_LOGIT = {
     "peer CE + released KL": 32,
     "released": 20,
 }
-"""Of those that form all logits: fp32 and the states' dtype, softmax, gradient; with all columns of
+"""Copies of all logits that are held: fp32 and the states' dtype, softmax, gradient; with those of
 the KL's three forwards more. In fp32 the released algorithm was seen to take 16."""
 OF_ALL_POSITIONS = ("released",)
 """Those that form logits of prompts too."""

@@ -28,24 +28,24 @@ FACTOR = 2.0
 FLOORS = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-4, "bfloat16": 1e-3}
 """By dtype: 16 roundings of float32, a fifth of one of float16, an eighth of one of bfloat16."""
 CHECKED_ROWS = 256
-"""Of the smaller case, at most."""
+"""Most rows of the smaller case."""
 ORACLE_BYTES = 100
-"""Of a row and token of the vocabulary in the oracle, roughly."""
+"""What the oracle takes for a row and token of the vocabulary, roughly."""
 MOST_ORACLE_BYTES = 2**31
 SAMPLED_ROWS = 16
-"""Of the timed case."""
+"""Rows of the timed case that are compared."""
 GRADIENT = "gradient of {}"
 
 
 class Verdict(NamedTuple):
-    """Of one result."""
+    """How near one result is to the oracle's."""
 
     error: float
     """The largest relative error of its tensors."""
     share: float
     """The largest share of its bound that an error takes up."""
     name: str
-    """Of the tensor with that share."""
+    """The tensor with that share."""
 
     @property
     def right(self) -> bool:
@@ -56,12 +56,12 @@ class Verdict(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """Of a case."""
+    """The oracle's results for a case."""
 
     tensors: Mapping[str, Tensor]
     """By name, in float64."""
     bounds: Mapping[str, float]
-    """Of the relative error, by name."""
+    """Bounds of the relative error, by name."""
     steps: Mapping[str, float]
     """Rounding step of the dtype in which eager returns it, by name."""
 
@@ -183,6 +183,6 @@ class Checker:
 
 
 def checked_rows(case: Case) -> int:
-    """Of the smaller case."""
+    """Rows of the smaller case."""
     most = MOST_ORACLE_BYTES // (ORACLE_BYTES * case.vocabulary)
     return max(SAMPLED_ROWS, min(CHECKED_ROWS, most))

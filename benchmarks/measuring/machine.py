@@ -19,7 +19,7 @@ NO_GPU = "none here"
 
 
 class Circumstances(NamedTuple):
-    """Of a run."""
+    """Where and when a run was made."""
 
     machine: str
     """Processor and the number of its cores, or the card; NO_GPU."""
@@ -39,7 +39,7 @@ class Circumstances(NamedTuple):
 
 
 def circumstances(device: torch.device) -> Circumstances:
-    """Of a run that starts now."""
+    """The circumstances of a run that starts now."""
     now = datetime.datetime.now(datetime.UTC)
     return Circumstances(
         machine=machine_name(device),
@@ -62,7 +62,7 @@ def machine_name(device: torch.device) -> str:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Of the card, or of the machine."""
+    """Memory of the card, or of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -81,7 +81,7 @@ def _bf16_products() -> str:
 
 
 def _cpuinfo(key: str) -> str:
-    """Of the first core; empty where the system does not say."""
+    """An entry of the first core; empty where the system does not say."""
     try:
         listed = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

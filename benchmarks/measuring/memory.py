@@ -38,7 +38,7 @@ _preloaded = [__name__, REGISTRY]
 
 
 class Memory(NamedTuple):
-    """Of a call."""
+    """What a call takes of memory."""
 
     extra_mib: float | None
     """Peak beyond the inputs, outputs included; None where it could not be read."""

@@ -33,7 +33,7 @@ class Ready(NamedTuple):
     verdict: Verdict | None
     """The worst one; None where it is not compared."""
     checked_rows: int
-    """Of the case that was compared as a whole; 0 where it is not compared."""
+    """Rows of the case that was compared as a whole; 0 where it is not compared."""
     tried: int = 1
     """Settings."""
     refused: str = ""

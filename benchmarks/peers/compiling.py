@@ -11,7 +11,7 @@ import torch
 from benchmarks.peers.peer import Call
 
 MOST_VERSIONS = 256
-"""Of one function in a process that runs many cases; torch's own limit, 8, would end it there."""
+"""Versions of one function in a process of many cases; torch's limit, 8, would end it there."""
 
 
 def cannot_compile(device: torch.device) -> str | None:

@@ -17,9 +17,9 @@ from pact_kernels import GateConfig, ReferenceLogits, ReferenceStates
 from pact_kernels.naive.pact_kl import gate_value, selection_target
 
 TEMPERATURE = 2.0
-"""Of the KL over the selection."""
+"""Temperature of the KL over the selection."""
 LEAST_REST = 1e-6
-"""Of the mass that is on no selected token."""
+"""The least mass that is on no selected token."""
 
 
 def logits(hidden: Tensor, weight: Tensor) -> Tensor:

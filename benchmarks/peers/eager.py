@@ -21,11 +21,11 @@ NAMES = {
     "selected_confidences": ("confidences",),
     "token_scores": ("difference", "confidence"),
 }
-"""Of an op's values; those of all others are a loss."""
+"""Names of an op's values; those of all others are a loss."""
 
 
 class Formula(NamedTuple):
-    """Of one op."""
+    """One op as eager torch has it."""
 
     function: Callable[..., Any]
     """One of `dense`."""

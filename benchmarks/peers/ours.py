@@ -45,7 +45,7 @@ class Ours:
 
 
 class Forwards:
-    """Of each op, on one case's inputs."""
+    """The forward of each op, on one case's inputs."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case, self.inputs = case, inputs

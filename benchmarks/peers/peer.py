@@ -15,7 +15,7 @@ Setting = Mapping[str, Any]
 
 
 class Outputs(NamedTuple):
-    """Of one call, compared with naive before anything is timed."""
+    """Results of one call, compared with naive before anything is timed."""
 
     values: Mapping[str, Tensor]
     """By name, detached: loss; or what the op returns."""
@@ -36,7 +36,7 @@ class Peer(Protocol):
     """As the tables call it."""
 
     def version(self) -> str | None:
-        """Of its package; None where that is not installed."""
+        """The version of its package; None where that is not installed."""
         ...
 
     def unavailable(self, case: Case, device: torch.device) -> str | None:

@@ -23,7 +23,7 @@ def temperature_of(case: Case) -> float:
 
 
 def reference_states(case: Case, inputs: Inputs, rows: Tensor | None) -> pk.ReferenceStates:
-    """Of the answer rows: gathered in the call, as they come out of a model's forward."""
+    """The states of the answer rows, gathered in the call as they come out of a model's forward."""
     post = inputs.reference_post if case.gated else None
     return pk.ReferenceStates(take(inputs.reference_hidden, rows), post, inputs.reference_weight)
 

@@ -20,7 +20,7 @@ from benchmarks.peers.peer import Setting
 
 DISTRIBUTION = "trl"
 COLUMNS = {"cpu": (8192, 32768), "cuda": (8192, 32768, 131072)}
-"""Of a tile, by device; its trainers have 32768."""
+"""Columns of a tile, by device; its trainers have 32768."""
 BACKWARD_IMPORTS = "trl.trainer.utils"
 """What a first backward pass would import, seconds long."""
 

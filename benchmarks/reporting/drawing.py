@@ -11,7 +11,7 @@ DPI, COLOURS = 120, 128
 
 
 class Style(NamedTuple):
-    """Of an implementation, in every picture."""
+    """How an implementation is drawn, in every picture."""
 
     colour: str
     marker: str
@@ -51,7 +51,7 @@ def clean(axes: Any) -> None:
 
 
 def log_scale(axes: Any, name: str) -> None:
-    """Of the axis x or y, with plain numbers at 1, 2 and 5 of every decade."""
+    """Make the axis x or y logarithmic, with plain numbers at 1, 2 and 5 of every decade."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     getattr(axes, f"set_{name}scale")("log")

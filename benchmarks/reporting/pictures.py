@@ -44,7 +44,7 @@ def plot_all(device: str, machine: str, results: Sequence[Result], folder: Path)
 
 
 def styles(results: Iterable[Result]) -> dict[str, Style]:
-    """Of every implementation, in the order in which the results meet them."""
+    """The style of every implementation, in the order in which the results meet them."""
     names = dict.fromkeys(each.implementation for each in results if each.measured)
     others = [name for name in names if name not in (OURS, GEMMS)]
     found = {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(others)}

@@ -27,7 +27,7 @@ class Result:
     machine: str
     """Name of processor or card."""
     implementation: str
-    """Of a peer or a yardstick."""
+    """Name of a peer or a baseline."""
     reason: str = ""
     """Why it was not measured; empty where it was."""
     remark: str = ""
@@ -52,13 +52,13 @@ class Result:
     extra_mib: float | None = None
     """Peak memory beyond the inputs, outputs included."""
     output_mib: float | None = None
-    """Of what the call returns: values and gradients."""
+    """Size of what the call returns: values and gradients."""
     error: float | None = None
     """The largest relative error against naive in float64."""
     error_share: float | None = None
     """The largest share of its bound that an error takes up."""
     checked_rows: int = 0
-    """Of the case that was compared as a whole; 0 where nothing was compared."""
+    """Rows of the case that was compared as a whole; 0 where nothing was compared."""
     threads: int = 0
     torch: str = ""
     triton: str = ""

@@ -13,7 +13,7 @@ from benchmarks.cases.plan import Line
 from benchmarks.reporting.results import Result
 
 LEAST_POINTS = 3
-"""Of a fitted exponent."""
+"""Points that an exponent is fitted to at least."""
 
 
 class Fit(NamedTuple):
@@ -38,7 +38,7 @@ class Track(NamedTuple):
         return fit(self.sizes, self.p50_ms)
 
     def memory_fit(self) -> Fit | None:
-        """Of the memory beyond inputs and outputs."""
+        """Growth of the memory beyond inputs and outputs."""
         return fit(*_known(self.sizes, self.beyond_outputs_mib))
 
     def memory_growth(self) -> float | None:

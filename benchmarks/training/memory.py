@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Memory(NamedTuple):
-    """Of one process."""
+    """What one process held."""
 
     imports_mib: float
     """Peak before the model is loaded: the interpreter and its libraries."""

@@ -36,7 +36,7 @@ Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
 
 NUM_TOKENS = 50
 HEADER_TOKENS = 3
-"""Of the assistant header in ChatML: <|im_start|>, assistant, a line break."""
+"""Tokens of the assistant header in ChatML: <|im_start|>, assistant, a line break."""
 LEARNING_RATE = 1e-4
 
 

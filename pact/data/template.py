@@ -199,7 +199,7 @@ class Encoder:
         )
 
     def _kept(self, answer: list[int], tokens: Tokens, marked: list[tuple[int, int]]) -> list[int]:
-        """Of an answer's tokens those that the template marks, and with them its end."""
+        """Those of an answer's tokens that the template marks, and with them its end."""
         kept = [
             n
             for n in answer

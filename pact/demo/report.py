@@ -20,7 +20,7 @@ class Result(NamedTuple):
 
     evaluation: Evaluation
     records: list[Record]
-    """Of its fine-tuning; none for the aligned model."""
+    """Records of its fine-tuning; none for the aligned model."""
     step_s: float
     """Seconds of an optimiser step; 0 for the aligned model."""
 

@@ -176,7 +176,7 @@ def _fit(
 
 
 def _fingerprint(config: DemoConfig) -> str:
-    """Of all that the aligned model depends on."""
+    """A digest of all that the aligned model depends on."""
     names = ("align_steps", "align_batch_size", "align_learning_rate", "seed")
     digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode())
     for name in ("harmful_train.jsonl", "benign_train.jsonl"):

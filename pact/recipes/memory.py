@@ -32,7 +32,7 @@ from pact_kernels.implementation import DEFAULT_WORKSPACE_MIB, MIB
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ADAMW_BYTES = 16
-"""Of a trained value: itself, its gradient and two moments, all fp32."""
+"""Bytes of a trained value: itself, its gradient and two moments, all fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class MemoryPlan(NamedTuple):
     lines: tuple[Line, ...]
     """What is held at the peak of a step."""
     cache_bytes_per_row: int
-    """Of the reference cache on disk, for each answer token of the data."""
+    """Bytes of the reference cache on disk, for each answer token of the data."""
     discover: int
     """Bytes of both models' weights."""
 

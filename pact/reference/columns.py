@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from pact.data.spans import IGNORE
 
+MASK = "attention_mask"
+
 
 class Columns(NamedTuple):
     """All examples, one after the other."""
@@ -46,15 +48,19 @@ def read_columns(dataset: Sequence[Mapping[str, Any]] | Any) -> Columns:
     """Read `input_ids` and `labels`; from a `datasets.Dataset` as Arrow keeps them, in its order.
 
     Raises:
-        ValueError: there are no examples, or one has not one label per token.
+        ValueError: there are no examples, one has not one label per token, or some are padded.
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
     if hasattr(dataset, "with_format"):
         table = dataset.with_format("arrow")[:]
+        if MASK in table.column_names:
+            _check_unpadded(pc.list_flatten(table[MASK]).to_numpy())
         ids, labels = (pc.list_flatten(table[name]).to_numpy() for name in Columns._fields[:2])
         sizes = [pc.list_value_length(table[name]).to_numpy() for name in Columns._fields[:2]]
     else:
+        masks = [np.asarray(example[MASK]) for example in dataset if MASK in example]
+        _check_unpadded(np.concatenate(masks) if masks else np.ones(0))
         parts = [[np.asarray(example[name]) for example in dataset] for name in Columns._fields[:2]]
         ids, labels = (np.concatenate(part) for part in parts)
         sizes = [np.array([len(line) for line in part]) for part in parts]
@@ -67,3 +73,12 @@ def read_columns(dataset: Sequence[Mapping[str, Any]] | Any) -> Columns:
         )
     offsets = np.concatenate(([0], np.cumsum(sizes[0], dtype=np.int64)))
     return Columns(ids.astype(np.int32), labels.astype(np.int32), offsets)
+
+
+def _check_unpadded(mask: np.ndarray) -> None:
+    """Refuse padding in the data, which a cache would take for tokens."""
+    if not mask.all():
+        raise ValueError(
+            f"data whose values are kept must not be padded, got zeros in {MASK}: leave padding "
+            "to the collator, as pact.data.dataset.encode_examples does"
+        )

@@ -144,7 +144,7 @@ class _Slabs:
             unselected=rows.unselected,
         )
         left = bytes_left(limit_bytes, rows.shared_bytes())
-        # Of a row of a block: `_finish_` gathers the targets' rows of the head.
+        # A block's row takes so much: `_finish_` gathers the targets' rows of the head.
         block_bytes = rows.row_bytes() + width * (narrow + wide * (narrow < wide))
         self.block_rows = max(1, min(left // BLOCK_SHARE // block_bytes, num_rows))
         left -= self.block_rows * block_bytes

@@ -39,7 +39,7 @@ LOG2_E = math.log2(math.e)
 ROWS_OF_A_SMALL_WORKSPACE = 16
 """So many rows of a tile are to fit before the tile is made wider."""
 COPIES = 3
-"""Of a tile, at most: raw, in fp32, and its slopes."""
+"""Copies of a tile, at most: raw, in fp32, and its slopes."""
 
 
 class Head(NamedTuple):

@@ -16,7 +16,7 @@ from pact_kernels.kernels.runtime import Target, is_interpreted, target_of
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Of a product whose logits are consumed tile by tile."""
+    """Tiles of a product whose logits are consumed tile by tile."""
 
     rows: int
     """Rows of a tile."""
@@ -69,7 +69,7 @@ def stream_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: bo
 
 @dataclass(frozen=True, kw_only=True)
 class KlConfig:
-    """Of the fused selected-token KL."""
+    """Tiles of the fused selected-token KL."""
 
     rows: int
     """Rows of a program; the K tokens stand beside them in registers."""
@@ -139,7 +139,7 @@ def kl_rows_config(num_tokens: int) -> KlConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlabConfig:
-    """Of the row kernels on a slab of logits."""
+    """Blocks of the row kernels on a slab of logits."""
 
     block: int
     """Logits of a row that a program holds at once."""
@@ -158,7 +158,7 @@ def slab_config(dtype: torch.dtype, *, crowded: bool) -> SlabConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Of the token scores: a tile of both models at once."""
+    """Tiles of the token scores: one of both models at once."""
 
     rows: int
     """Rows of a tile."""
@@ -215,7 +215,7 @@ def selected_config(
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig:
-    """Of the product of an (N, K) gradient with the selected rows of a head."""
+    """Tiles of the product of an (N, K) gradient with the selected rows of a head."""
 
     rows: int
     """Rows of a tile."""

@@ -37,7 +37,7 @@ from pact_kernels.kernels.slab_loss import Softmax, launch_slab_loss
 ROW_MULTIPLE = 128
 """Slabs of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT_BYTES = 16
-"""Of a slab's rows: the widest access of a thread."""
+"""What a slab's rows are aligned to: the widest access of a thread."""
 COPY_SHARE = 8
 """The part of the workspace, one over this, for fp32 copies of a 16-bit slab's gradient."""
 

@@ -37,7 +37,7 @@ GOOD = Compiled(
 
 
 def case(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> Case:
-    """Of 192 tokens: not a multiple of the 128 in a tile."""
+    """A case of 192 tokens: not a multiple of the 128 in a tile."""
 
     def launch() -> object:
         return launch_linear_logsumexp(

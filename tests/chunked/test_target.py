@@ -68,7 +68,7 @@ def test_counts_at_the_ends() -> None:
 
 
 def test_a_shift_leaves_the_counts() -> None:
-    """Of eighths by eighths, which are added without rounding."""
+    """A shift of eighths by eighths, which are added without rounding."""
     logits = torch.randn(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits = (logits * 8).round() / 8
     assert torch.equal(top_p_count(logits, 0.9, 1.0), top_p_count(logits - 7.5, 0.9, 1.0))

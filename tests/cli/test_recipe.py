@@ -77,7 +77,7 @@ def test_data_lists_its_sets(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_data_without_a_network_is_one_line(tmp_path: Path) -> None:
-    """Of a whole process, as a user sees it."""
+    """What a whole process prints, as a user sees it."""
     output = tmp_path / "prompts.jsonl"
     done = subprocess.run(
         [

@@ -85,7 +85,7 @@ def test_bucketed_batches_have_similar_lengths_in_no_order() -> None:
 
 
 def test_what_fills_no_batch_is_of_any_length() -> None:
-    """Of 9 examples in batches of 8, each is the last one in its turn."""
+    """Each of 9 examples in batches of 8 is the last one in its turn."""
     lengths = [10 * n for n in range(9)]
     last = {bucketed_order(lengths, 8, seed)[-1] for seed in range(100)}
     assert last == set(range(9))

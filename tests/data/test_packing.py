@@ -136,7 +136,7 @@ def test_labels_of_the_lines_are_the_rows(seed: int) -> None:
 
 
 def test_less_is_padding_than_in_a_padded_batch() -> None:
-    """Of random lengths, where half of a padded batch is padding."""
+    """For random lengths, where half of a padded batch is padding."""
     shares: list[list[float]] = [[], [], []]
     for seed in range(5):
         examples = random_examples(seed, count=32)

@@ -32,7 +32,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"]
 @pytest.mark.parametrize("source", ["states", "logits"])
 @pytest.mark.parametrize("gate", [pk.GateConfig(), None], ids=["gate", "no gate"])
 def test_errors(gate: pk.GateConfig | None, source: str, dtype: torch.dtype) -> None:
-    """Of each row, by a trained head; cached logits are of the same dtype, 16 bits among them."""
+    """For each row, with a trained head; cached logits have the same dtype, 16 bits among them."""
     got = case(dtype).check(source=source, gate=gate, weighted=True, reduction="none")
     assert all(value.any() for value in got.values())
 

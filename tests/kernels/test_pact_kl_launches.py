@@ -17,7 +17,7 @@ from tests.kernels.rounding import round_to_nearest
 from tests.ops.compare import assert_same
 
 STEP = 2.0**-7
-"""Of bf16 next to 1, relative. In another layout a product may add its terms in another order: the
+"""The step of bf16 next to 1. In another layout a product may add its terms in another order: the
 sum, in fp32, may then round to the neighbour in bf16."""
 
 

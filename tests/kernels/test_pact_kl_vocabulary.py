@@ -98,10 +98,10 @@ def test_over_the_vocabulary(
         row_weight=c.row_weight.double(),
     )
     (1.7 * kl).sum().backward()
-    # Of a row that is ignored nothing is left.
+    # Nothing is left of a row that is ignored.
     keep = (~ignored).double()
     expected = {"kl": kl.detach() * keep, "gate": c_gate * keep, "gradient": z.grad * keep[:, None]}
-    # Of one token the rest is 0.001 here and there: a difference from 1, it keeps 4 digits.
+    # The rest of one token is 0.001 here and there: a difference from 1, it keeps 4 digits.
     atol = 4e-6 if selected == 11 else 2e-5
     for name, value in expected.items():
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=atol)

@@ -89,7 +89,7 @@ def nats(value: Tensor) -> float:
 
 @every_op
 def test_values_and_gradients(name: str) -> None:
-    """Of 0.37 times the op, with a trained head."""
+    """Values and gradients of 0.37 times the op, with a trained head."""
     p = rounded(rows=20)
     leaves = [t.float() for t in (p.hidden, p.weight, p.bias)]
     before = [leaf.clone() for leaf in leaves]

@@ -37,7 +37,7 @@ from tests.kernels.slab import (
 
 WHOLE_BLOCK = slab_config(torch.bfloat16, crowded=False).block
 ROUNDING = {torch.float32: 4e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""Of one value, once; an exponential in fp32 may be off by a few dozen roundings of its own."""
+"""What one value is off by; an exponential in fp32 may be off by a few dozen roundings."""
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_counts_known_by_hand() -> None:
 
 
 def test_a_shift_leaves_the_counts() -> None:
-    """Of a power of two, which fp32 adds to these eighths without rounding."""
+    """A shift of a power of two, which fp32 adds to these eighths without rounding."""
     logits = (randn(ROWS, 40) * 8).round() / 8
     expected = device.top_p_count(logits, 0.9, 1.0)
     for shift in (64.0, -1024.0):

@@ -17,7 +17,7 @@ PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::matmul", "aten::li
 
 
 class Memory(NamedTuple):
-    """Of one call."""
+    """What one call takes."""
 
     extra_bytes: int
     """Most bytes alive at once, less those still alive at the end: outputs and what is saved."""

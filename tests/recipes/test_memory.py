@@ -97,7 +97,7 @@ def test_the_table_has_the_plan(recipe: Recipe) -> None:
 def test_activations_are_what_autograd_keeps(
     recipe: Recipe, checkpointed: bool, targets: tuple[str, ...]
 ) -> None:
-    """Of layers beyond the first two, whose differences leave out what is kept once."""
+    """For layers beyond the first two, whose differences leave out what is kept once."""
     sizes = replace(
         recipe.architecture,
         hidden_size=192,

@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from datasets import Dataset
 
 from pact.reference import CachedReference, fill_cache
 from pact.reference.shards import is_valid
@@ -140,3 +141,14 @@ def test_the_progress_counts_rows_also_those_already_there(tmp_path, caplog):
         assert not [r for r in caplog.records if r.name == "pact.progress"]
         cache = fill_cache(p.dataset, Counting(), p.objective, p.collator, folder=tmp_path)
     assert f"reference: {cache.num_rows} of {cache.num_rows} rows in" in caplog.text
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_padded_data_are_refused(tmp_path, as_list):
+    """A cache reads ids and labels as they are: padding would be taken for tokens."""
+    p = problem()
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in p.dataset]
+    rows[1]["attention_mask"][-1] = 0
+    dataset = rows if as_list else Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="must not be padded, got zeros in attention_mask"):
+        p._replace(dataset=dataset).fill(Counting(), tmp_path)

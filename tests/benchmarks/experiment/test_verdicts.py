@@ -102,7 +102,7 @@ def test_equally_near_methods_are_all_named(tmp_path: Path) -> None:
 
 
 def test_the_cheapest_of_those_that_keep_refusals_and_tasks(tmp_path: Path) -> None:
-    """Of three settings one loses refusals; a weight of the trade-off refuses less than ours."""
+    """One of three settings loses refusals; a weight of the trade-off refuses less than ours."""
     found = one_set(tmp_path, 0.1, (32, 50, 10))
     weak, mild = (replace(OURS, harmful_share=0.1, steps=n) for n in (7, 8))
     save(weak, measures(20, 50, over=2), tmp_path)

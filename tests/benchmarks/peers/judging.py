@@ -26,11 +26,11 @@ BASE = Case(
     tokens=7,
 )
 FACTOR = 4.0
-"""Of eager's own error: another order of summation is as good, and eager may be right by luck."""
+"""Times eager's own error: another order of summation is as good, and eager may be lucky."""
 FLOOR = 2e-6
 """16 roundings of fp32."""
 KL_FLOOR = 1e-5
-"""Of a KL alone. Student and reference nearly agree, and 1 - q_rest / P_rest, about 0.01 here, is
+"""Floor of a KL alone. Student and reference nearly agree: 1 - q_rest / P_rest, about 0.01 here, is
 what is left of two numbers of size 1: it has lost two digits."""
 MOST_OF_EAGER = 1e-4
 """Beyond rounding in fp32, so that a wrong formula of eager's does not excuse itself and others."""

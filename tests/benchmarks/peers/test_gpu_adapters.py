@@ -25,7 +25,7 @@ ALIGNED = replace(BASE, length=36, vocabulary=1024)
 
 
 class StandIns:
-    """Of the packages' functions; they note the options that they are called with."""
+    """In place of the packages' functions; they note the options that they are called with."""
 
     def __init__(self) -> None:
         self.options: list[tuple[Any, ...]] = []
