@@ -23,7 +23,7 @@ def check_on_hub(name: str, kind: Literal["model", "dataset"], cached_file: str)
     try:
         if isinstance(try_to_load_from_cache(name, cached_file, repo_type=kind), str):
             return
-        if constants.is_offline_mode():
+        if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set, and the local cache has no files of it")
         ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
         ask(name, timeout=TIMEOUT_S)

@@ -310,7 +310,7 @@ def test_a_name_that_is_nowhere_is_said_at_once(load: Any, monkeypatch: pytest.M
         load("my-aligned-model")
     assert [name for name, _ in asked] == ["my-aligned-model"]
     assert asked[0][1]["timeout"] <= 10
-    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
         load("my-aligned-model")
     assert len(asked) == 1
