@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pact.data.packing import PackedCollator
-from pact.models import causal_lm, check_head, check_packing, output_head
+from pact.models import backbone, causal_lm, check_head, check_packing, output_head
 from pact.objective import PactObjective
 from pact.reference import FrozenModel, Reference
 
@@ -35,8 +35,9 @@ def check_training(
             "this objective needs a reference, got None: use AdaptersOff or FrozenModel"
         )
     parameters = trainable_parameters(model)
-    check_head(model)
+    backbone(model)
     check_tied(model)
+    check_head(model)
     if isinstance(reference, FrozenModel):
         check_head(reference.model)
     vocabulary = output_head(model).weight.shape[0]
