@@ -178,7 +178,8 @@ def _start(
 
 
 def _opening(text: str, conversation: Conversation, n: int, tokenizer: Any) -> str:
-    """What would stand before words in place of message n, from the beginning of the text."""
+    """What would stand before words in place of message n, from the beginning of the text; if
+    none would stand there, what no text begins with."""
     marks = _Marks(text)
     words = marks.put({"role": "assistant", "content": "words"}, n)
     other = [*conversation[:n], words, *conversation[n + 1 :]]
@@ -186,7 +187,8 @@ def _opening(text: str, conversation: Conversation, n: int, tokenizer: Any) -> s
         rendered = render(like(conversation, other), tokenizer)
     except BadConversation:  # a tool's answer may follow a call alone
         return words["content"]
-    return rendered[: rendered.find(words["content"])]
+    place = rendered.find(words["content"])
+    return words["content"] if place < 0 else rendered[:place]
 
 
 def _same(one: str, other: str) -> int:

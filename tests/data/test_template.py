@@ -172,6 +172,7 @@ def test_an_answer_that_is_not_rendered_is_refused(blocks: str) -> None:
     tokenizer = tiny_tokenizer(PARTS + blocks)
     with pytest.raises(BadConversation, match="leaves out the content Sure of message 1"):
         encode(chat("Hi", "Sure"), tokenizer)
+    assert labelled(chat("Hi", ""), tiny_tokenizer(PARTS)) == ["<|im_end|>"]
     with pytest.raises(ValueError, match="conversation 1: the chat template must render all"):
         encode_examples([chat("Hi", ""), chat("Hi", "Sure")], tokenizer, None)
 
