@@ -25,5 +25,5 @@ def run(argv: Sequence[str]) -> None:
     last = result.records[-1]
     print(
         f"{last['step']:.0f} steps, cross-entropy {last['cross_entropy']:.4f}, "
-        f"KL {last['kl']:.4f}: saved in {result.output_dir}"
+        f"KL {last['kl']:z.4f}: saved in {result.output_dir}"
     )

@@ -276,6 +276,6 @@ def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -
 
 def _summary(record: Record) -> str:
     return (
-        f"loss {record['loss']:.4f}  ce {record['cross_entropy']:.4f}  kl {record['kl']:.4f}  "
+        f"loss {record['loss']:.4f}  ce {record['cross_entropy']:.4f}  kl {record['kl']:z.4f}  "
         f"gate {record['gate']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
     )
