@@ -44,8 +44,9 @@ class AdaptersOff:
 
     Raises:
         ValueError: the model has no adapters; its adapters changed the weights below them when they
-            were put on; or it trains anything else beside them (its head, its embeddings,
-            `modules_to_save`): without adapters it is not the aligned model.
+            were put on; one of them is active and not trained, so it is a part of the model that
+            training begins from; or the model trains anything else beside them (its head, its
+            embeddings, `modules_to_save`): without adapters it is not the aligned model.
     """
 
     is_student = True
@@ -57,6 +58,7 @@ class AdaptersOff:
                 f"{type(model).__name__}: use FrozenModel(copy.deepcopy(model))"
             )
         check_base_kept(model)
+        _check_all_trained(model)
         adapter_names = tuple(getattr(model, "peft_config", {}))
         prefixes = adapter_prefixes(model)
         others = [
@@ -108,6 +110,24 @@ def check_base_kept(model: Any) -> None:
                 f"adapters must be a part of the model's layers, got {config.peft_type.value} as "
                 f"adapter {name!r}, a learnt prompt: use LoRA"
             )
+
+
+def _check_all_trained(model: Any) -> None:
+    """Refuse an active adapter that stays as it is beside others that are trained."""
+    trained = {
+        part
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        for part in name.split(".")
+    }
+    active = list(model.active_adapters)
+    held = [name for name in active if name not in trained]
+    if held and len(held) < len(active):
+        raise ValueError(
+            f"every active adapter must be trained, got {held[0]!r} active and not trained beside "
+            f"{next(name for name in active if name in trained)!r}: with adapters off the model "
+            "would be without it; merge it first (merge_and_unload), or use FrozenModel with a copy"
+        )
 
 
 def adapter_prefixes(model: Any) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ def check_training(
         )
     parameters = trainable_parameters(model)
     backbone(model)
+    check_apart(model)
     check_tied(model)
     check_head(model)
     if isinstance(reference, FrozenModel):
@@ -71,6 +72,22 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 "model in float32, and set dtype='bf16' for bfloat16 products"
             )
     return parameters
+
+
+def check_apart(model: nn.Module) -> None:
+    """Refuse adapters that are merged into the weights below: PEFT then leaves all of them out.
+
+    Raises:
+        ValueError: there are such adapters.
+    """
+    for path, module in model.named_modules():
+        merged = getattr(module, "merged_adapters", None)
+        if merged:
+            raise ValueError(
+                f"adapters must be apart from the weights below to be trained, got {merged[0]!r} "
+                f"merged into {path}: call unmerge_adapter(), or merge_and_unload() before new "
+                "adapters are put on"
+            )
 
 
 def check_tied(model: nn.Module) -> None:

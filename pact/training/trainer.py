@@ -250,7 +250,7 @@ class PactTrainer(Trainer):
         """
         steps = self.state.global_step - self._summed_from
         if "loss" in logs and steps > 0:
-            if "grad_norm" in logs:
+            if "grad_norm" in logs and not self.args.fp16:  # whose scaler leaves such steps out
                 norm = torch.as_tensor(logs["grad_norm"], device=self.args.device)
                 zero = torch.zeros((), device=self.args.device)
                 self._watch.see(self.state.global_step, zero, norm)

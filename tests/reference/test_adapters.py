@@ -142,3 +142,23 @@ def test_an_adapted_tied_head_is_refused() -> None:
     with pytest.raises(ValueError, match="on the head need|must be a plain nn.Linear, got peft"):
         student = get_peft_model(tiny_llama(tied=True), lora(target_modules=["lm_head"]))
         problem(None).fit(student, FitConfig(max_steps=1))
+
+
+def two_adapters() -> Any:
+    """One that makes the model what it is, and one to train."""
+    model = get_peft_model(tiny_llama(), lora(init_lora_weights=False), adapter_name="aligned")
+    model.add_adapter("new", lora())
+    model.base_model.set_adapter(["aligned", "new"])
+    return model
+
+
+def test_an_active_adapter_that_is_not_trained_is_a_part_of_the_model() -> None:
+    model = two_adapters()
+    AdaptersOff(model)  # both are trained
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".new." in name)
+    with pytest.raises(ValueError, match="got 'aligned' active and not trained beside 'new'"):
+        AdaptersOff(model)
+    model.base_model.set_adapter("new")
+    AdaptersOff(model)  # the other is in no forward
+    AdaptersOff(model.requires_grad_(False))  # nothing is trained, as where a drift is measured

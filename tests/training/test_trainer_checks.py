@@ -65,6 +65,12 @@ def lora(**options: Any) -> Any:
     )
 
 
+def merged() -> Any:
+    model = lora(init_lora_weights=False)
+    model.merge_adapter()
+    return model
+
+
 REFUSED = {
     "a head that is more than a matrix": (more_than_a_matrix, "its head does what its config"),
     "a frozen model": (
@@ -76,6 +82,7 @@ REFUSED = {
         lambda: lora(tied=True, target_modules=["embed_tokens"]),
         "adapters on the embeddings need embeddings of their own",
     ),
+    "merged adapters": (merged, "must be apart from .* got 'default' merged into .*q_proj"),
     "an adapted head": (lambda: lora(target_modules=["lm_head"]), "got peft.*Linear, an adapter's"),
     "no language model": (lambda: nn.Linear(3, 3), "must be a causal language model"),
 }
@@ -245,6 +252,18 @@ def test_what_is_not_finite_is_neither_logged_as_0_nor_saved(
         made.save_model(str(tmp_path / "saved"))
     assert not (tmp_path / "saved").exists()
     assert all(entry.get("loss") != 0.0 for entry in made.state.log_history)
+
+
+def test_a_step_that_fp16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
+    """Its scaler starts too high on purpose: the first gradients overflow, and are not used."""
+    made = trainer(problem(None), tmp_path)
+    made.state.global_step = 1
+    made.args.fp16 = True
+    made.log({"loss": 2.0, "grad_norm": float("inf")})
+    made.state.global_step = 2
+    made.args.fp16 = False
+    with pytest.raises(ValueError, match="gradient's norm must be finite, got inf in step 2"):
+        made.log({"loss": 2.0, "grad_norm": float("inf")})
 
 
 def test_batches_are_not_dispatched_apart(tmp_path: Path) -> None:
