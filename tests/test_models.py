@@ -24,6 +24,7 @@ from transformers import (
 import pact_kernels as pk
 from pact.loading import load_model, load_tokenizer
 from pact.models import check_head, hidden_states, output_head
+from tests.rounding import STATES
 from tests.tiny import save_tiny
 
 SIZES = {
@@ -66,7 +67,7 @@ def test_head_gives_back_the_models_logits(family):
     head = output_head(model)
     states = hidden_states(model, ids, torch.ones_like(ids))
     logits = pk.selected_logits(states, head.weight, torch.arange(40), **head.options)
-    torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=STATES, atol=STATES)
 
 
 def test_a_head_that_its_config_does_not_name_is_refused():

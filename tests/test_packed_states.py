@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import modeling_flash_attention_utils as flash
 
 from pact.models import check_packing, hidden_states
+from tests.rounding import STATES, SUMS
 from tests.tiny import tiny_llama
 
 SIZES = {
@@ -80,7 +81,7 @@ def check_states(model: nn.Module) -> None:
     assert states.shape[:2] == (2, 10) and states.isfinite().all()
     for member, sequence in enumerate(sequences):
         alone = hidden_states(model, sequence[None], torch.ones_like(sequence[None]))[0]
-        torch.testing.assert_close(states[owner == member], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[owner == member], alone, rtol=STATES, atol=SUMS)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

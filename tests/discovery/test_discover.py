@@ -15,6 +15,7 @@ from torch import Tensor
 from pact.data.dataset import encode_examples
 from pact.discovery import DiscoverConfig, SafetyTokens, discover, run_discover
 from pact.discovery.tokens import tokenizer_hash
+from tests.rounding import STATES, SUMS
 from tests.tiny import VOCAB_SIZE, save_tiny, tiny_llama, tiny_tokenizer
 
 TOP_K = 20
@@ -85,13 +86,13 @@ def test_equals_the_dense_formula(pair: Pair, dataset: Any, mode: str, temperatu
     difference, confidence = dense_scores(dataset, mode, temperature)
     expected = SafetyTokens.from_scores(difference, confidence, TOP_K)
     assert torch.equal(tokens.ids, expected.ids)
-    torch.testing.assert_close(tokens.weights, expected.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens.weights, expected.weights, rtol=STATES, atol=SUMS)
     assert tokens.aligned_confidence is not None
     torch.testing.assert_close(tokens.aligned_confidence, confidence[tokens.ids].float())
     if mode == "p_diff":
         assert tokens.base_confidence is not None
         base = (confidence - difference)[tokens.ids].float()
-        torch.testing.assert_close(tokens.base_confidence, base, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(tokens.base_confidence, base, rtol=STATES, atol=1e-8)
     else:
         assert tokens.base_confidence is None
 
@@ -100,7 +101,7 @@ def test_equals_the_dense_formula(pair: Pair, dataset: Any, mode: str, temperatu
 def test_batching_changes_nothing(pair: Pair, dataset: Any, max_tokens: int) -> None:
     whole, parts = (find(pair, dataset, max_tokens=size) for size in (100_000, max_tokens))
     assert torch.equal(whole.ids, parts.ids)
-    torch.testing.assert_close(whole.weights, parts.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.weights, parts.weights, rtol=STATES, atol=SUMS)
     assert whole.metadata == parts.metadata
 
 
@@ -112,7 +113,7 @@ def test_padding_and_tokens_after_the_counted_steps_change_nothing(pair: Pair) -
     assert answers[0][:shared] == answers[1][:shared] and len(answers[0]) < len(answers[1])
     first, second = (find(pair, rows, max_response_length=shared) for rows in (short, long))
     assert torch.equal(first.ids, second.ids)
-    torch.testing.assert_close(first.weights, second.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.weights, second.weights, rtol=STATES, atol=SUMS)
     assert first.metadata["num_steps"] == second.metadata["num_steps"] == str(shared)
 
 
@@ -216,7 +217,7 @@ def test_run_discover_writes_what_it_returns(
     loaded.check_tokenizer(tiny_tokenizer())
     in_memory = find(pair, rows_of(*[texts[:2] for texts in CONVERSATIONS]))
     assert torch.equal(tokens.ids, in_memory.ids)
-    torch.testing.assert_close(tokens.weights, in_memory.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens.weights, in_memory.weights, rtol=STATES, atol=SUMS)
     for name in ("aligned", "base", "data", "dtype", "seed"):
         assert tokens.metadata[name] == str(getattr(config, name))
     with pytest.raises(ValueError, match="must be a new file: name another, or set overwrite"):

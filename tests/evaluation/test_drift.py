@@ -15,6 +15,7 @@ from pact.discovery import SafetyTokens
 from pact.evaluation.drift import Drift, measure_drift
 from pact.reference import AdaptersOff, FrozenModel
 from tests.evaluation.test_heldout import PAIRS
+from tests.rounding import STATES
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 # unequal weights, one of them negative: drift must not depend on them
@@ -81,7 +82,7 @@ def test_drift_is_the_dense_formula(batch_size: int) -> None:
         "rows": first.numel(),
         "answers": 4,  # PAIRS has three conversations, one with two answers
     }
-    assert asdict(found) == pytest.approx(expected, rel=1e-4)
+    assert asdict(found) == pytest.approx(expected, rel=STATES)
 
 
 def test_drift_from_the_model_without_its_adapters() -> None:

@@ -13,6 +13,7 @@ from pact_kernels.naive.pact_kl import gate_value, pact_kl, top_p_count
 from pact_kernels.naive.selected_confidences import selected_confidences
 from pact_kernels.naive.token_scores import token_scores
 from tests.ops.problem import problem
+from tests.rounding import EXACT
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -107,13 +108,13 @@ def test_cross_entropy_is_torchs() -> None:
         expected = torch.nn.functional.cross_entropy(
             logits, p.target, reduction=reduction, label_smoothing=0.1
         )
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(got, expected, rtol=EXACT, atol=EXACT)
     with_z = linear_cross_entropy(
         p.hidden, p.weight, p.target, bias=p.bias, reduction="none", z_loss=0.3
     )
     plain = torch.nn.functional.cross_entropy(logits, p.target, reduction="none")
     extra = torch.where(p.target == -100, 0.0, 0.3 * logits.logsumexp(-1).square())
-    torch.testing.assert_close(with_z, plain + extra, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(with_z, plain + extra, rtol=EXACT, atol=EXACT)
 
 
 def test_the_softcap_and_the_scale() -> None:
@@ -127,7 +128,7 @@ def test_the_softcap_and_the_scale() -> None:
         for w, b in zip(p.weight[:, 0].tolist(), p.bias.tolist(), strict=True)
     ]
     expected = [3.0 * math.tanh(0.5 * raw[s] / 3.0) for s in p.token_ids.tolist()]
-    assert got.tolist()[0] == pytest.approx(expected, rel=1e-12)
+    assert got.tolist()[0] == pytest.approx(expected, rel=EXACT)
 
 
 def test_confidences_are_columns_of_the_softmax() -> None:

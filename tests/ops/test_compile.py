@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import pact_kernels as pk
 from tests.ops.compare import relative_error
 from tests.ops.problem import problem
+from tests.rounding import EXACT
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,7 @@ def test_every_op_is_one_graph(name: str) -> None:
         else:
             gradients.append((value,))
     for eager, fast in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, eager, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(fast, eager, rtol=EXACT, atol=1e-14)
 
 
 def test_a_compiled_op_still_looks_at_the_ids() -> None:

@@ -12,6 +12,7 @@ import pact_kernels as pk
 from tests.ops.calls import Calls
 from tests.ops.compare import assert_matches_naive, outcome
 from tests.ops.problem import problem
+from tests.rounding import EXACT
 
 OPTIONS = {
     "plain": {},
@@ -54,7 +55,7 @@ def test_it_is_torchs_cross_entropy() -> None:
     got = pk.linear_cross_entropy(
         p.hidden, p.weight, p.target, bias=p.bias, label_smoothing=0.1, reduction="mean"
     )
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, expected, rtol=EXACT, atol=0)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -207,7 +208,7 @@ def test_inputs_may_be_strided_and_stay_as_they_are() -> None:
     with pk.workspace(0.02):
         got = call(hidden, weight, bias)
     expected = outcome(call, hidden, weight, bias, implementation="naive")["value"]
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, expected, rtol=EXACT, atol=0)
     assert all(
         torch.equal(a, b) for a, b in zip(before, (hidden, weight, bias, target), strict=True)
     )

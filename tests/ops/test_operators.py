@@ -15,6 +15,7 @@ import pact_kernels as pk
 from tests.ops.calls import Calls
 from tests.ops.compare import relative_error
 from tests.ops.problem import problem
+from tests.rounding import EXACT
 
 Op = Callable[..., Tensor]
 
@@ -173,7 +174,7 @@ def test_gradients_of_some_inputs_alone(name: str, reduction: str) -> None:
         for leaf, whole, want in zip(part, full, wanted, strict=True):
             assert (leaf.grad is not None) == want
             if want:
-                torch.testing.assert_close(leaf.grad, whole.grad, rtol=1e-12, atol=1e-14)
+                torch.testing.assert_close(leaf.grad, whole.grad, rtol=EXACT, atol=1e-14)
 
 
 def test_without_grad_nothing_is_saved() -> None:

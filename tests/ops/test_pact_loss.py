@@ -18,6 +18,7 @@ from tests.ops.compare import (
     relative_error,
 )
 from tests.ops.problem import Problem, problem
+from tests.rounding import EXACT
 
 GATES = {
     "gate": pk.GateConfig(),
@@ -110,9 +111,9 @@ def test_it_is_cross_entropy_plus_weighted_kl(over: str) -> None:
         over=over,
         bias=p.bias,
     )
-    torch.testing.assert_close(out.cross_entropy, cross_entropy, rtol=1e-12, atol=0)
-    torch.testing.assert_close(out.kl, kl, rtol=1e-12, atol=0)
-    torch.testing.assert_close(out.loss, cross_entropy + 0.3 * kl, rtol=1e-12, atol=0)
+    torch.testing.assert_close(out.cross_entropy, cross_entropy, rtol=EXACT, atol=0)
+    torch.testing.assert_close(out.kl, kl, rtol=EXACT, atol=0)
+    torch.testing.assert_close(out.loss, cross_entropy + 0.3 * kl, rtol=EXACT, atol=0)
 
 
 @pytest.mark.parametrize("source", ["states", "logits"])
@@ -346,7 +347,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
             pk.ReferenceLogits(*(t[row : row + 1] for t in p.logits())),
             reduction="none",
         )
-        torch.testing.assert_close(alone.loss[0], whole.loss[row], rtol=1e-12, atol=0)
+        torch.testing.assert_close(alone.loss[0], whole.loss[row], rtol=EXACT, atol=0)
 
 
 def test_the_cut_into_micro_batches_does_not_change_the_step() -> None:
@@ -375,7 +376,7 @@ def test_the_cut_into_micro_batches_does_not_change_the_step() -> None:
                 num_items=rows,
             ).loss
     total.backward()
-    torch.testing.assert_close(total.detach(), whole["loss"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(total.detach(), whole["loss"], rtol=EXACT, atol=0)
     torch.testing.assert_close(0.37 * 0.5 * weight.grad, whole["by_weight"], rtol=1e-10, atol=1e-14)
 
 

@@ -11,6 +11,7 @@ import pact_kernels as pk
 from pact_kernels.chunked import token_scores as chunked
 from tests.ops.compare import relative_error
 from tests.ops.problem import problem
+from tests.rounding import EXACT
 
 SAMPLE = torch.tensor([5, -2, 9, 5, 7])  # any numbering, in any order, of unequal sizes
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ def test_options_match_naive(mode: str, name: str, bias: bool) -> None:
     for mib in (0.05, 8.0):  # logits formed twice, and kept
         for a, b in zip(scores("chunked", mib, *args, **options), expected, strict=True):
             assert a.shape == b.shape == (613,)
-            assert relative_error(a, b) < 1e-11
+            assert relative_error(a, b) < 10 * EXACT
 
 
 def test_every_sample_counts_the_same_however_long() -> None:
@@ -55,7 +56,7 @@ def test_every_sample_counts_the_same_however_long() -> None:
     _, of_both = pk.token_scores(
         p.hidden, p.weight, p.hidden, p.weight, torch.tensor([0, 3, 3, 3], dtype=torch.int32)
     )
-    torch.testing.assert_close(of_both, (of_first + of_others) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(of_both, (of_first + of_others) / 2, rtol=EXACT, atol=0)
     assert float(of_both.sum()) == pytest.approx(1.0)
 
 

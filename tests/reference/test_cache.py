@@ -12,6 +12,7 @@ from pact.models import hidden_states, output_head
 from pact.reference import CachedReference, FrozenModel, fill_cache
 from pact.reference.columns import read_columns
 from tests.reference.problem import COUNT, THREE_TURNS, WITHOUT_ROWS, problem
+from tests.rounding import SUMS
 from tests.tiny import tiny_llama
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS
 
@@ -85,10 +86,10 @@ def test_loss_and_gradient_are_those_of_the_live_reference(tmp_path, over, gate)
     theirs, expected = loss_and_gradient(p, live, batch)
     assert ours.kl > 1e-3  # there is something to agree on
     for value, other in ((ours.loss, theirs.loss), (ours.kl, theirs.kl)):
-        torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
+        torch.testing.assert_close(value, other, rtol=SUMS, atol=0)
     for name, value in expected.items():
         error = (gradient[name] - value).norm() / value.norm()
-        assert error < 1e-5, name
+        assert error < SUMS, name
 
 
 def test_the_recommended_objective_on_a_cache_is_the_live_one(tmp_path):
@@ -102,14 +103,14 @@ def test_the_recommended_objective_on_a_cache_is_the_live_one(tmp_path):
     every = problem("vocabulary", gate=False)
     whole = CachedReference(every.fill(live, tmp_path / "every", dtype="fp32"))(batch).full
     # Logits of a few units, whose product with fewer tokens may be added in another order.
-    torch.testing.assert_close(cached(batch).full, whole[:, kept], rtol=0, atol=1e-5)
+    torch.testing.assert_close(cached(batch).full, whole[:, kept], rtol=0, atol=SUMS)
     ours, gradient = loss_and_gradient(p, cached, batch)
     theirs, expected = loss_and_gradient(p, live, batch)
-    torch.testing.assert_close(ours.kl, theirs.kl, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.kl, theirs.kl, rtol=SUMS, atol=0)
     assert abs(theirs.kl - loss_and_gradient(every, live, batch)[0].kl) > 1e-3
     for name, value in expected.items():
         error = (gradient[name] - value).norm() / value.norm()
-        assert error < 1e-5, name
+        assert error < SUMS, name
 
 
 def test_sixteen_bits_move_the_loss_by_less_than_their_rounding(tmp_path):
@@ -129,8 +130,8 @@ def test_packed_batches_read_and_fill_the_same_rows(tmp_path):
     packed_cache = p._replace(collator=packed).fill(live, tmp_path / "packed", dtype="fp32")
     batch = p._replace(collator=packed).batch(*SOME)
     ours, theirs = (CachedReference(cache)(batch) for cache in (packed_cache, padded_cache))
-    torch.testing.assert_close(ours.full, theirs.full, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours.post, theirs.post, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.full, theirs.full, rtol=0, atol=SUMS)
+    torch.testing.assert_close(ours.post, theirs.post, rtol=0, atol=SUMS)
 
 
 def test_a_line_holds_all_turns_of_its_example(tmp_path):
