@@ -159,5 +159,7 @@ def test_dropout_keeps_its_number_of_processes(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_without_its_metrics_is_resumed(settings: dict[str, Any]) -> None:
-    (Path(settings["output_dir"]) / "metrics.jsonl").unlink()
+    metrics = Path(settings["output_dir"]) / "metrics.jsonl"
+    metrics.unlink()
     resumed(settings)
+    assert metrics.is_file()
