@@ -17,7 +17,7 @@ from pact.config import PactConfig
 from pact.margin import with_margin
 
 if TYPE_CHECKING:
-    from pact.models import Head
+    from pact_kernels.types import Head
 
 
 class PactObjective:
@@ -110,7 +110,7 @@ class PactObjective:
             over=self.config.over,
             row_weight=row_weight,
             num_items=num_items,
-            **head.options,
+            **head.keywords,
         )
 
     @staticmethod
@@ -118,7 +118,7 @@ class PactObjective:
         hidden: Tensor, head: Head, target: Tensor, num_items: int | Tensor | None
     ) -> pk.PactLoss:
         loss = pk.linear_cross_entropy(
-            hidden, head.weight, target, num_items=num_items, **head.options
+            hidden, head.weight, target, num_items=num_items, **head.keywords
         )
         zero = torch.zeros((), device=loss.device)
         rows = torch.full((), target.numel(), device=loss.device)

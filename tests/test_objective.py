@@ -9,8 +9,8 @@ import torch
 
 import pact_kernels as pk
 from pact.config import PactConfig
-from pact.models import Head
 from pact.objective import PactObjective
+from pact_kernels.types import Head
 from tests.objectives import matching
 from tests.ops.problem import problem
 from tests.rounding import NO_KL, STATES

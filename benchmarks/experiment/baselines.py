@@ -20,12 +20,12 @@ from torch.nn import functional
 
 import pact_kernels as pk
 from pact.config import PactConfig
-from pact.models import Head
 from pact.objective import PactObjective
 from pact_kernels.naive.logits import logits
-from pact_kernels.ops.reduce import mean_of
-from pact_kernels.ops.references import in_one_dtype
-from pact_kernels.ops.validation import autocast_inputs
+from pact_kernels.ops._checks.arguments import autocast_inputs
+from pact_kernels.ops._operators.reduction import mean_of
+from pact_kernels.ops._operators.references import in_one_dtype
+from pact_kernels.types import Head
 
 PAPER_BETAS = (0.5, 2.0, 2.0, 2.0, 2.0)
 """Strengths of Qi et al. for the answer steps 0 to 4."""
@@ -222,14 +222,14 @@ def _frozen(
 
 def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
     """(N, V) fp32, or fp64 for fp64 states; products are in autocast's dtype, as the ops' are."""
-    hidden, weight, bias = autocast_inputs(hidden, head.weight, head.bias)
-    z = logits(hidden, weight, bias, head.softcap, head.logit_scale)  # (N, V)
+    hidden, head = autocast_inputs(hidden, head)
+    z = logits(hidden, *head)  # (N, V)
     return torch.log_softmax(z, dim=-1)
 
 
 def _cross_entropy_rows(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
     """(N,) -log P(target), by the op that `PactObjective.plain` trains with."""
-    return pk.linear_cross_entropy(hidden, head.weight, target, reduction="none", **head.options)
+    return pk.linear_cross_entropy(hidden, head.weight, target, reduction="none", **head.keywords)
 
 
 def _reported(loss: Tensor, cross_entropy: Tensor, kl: Tensor, rows: int) -> pk.PactLoss:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pact_kernels.kernels import head_loss as kernels
+from tests.kernels.chunk import head_spec
 from tests.kernels.head_case import (
     ALL,
     NONE,
@@ -24,7 +25,6 @@ from tests.kernels.head_case import (
 )
 from tests.kernels.loss_problem import rounded
 from tests.kernels.poison import poison
-from tests.kernels.slab import head_spec
 
 overs = pytest.mark.parametrize("over", [None, "selection", "vocabulary"])
 IGNORED = {"some ignored": 0.4, "none ignored": 0.0, "all ignored": 1.0}
@@ -115,7 +115,7 @@ def test_a_kl_without_gradients(over: str) -> None:
 
 @overs
 def test_more_selected_tokens_than_fit_in_registers(over: str | None) -> None:
-    """In fp32 past 128: logits and KL in launches of their own, in three slabs."""
+    """In fp32 past 128: logits and KL in launches of their own, in three chunks."""
     p = rounded(rows=9, selected=150, ignored=0.0)
     # The softmax's share is a difference of two sums of 150 terms: off by either.
     assert_near(run(p, over, limit_bytes=14_000), run(p, over, exact=True), 2 * TOLERANCE)
@@ -151,15 +151,16 @@ def test_a_plain_loss_is_what_is_left_without_the_kl() -> None:
     """kl_weight 0: the value is reported, the gradient is the cross-entropy's."""
     p = rounded()
     spec = kl_spec(p, "vocabulary", torch.float32)
-    args = (p.hidden.float(), p.weight.float(), p.target, p.bias.float(), p.token_ids)
+    head = head_spec().head(p.bias.float(), p.weight.float())
+    args = (p.hidden.float(), head, p.target)
     options: dict[str, Any] = {
-        "spec": head_spec(),
+        "term": head_spec().request,
         "row_grad": None,
-        "wanted": ALL,
+        "needs_grad": ALL,
         "limit_bytes": PLENTY,
     }
-    off = kernels.head_loss(*args, kl=replace(spec, kl_weight=0.0), **options)
-    without = kernels.head_loss(*args[:4], None, kl=None, **options)
+    off = kernels.head_loss(*args, p.token_ids, kl=replace(spec, kl_weight=0.0), **options)
+    without = kernels.head_loss(*args, None, kl=None, **options)
     assert bool(off.kl.any())
     for name in ("term", "grad_hidden", "grad_weight", "grad_bias"):
         one, other = getattr(off, name), getattr(without, name)

@@ -28,7 +28,7 @@ TOLERANCE = 4 * 2.0**-21
 """Four roundings of a logit between 8 and 16, as the largest of `problem` are, beside twice eager's
 error, which cancellation swells. Of the largest value, or of a nat where a loss is less."""
 MIB = 0.02
-"""A dozen rows of 301 logits to a slab."""
+"""A dozen rows of 301 logits to a chunk."""
 Op = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 

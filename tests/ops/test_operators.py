@@ -84,7 +84,7 @@ CASES = [(name, reduction) for name in REDUCED for reduction in ("mean", "none")
 
 @pytest.mark.parametrize("name, reduction", CASES)
 def test_gradcheck(name: str, reduction: str) -> None:
-    with pk.workspace(1e-4):  # slabs of one row
+    with pk.workspace(1e-4):  # chunks of one row
         assert torch.autograd.gradcheck(ops(reduction)[name], leaves(), atol=1e-7)
 
 
