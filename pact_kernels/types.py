@@ -69,7 +69,7 @@ class Head(NamedTuple):
     logit_scale: float = 1.0
 
     @property
-    def keywords(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """All but the weight, as the ops take them."""
         return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
 

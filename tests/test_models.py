@@ -66,7 +66,7 @@ def test_head_gives_back_the_models_logits(family):
     ids = torch.randint(1, 40, (2, 9))
     head = output_head(model)
     states = hidden_states(model, ids, torch.ones_like(ids))
-    logits = pk.selected_logits(states, head.weight, torch.arange(40), **head.keywords)
+    logits = pk.selected_logits(states, head.weight, torch.arange(40), **head.options)
     torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=STATES, atol=STATES)
 
 

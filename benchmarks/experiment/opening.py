@@ -60,6 +60,6 @@ def opening_odds(
             progress=False,
         ):
             hidden = batch.hidden[batch.inputs["row_step"] == 0]  # (N, D)
-            z = pk.selected_logits(hidden, head.weight, ids.to(hidden.device), **head.keywords)
+            z = pk.selected_logits(hidden, head.weight, ids.to(hidden.device), **head.options)
             odds.append(z[:, :-1].logsumexp(-1) - z[:, -1])  # (N,)
     return torch.cat(odds).mean().item()

@@ -133,7 +133,7 @@ def _compare(batch: AnswerBatch, head: Head, token_ids: Tensor, reference: Refer
             temperature=1.0,
             over=over,
             reduction="none",
-            **head.keywords,
+            **head.options,
         )
         for over in ("vocabulary", "selection")
     )
@@ -149,5 +149,5 @@ def _compare(batch: AnswerBatch, head: Head, token_ids: Tensor, reference: Refer
 
 def _confidence(hidden: Tensor, head: Head, token_ids: Tensor) -> Tensor:
     """(N, D) -> (N,): sum of P(token) over the safety tokens."""
-    confidences = pk.selected_confidences(hidden, head.weight, token_ids, **head.keywords)  # (N, K)
+    confidences = pk.selected_confidences(hidden, head.weight, token_ids, **head.options)  # (N, K)
     return confidences.sum(-1)

@@ -76,7 +76,7 @@ def perplexity(
             progress=progress,
         ):
             losses = pk.linear_cross_entropy(
-                hidden, head.weight, inputs["row_target"], reduction="none", **head.keywords
+                hidden, head.weight, inputs["row_target"], reduction="none", **head.options
             )  # (N,)
             total_nats += losses.double().sum().item()
             tokens += losses.numel()

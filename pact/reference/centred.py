@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact.margin import log_confidences
+from pact.objective.margin import log_confidences
 from pact_kernels.types import Head
 
 
@@ -65,7 +65,7 @@ def centred_logits(hidden: Tensor, head: Head, token_ids: Tensor, over: str) -> 
     if over == "vocabulary":
         return log_confidences(hidden, head, token_ids)
     hidden = hidden.to(head.weight.dtype)
-    return _shifted(pk.selected_logits(hidden, head.weight, token_ids, **head.keywords), None, over)
+    return _shifted(pk.selected_logits(hidden, head.weight, token_ids, **head.options), None, over)
 
 
 def _shifted(logits: Tensor, lse: Tensor | None, over: str) -> Tensor:

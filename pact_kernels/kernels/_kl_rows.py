@@ -2,7 +2,7 @@
 
     K <= 256 (`configs.kl_config`)    `pact_kl`: logits from states, KL, gradient
     larger                            `selected_logits` of each state, `pact_kl` on the logits, and
-                                      where dHidden is wanted the product of its gradient
+                                      where dHidden is needed the product of its gradient
 
 Legend: R positions, N rows, D hidden size, D' that of the reference, K selected tokens, B block
 rows.

@@ -11,10 +11,10 @@ from pact_kernels.ops._checks.arguments import (
     check_head,
     check_reduction,
     check_target,
-    known_rows,
+    num_rows_hint,
 )
 from pact_kernels.ops._operators.head_loss import head_loss
-from pact_kernels.ops._operators.reduction import likely_gradient, mean_of
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.types import Head
 
 
@@ -82,7 +82,7 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             num_items=num_items,
-            **head.keywords,
+            **head.options,
         )
     values = head_loss(
         reduction != "none",
@@ -93,8 +93,8 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        num_rows=known_rows(hidden, flat_target, ignore_index),
-        likely_gradient=likely_gradient(
+        num_rows=num_rows_hint(hidden, flat_target, ignore_index),
+        assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),
     )

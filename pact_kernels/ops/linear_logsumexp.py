@@ -40,6 +40,6 @@ def linear_logsumexp(
     if is_naive():
         from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
 
-        return dense(hidden, head.weight, **head.keywords)
+        return dense(hidden, head.weight, **head.options)
     rows = hidden.reshape(-1, hidden.shape[-1])
     return streamed_logsumexp(rows, head).reshape(hidden.shape[:-1])

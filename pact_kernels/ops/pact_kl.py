@@ -18,7 +18,7 @@ from pact_kernels.ops._checks.arguments import (
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import head_loss
 from pact_kernels.ops._operators.kl_request import gate_values
-from pact_kernels.ops._operators.reduction import likely_gradient, mean_of
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
 from pact_kernels.ops._operators.selection_kl import selection_kl
 from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
@@ -125,7 +125,7 @@ def pact_kl(
             temperature=temperature,
             over=over,
             row_weight=row_weight,
-            **head.keywords,
+            **head.options,
         )
         return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
     given: dict[str, Any] = {
@@ -134,7 +134,9 @@ def pact_kl(
         **reference_tensors(reference, token_ids, head, over=over),
         "row_weight": row_weight,
         "gate": gate_values(gate),
-        "likely_gradient": likely_gradient(rows, reduction, lambda: rows.shape[0], num_items),
+        "assumed_grad_output": assumed_grad_output(
+            rows, reduction, lambda: rows.shape[0], num_items
+        ),
     }
     reduce = reduction != "none"
     if over == "vocabulary":

@@ -17,12 +17,12 @@ from pact_kernels.ops._checks.arguments import (
     check_head,
     check_reduction,
     check_target,
-    known_rows,
+    num_rows_hint,
 )
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import head_loss
 from pact_kernels.ops._operators.kl_request import gate_values
-from pact_kernels.ops._operators.reduction import likely_gradient, mean_of
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
 from pact_kernels.types import GateConfig, Head, PactLoss, ReferenceLogits, ReferenceStates
 
@@ -126,12 +126,12 @@ def pact_loss(
             gate=gate,
             reduction=reduction,
             num_items=num_items,
-            **head.keywords,
+            **head.options,
             **terms,
         )
     # Where they have an entry per position, the reference's other positions are not read either.
     counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
-    num_rows = known_rows(hidden, flat_target, ignore_index, step)
+    num_rows = num_rows_hint(hidden, flat_target, ignore_index, step)
     values = head_loss(
         reduction != "none",
         rows,
@@ -147,7 +147,7 @@ def pact_loss(
         kind="cross_entropy",
         gate=gate_values(gate),
         num_rows=num_rows,
-        likely_gradient=likely_gradient(
+        assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),
         **terms,

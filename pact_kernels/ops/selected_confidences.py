@@ -59,7 +59,7 @@ def selected_confidences(
         hidden, head = autocast_inputs(hidden, head)
         token_ids = check_tokens(hidden, token_ids, head.weight.shape[0])
         return dense(
-            hidden, head.weight, token_ids, over=over, temperature=temperature, **head.keywords
+            hidden, head.weight, token_ids, over=over, temperature=temperature, **head.options
         )
     if over == "vocabulary":  # the selection alone needs no more than K rows of the head cast
         hidden, head = autocast_inputs(hidden, head)
@@ -71,8 +71,8 @@ def selected_confidences(
         rows = hidden.reshape(-1, hidden.shape[-1])
         confidences = selected_log_confidences(rows, head, token_ids).exp_()
         return confidences.reshape(*hidden.shape[:-1], token_ids.numel())
-    logits = selected_logits(hidden, head.weight, token_ids, **head.keywords)
+    logits = selected_logits(hidden, head.weight, token_ids, **head.options)
     if over == "selection":
         return logits.softmax(-1)
-    lse = linear_logsumexp(hidden, head.weight, **head.keywords)
+    lse = linear_logsumexp(hidden, head.weight, **head.options)
     return (logits - lse.unsqueeze(-1)).exp_()

@@ -45,7 +45,7 @@ def selected_logits(
         from pact_kernels.naive.selected_logits import selected_logits as dense
 
         hidden, head = autocast_inputs(hidden, head)
-        return dense(hidden, head.weight, token_ids, **head.keywords)
+        return dense(hidden, head.weight, token_ids, **head.options)
     rows, selected = autocast_inputs(hidden.reshape(-1, hidden.shape[-1]), head.select(token_ids))
     out = operator.selected_logits(rows, selected)
     return out.reshape(*hidden.shape[:-1], token_ids.numel())

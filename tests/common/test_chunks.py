@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from pact_kernels.common.chunks import (
     MAX_CHUNK_ROWS,
@@ -11,7 +10,6 @@ from pact_kernels.common.chunks import (
     bytes_left,
     chunks,
 )
-from pact_kernels.types import Head
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 1000, 12_345])
@@ -31,21 +29,3 @@ def test_chunks_cover_the_rows_within_the_limit(rows: int, limit: int) -> None:
 def test_what_a_call_takes_leaves_half_of_the_limit() -> None:
     assert bytes_left(1000, 300) == 700
     assert bytes_left(1000, 900) == 500
-
-
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("scale", [1.0, -0.7])
-def test_the_slope_is_the_derivative_of_the_finished_logits(
-    softcap: float | None, scale: float
-) -> None:
-    bias = torch.tensor([0.5, -2.0, 0.0], dtype=torch.float64)
-    head = Head(torch.eye(3), bias, softcap, scale)
-
-    def finished(raw: torch.Tensor) -> torch.Tensor:
-        return head.finish_(raw.clone())
-
-    raw = torch.tensor([[-9.0, 0.1, 4.0]], dtype=torch.float64)
-    step = 1e-6
-    numerical = (finished(raw + step) - finished(raw - step)) / (2 * step)
-    slope = head.slope(finished(raw))
-    torch.testing.assert_close(torch.as_tensor(slope).expand(1, 3).double(), numerical)

@@ -76,7 +76,7 @@ def run(
     by_position: bool = False,
     spec: RowSpec | None = None,
     target: bool = True,
-    wanted: tuple[bool, bool, bool] = ALL,
+    needs_grad: tuple[bool, bool, bool] = ALL,
     row_grad: Tensor | None = None,
     limit_bytes: int = PLENTY,
     num_rows: int | None = None,
@@ -92,7 +92,7 @@ def run(
         term=spec.request,
         kl=None if over is None else kl_spec(p, over, dtype, by_position=by_position, spec=spec),
         row_grad=None if row_grad is None else row_grad.to(dtype),
-        needs_grad=wanted,
+        needs_grad=needs_grad,
         limit_bytes=limit_bytes,
         num_rows=num_rows,
     )

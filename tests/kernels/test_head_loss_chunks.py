@@ -105,10 +105,10 @@ def test_streaming_gives_the_chunks_values(term: str, in_place: bool, chunks: li
     p = rounded()
     num_rows = ROWS if in_place else None
     spec = head_spec(term=term, z_loss=0.01 if term == "cross_entropy" else 0.0, softcap=4.0)
-    streamed = run(p, None, spec=spec, wanted=NONE, num_rows=num_rows)
+    streamed = run(p, None, spec=spec, needs_grad=NONE, num_rows=num_rows)
     assert not chunks
-    assert_near(streamed, run(p, None, spec=spec, wanted=NONE, exact=True))
-    in_chunks = run(p, None, spec=spec, wanted=(True, False, False), num_rows=num_rows)
+    assert_near(streamed, run(p, None, spec=spec, needs_grad=NONE, exact=True))
+    in_chunks = run(p, None, spec=spec, needs_grad=(True, False, False), num_rows=num_rows)
     assert chunks
     assert relative_error(streamed.term, in_chunks.term) <= 2 * TOLERANCE  # each off by one
 
@@ -119,8 +119,8 @@ def test_streaming_in_a_tiny_workspace(ignored: float) -> None:
     p = rounded(rows=240, vocabulary=67, ignored=ignored)
     assert kernels.ROW_MULTIPLE < p.step.numel() < 2 * kernels.ROW_MULTIPLE
     spec = head_spec()
-    streamed = run(p, None, spec=spec, wanted=NONE, limit_bytes=1)
-    assert_near(streamed, run(p, None, spec=spec, wanted=NONE, exact=True))
+    streamed = run(p, None, spec=spec, needs_grad=NONE, limit_bytes=1)
+    assert_near(streamed, run(p, None, spec=spec, needs_grad=NONE, exact=True))
 
 
 NUM_ROWS = 1000

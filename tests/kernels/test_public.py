@@ -237,7 +237,7 @@ def test_opcheck(name: str) -> None:
         for func in {func for func, _ in calls.seen}:
             args = next(args for other, args in calls.seen if other is func)
             args = tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-            if "wanted" in str(func._schema) and "backward" not in func.name():
+            if "needs_grad" in str(func._schema) and "backward" not in func.name():
                 args[0].requires_grad_()
             opcheck(func, args)
 

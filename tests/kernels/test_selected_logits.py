@@ -163,9 +163,9 @@ def test_without_a_bias() -> None:
 @pytest.mark.parametrize("index", range(3))
 def test_a_gradient_that_is_not_wanted_is_empty(index: int) -> None:
     p = problem(tokens=SELECTED)
-    wanted = [True, True, True]
-    wanted[index] = False
-    got, expected = backward(p, needs_grad=tuple(wanted)), backward(p)
+    needs_grad = [True, True, True]
+    needs_grad[index] = False
+    got, expected = backward(p, needs_grad=tuple(needs_grad)), backward(p)
     assert got[NAMES[index]].numel() == 0
     for name in set(NAMES) - {NAMES[index]}:
         assert torch.equal(got[name], expected[name])

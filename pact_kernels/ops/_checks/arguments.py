@@ -110,7 +110,7 @@ def check_target(hidden: Tensor, target: Tensor) -> Tensor:
     return target.reshape(-1).long()
 
 
-def known_rows(
+def num_rows_hint(
     hidden: Tensor, target: Tensor, ignore_index: int, step: Tensor | None = None
 ) -> int | None:
     """What the host knows of the number of rows N among R targets; None lets the operator look.

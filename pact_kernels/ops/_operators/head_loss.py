@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pact_kernels.common.requests import TermRequest
+from pact_kernels.common.requests import NeedsGrad, TermRequest
 from pact_kernels.ops._operators.backend import backend
 from pact_kernels.ops._operators.kl_request import kl_request
-from pact_kernels.ops._operators.row_loss import RowLossOperator, RowResult, Wanted
+from pact_kernels.ops._operators.row_loss import RowLossOperator, RowResult
 from pact_kernels.types import Head
 
 ARGUMENTS = (
@@ -84,7 +84,7 @@ def streamed_logsumexp(
     return head_loss(False, rows, head, target=target, kind="logsumexp", num_rows=num_rows).loss
 
 
-def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResult:
+def _run(a: dict[str, Any], row_grad: Tensor | None, needs_grad: NeedsGrad) -> RowResult:
     head = Head(a["weight"], a["bias"], a["softcap"], a["logit_scale"])
     term = {name: a[name] for name in TermRequest.__dataclass_fields__}
     out = backend("head_loss", a["implementation"]).head_loss(
@@ -95,7 +95,7 @@ def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResul
         term=TermRequest(**term),
         kl=None if a["token_ids"] is None else kl_request(a, head),
         row_grad=row_grad,
-        needs_grad=wanted,
+        needs_grad=needs_grad,
         limit_bytes=a["workspace_bytes"],
         num_rows=a["num_rows"],
     )

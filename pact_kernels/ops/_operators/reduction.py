@@ -22,7 +22,7 @@ def mean_of(
     return total / num_items
 
 
-def likely_gradient(
+def assumed_grad_output(
     hidden: Tensor,
     reduction: str,
     num_rows: Callable[[], int | Tensor],

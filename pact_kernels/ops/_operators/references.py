@@ -28,7 +28,7 @@ def reference_tensors(
     """Operator arguments of a flat reference: logits or states, its rows of the K tokens, and lse.
 
     From states the K logits are formed inside the operator; their log-sum-exp is streamed here,
-    over the counted rows alone where a mask (N,) is given; num_rows is `known_rows` of it. The
+    over the counted rows alone where a mask (N,) is given; num_rows is `num_rows_hint` of it. The
     reference's logits are capped and scaled as those of `head`, the student's.
     """
     if isinstance(reference, ReferenceLogits):

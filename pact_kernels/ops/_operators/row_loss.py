@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pact_kernels.common.chunks import accumulator_dtype
+from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.dispatch import operator_implementation, workspace_bytes
 from pact_kernels.ops._operators.library import register, register_autograd
 from pact_kernels.ops._operators.scale_gradient import scale_gradient
 
-Wanted = tuple[bool, bool, bool]
 SETTINGS = ("int workspace_bytes", "str implementation")
 """What the caller's context managers say, kept for the backward."""
 
@@ -34,10 +34,10 @@ class RowResult(NamedTuple):
     counts: tuple[Tensor, ...]
     """() int64 each."""
     gradients: tuple[Tensor, Tensor, Tensor]
-    """By hidden (R, D), weight (V, D) and bias (V,) of the summed loss; one not wanted is empty."""
+    """By hidden (R, D), weight (V, D) and bias (V,) of the summed loss; empty if not needed."""
 
 
-Run = Callable[[dict[str, Any], Tensor | None, Wanted], RowResult]
+Run = Callable[[dict[str, Any], Tensor | None, NeedsGrad], RowResult]
 
 
 class RowLossOperator:
@@ -47,7 +47,7 @@ class RowLossOperator:
         name: the operator's name.
         arguments: schema entries "type name"; the tensors come first, hidden before all.
         differentiable: names of hidden, weight and bias among them.
-        run: run(arguments by name, row_grad (R,) or None for 1, wanted) -> RowResult.
+        run: run(arguments by name, row_grad (R,) or None for 1, needs_grad) -> RowResult.
         num_rows_values, num_counts: lengths of RowResult.rows and .counts.
     """
 
@@ -63,8 +63,8 @@ class RowLossOperator:
     ) -> None:
         tensors = [argument for argument in arguments if argument.startswith("Tensor")]
         others = arguments[len(tensors) :]
-        tensors.append("Tensor? likely_gradient")  # () see ops/reduce.py; None: unknown, as 1
-        arguments = (*tensors, *others, "bool[] wanted", *SETTINGS)
+        tensors.append("Tensor? assumed_grad_output")  # () see ops/reduce.py; None: unknown, as 1
+        arguments = (*tensors, *others, "bool[] needs_grad", *SETTINGS)
         self.names = tuple(argument.split()[1] for argument in arguments)
         self.num_tensors = len(tensors)
         self.differentiable, self.run = differentiable, run
@@ -86,7 +86,9 @@ class RowLossOperator:
         """Rows' values (summed with `reduce`) and counts; an argument left out is None."""
         on = torch.is_grad_enabled()
         leaves = [arguments.get(name) for name in self.differentiable]
-        arguments["wanted"] = [on and leaf is not None and leaf.requires_grad for leaf in leaves]
+        arguments["needs_grad"] = [
+            on and leaf is not None and leaf.requires_grad for leaf in leaves
+        ]
         arguments["workspace_bytes"] = workspace_bytes(arguments["hidden"].device)
         arguments["implementation"] = operator_implementation(arguments["hidden"])
         results = self.forward(*(arguments.get(name) for name in self.names), reduce)
@@ -98,10 +100,10 @@ class RowLossOperator:
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         *rest, reduce = inputs
         arguments = self._by_name(tuple(rest))
-        wanted = tuple(arguments["wanted"]) if reduce else (False, False, False)
-        likely = arguments["likely_gradient"]
+        needs_grad = tuple(arguments["needs_grad"]) if reduce else (False, False, False)
+        likely = arguments["assumed_grad_output"]
         row_grad = None if likely is None else likely.expand(arguments["hidden"].shape[0])
-        rows, counts, gradients = self.run(arguments, row_grad, wanted)
+        rows, counts, gradients = self.run(arguments, row_grad, needs_grad)
         return *((row.sum() for row in rows) if reduce else rows), *counts, *gradients
 
     def _forward_fake(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -112,26 +114,26 @@ class RowLossOperator:
         dtype = accumulator_dtype(hidden.dtype)
         rows = [hidden.new_empty(shape, dtype=dtype) for _ in range(self.num_rows_values)]
         counts = [hidden.new_empty((), dtype=torch.int64) for _ in range(self.num_counts)]
-        wanted = arguments["wanted"] if reduce else (False, False, False)
-        return *rows, *counts, *self._fake_gradients(arguments, wanted)
+        needs_grad = arguments["needs_grad"] if reduce else (False, False, False)
+        return *rows, *counts, *self._fake_gradients(arguments, needs_grad)
 
     def _rows_backward(self, row_grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         arguments = self._by_name(inputs)
-        return self.run(arguments, row_grad, tuple(arguments["wanted"])).gradients
+        return self.run(arguments, row_grad, tuple(arguments["needs_grad"])).gradients
 
     def _rows_backward_fake(self, row_grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         arguments = self._by_name(inputs)
-        return self._fake_gradients(arguments, arguments["wanted"])
+        return self._fake_gradients(arguments, arguments["needs_grad"])
 
     def _fake_gradients(
-        self, arguments: dict[str, Any], wanted: list[bool] | Wanted
+        self, arguments: dict[str, Any], needs_grad: list[bool] | NeedsGrad
     ) -> tuple[Tensor, ...]:
         hidden, weight = (arguments[name] for name in self.differentiable[:2])
         dtype = accumulator_dtype(hidden.dtype)
         return (
-            hidden.new_empty(hidden.shape if wanted[0] else (0,)),
-            hidden.new_empty(weight.shape if wanted[1] else (0,), dtype=dtype),
-            hidden.new_empty(weight.shape[:1] if wanted[2] else (0,), dtype=dtype),
+            hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
+            hidden.new_empty(weight.shape if needs_grad[1] else (0,), dtype=dtype),
+            hidden.new_empty(weight.shape[:1] if needs_grad[2] else (0,), dtype=dtype),
         )
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,11 +141,11 @@ class RowLossOperator:
         ctx.mark_non_differentiable(*output[1:])
         *rest, ctx.reduce = inputs
         arguments = self._by_name(tuple(rest))
-        ctx.wanted, ctx.workspace_bytes = arguments["wanted"], arguments["workspace_bytes"]
+        ctx.needs_grad, ctx.workspace_bytes = arguments["needs_grad"], arguments["workspace_bytes"]
         leaves = [arguments[name] for name in self.differentiable]
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
         if ctx.reduce:
-            ctx.save_for_backward(*output[-3:], arguments["likely_gradient"])
+            ctx.save_for_backward(*output[-3:], arguments["assumed_grad_output"])
         else:
             ctx.save_for_backward(*rest[: self.num_tensors])
             ctx.others = tuple(rest[self.num_tensors :])
@@ -160,10 +162,10 @@ class RowLossOperator:
                     scale = None
             else:
                 formed = self.backward(grad, *ctx.saved_tensors, *ctx.others)
-            leaves = zip(self.differentiable, ctx.wanted, formed, ctx.dtypes, strict=True)
-            for name, wanted, gradient, dtype in leaves:
-                if wanted and scale is not None:
+            leaves = zip(self.differentiable, ctx.needs_grad, formed, ctx.dtypes, strict=True)
+            for name, needs_grad, gradient, dtype in leaves:
+                if needs_grad and scale is not None:
                     by_name[name] = scale_gradient(gradient, scale, dtype, ctx.workspace_bytes)
-                elif wanted:  # autograd copies it if a retained graph still holds it
+                elif needs_grad:  # autograd copies it if a retained graph still holds it
                     by_name[name] = gradient.to(dtype)
         return *(by_name.get(name) for name in self.names), None

@@ -60,25 +60,25 @@ def _gradients(
     logit_scale: float,
     limit_bytes: int,
     implementation: str,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return backend("selected_logits", implementation).selected_logits_backward(
         grad,
         hidden,
         Head(weight, bias, softcap, logit_scale),
         limit_bytes=limit_bytes,
-        needs_grad=(wanted[0], wanted[1], wanted[2]),
+        needs_grad=(needs_grad[0], needs_grad[1], needs_grad[2]),
     )
 
 
 def _gradients_fake(
     grad: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, wanted = accumulator_dtype(hidden.dtype), rest[-1]
+    dtype, needs_grad = accumulator_dtype(hidden.dtype), rest[-1]
     return (
-        hidden.new_empty(hidden.shape if wanted[0] else (0,)),
-        weight.new_empty(weight.shape if wanted[1] else (0,), dtype=dtype),
-        weight.new_empty(weight.shape[:1] if wanted[2] else (0,), dtype=dtype),
+        hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
+        weight.new_empty(weight.shape if needs_grad[1] else (0,), dtype=dtype),
+        weight.new_empty(weight.shape[:1] if needs_grad[2] else (0,), dtype=dtype),
     )
 
 
@@ -89,11 +89,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     leaves = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[:3])
-    gradients = _selected_logits_backward(grad, *leaves, *ctx.options, wanted)
+    needs_grad = list(ctx.needs_input_grad[:3])
+    gradients = _selected_logits_backward(grad, *leaves, *ctx.options, needs_grad)
     by_leaf = (
         gradient.to(leaf.dtype) if want else None
-        for gradient, leaf, want in zip(gradients, leaves, wanted, strict=True)
+        for gradient, leaf, want in zip(gradients, leaves, needs_grad, strict=True)
     )
     return *by_leaf, *(None for _ in ctx.options)
 
@@ -101,7 +101,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _selected_logits = register("selected_logits", f"({ARGUMENTS}) -> Tensor", _forward, _forward_fake)
 _selected_logits_backward = register(
     "selected_logits_backward",
-    f"(Tensor grad, {ARGUMENTS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {ARGUMENTS}, bool[] needs_grad) -> (Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.ops._operators.backend import backend
 from pact_kernels.ops._operators.kl_request import kl_request
-from pact_kernels.ops._operators.row_loss import RowLossOperator, RowResult, Wanted
+from pact_kernels.ops._operators.row_loss import RowLossOperator, RowResult
 from pact_kernels.types import Head
 
 ARGUMENTS = (
@@ -49,14 +50,14 @@ def selection_kl(reduce: bool, hidden: Tensor, selected: Head, **arguments: Any)
     )[0]
 
 
-def _run(a: dict[str, Any], row_grad: Tensor | None, wanted: Wanted) -> RowResult:
+def _run(a: dict[str, Any], row_grad: Tensor | None, needs_grad: NeedsGrad) -> RowResult:
     selected = Head(a["selected_weight"], a["selected_bias"], a["softcap"], a["logit_scale"])
     out = backend("selection_kl", a["implementation"]).selection_kl(
         a["hidden"],
         selected,
         kl=kl_request({**a, "over": "selection", "kl_weight": 1.0}, selected),
         row_grad=row_grad,
-        needs_grad=wanted,
+        needs_grad=needs_grad,
         limit_bytes=a["workspace_bytes"],
     )
     return RowResult((out.kl, out.gate), (), (out.grad_hidden, out.grad_weight, out.grad_bias))

@@ -1,5 +1,4 @@
-"""The training objective: cross-entropy plus the pull on the safety tokens. Tensors in, `PactLoss`
-out.
+"""The PACT objective: cross-entropy plus the pull on the safety tokens.
 
 Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 """
@@ -7,22 +6,19 @@ Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact.config import PactConfig
-from pact.margin import with_margin
-
-if TYPE_CHECKING:
-    from pact_kernels.types import Head
+from pact.objective.config import PactConfig
+from pact.objective.cross_entropy import CrossEntropy
+from pact.objective.margin import with_margin
+from pact_kernels.types import Head
 
 
 class PactObjective:
-    """Loss of a batch of answer rows: mean cross-entropy + kl_weight * mean KL to the reference's
-    target.
+    """An `Objective`: mean cross-entropy + kl_weight * mean KL to the reference's target.
 
     Args:
         token_ids: (K,) int64, the safety tokens.
@@ -36,7 +32,7 @@ class PactObjective:
             raise ValueError(
                 "token_ids must hold at least one safety token, got none: run `pact discover`"
             )
-        if config.positive_only:
+        if config.settled.positive_only:
             positive = token_weights > 0
             if not bool(positive.any()):
                 raise ValueError(
@@ -46,24 +42,14 @@ class PactObjective:
             token_ids, token_weights = token_ids[positive], token_weights[positive]
         self.token_ids = token_ids
         self.token_weights = token_weights
-        self.config: PactConfig | None = config
+        self.config = config
+        self.needs_reference = True
+        self.needs_post_only = config.settled.gate
 
-    @classmethod
-    def plain(cls) -> PactObjective:
-        """Cross-entropy alone: ordinary fine-tuning, through the same fused op."""
-        objective = cls.__new__(cls)
-        objective.token_ids = torch.empty(0, dtype=torch.int64)
-        objective.token_weights = torch.empty(0)
-        objective.config = None
-        return objective
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.config is not None
-
-    @property
-    def needs_post_only(self) -> bool:
-        return self.config is not None and bool(self.config.gate)
+    @staticmethod
+    def plain() -> CrossEntropy:
+        """Cross-entropy alone: ordinary fine-tuning."""
+        return CrossEntropy()
 
     def __call__(
         self,
@@ -82,20 +68,17 @@ class PactObjective:
             head: the student's output head.
             target: (N,) int64, the tokens to predict.
             step: (N,) int64, each row's step within its answer.
-            reference: the frozen model's states or cached logits of the same rows; None for
-                `plain`.
+            reference: the frozen model's states or cached logits of the same rows.
             num_items: denominator of both means; the number of rows of the whole optimiser step.
         """
-        if self.config is None:
-            return self._cross_entropy(hidden, head, target, num_items)
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
-        device, tau = hidden.device, self.config.kl_step_tau
-        assert tau is not None and self.config.kl_weight is not None
+        device, settled = hidden.device, self.config.settled
+        tau = settled.kl_step_tau
         row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)
         token_ids = self.token_ids.to(device)
-        if self.config.kl_margin:
-            reference = with_margin(reference, head, token_ids, self.config.kl_margin)
+        if settled.kl_margin:
+            reference = with_margin(reference, head, token_ids, settled.kl_margin)
         return pk.pact_loss(
             hidden,
             head.weight,
@@ -104,22 +87,11 @@ class PactObjective:
             self.token_weights.to(device),
             step,
             reference,
-            kl_weight=self.config.kl_weight,
+            kl_weight=settled.kl_weight,
             gate=self.config.gate_config(),
             temperature=self.config.kl_temperature,
             over=self.config.over,
             row_weight=row_weight,
             num_items=num_items,
-            **head.keywords,
+            **head.options,
         )
-
-    @staticmethod
-    def _cross_entropy(
-        hidden: Tensor, head: Head, target: Tensor, num_items: int | Tensor | None
-    ) -> pk.PactLoss:
-        loss = pk.linear_cross_entropy(
-            hidden, head.weight, target, num_items=num_items, **head.keywords
-        )
-        zero = torch.zeros((), device=loss.device)
-        rows = torch.full((), target.numel(), device=loss.device)
-        return pk.PactLoss(loss, loss.detach(), zero, rows, zero)

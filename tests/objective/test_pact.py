@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import pact_kernels as pk
-from pact.config import PactConfig
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy, PactConfig, PactObjective
 from pact_kernels.types import Head
 from tests.objectives import matching
 from tests.ops.problem import problem
@@ -74,10 +73,11 @@ def test_step_weights_fall_off_exponentially():
     torch.testing.assert_close(out.kl, (rows * torch.exp(-p.step.double() / 4.0)).mean())
 
 
-def test_plain_is_cross_entropy_alone():
+def test_cross_entropy_alone_needs_nothing():
     p = problem(ignored=0.0)
     hidden = p.hidden.requires_grad_()
-    objective = PactObjective.plain()
+    objective = CrossEntropy()
+    assert isinstance(PactObjective.plain(), CrossEntropy)
     out = objective(hidden, head_of(p), p.target, p.step, None, num_items=torch.tensor(40))
     rows = torch.nn.functional.cross_entropy(hidden @ p.weight.T, p.target, reduction="sum")
     torch.testing.assert_close(out.loss, rows / 40)

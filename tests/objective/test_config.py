@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from inspect import signature
 
 import pytest
 
-from pact.config import PactConfig
+import pact_kernels as pk
+from pact.objective import PactConfig
 
 RECOMMENDED = {
     "kl_weight": 10.0,
@@ -68,3 +70,12 @@ def test_replace_keeps_what_was_filled_in():
         replace(PactConfig(kl_margin=1.5), over="selection")
     with pytest.raises(ValueError, match="kl_step_tau must be positive, inf included, got nan"):
         PactConfig(kl_step_tau=math.nan)
+
+
+def test_the_released_objective_has_the_ops_own_defaults():
+    """One of them states them: a config over the selection is what the op does by itself."""
+    op = {name: given.default for name, given in signature(pk.pact_loss).parameters.items()}
+    config = PactConfig(over=op["over"])
+    assert config.gate_config() == op["gate"]
+    assert config.kl_weight == op["kl_weight"] and config.kl_temperature == op["temperature"]
+    assert PactConfig(gate=True).gate_config() == op["gate"]

@@ -16,15 +16,12 @@ Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import pact_kernels as pk
-
-if TYPE_CHECKING:
-    from pact_kernels.types import Head
+from pact_kernels.types import Head
 
 MOST = 1 - 1e-6
 """The most mass on the safety tokens: the rest is at least 1e-6, as in the KL."""
@@ -68,8 +65,8 @@ def with_margin(
 def log_confidences(hidden: Tensor, head: Head, token_ids: Tensor) -> Tensor:
     """(N, D) -> (N, K) fp32 log-probabilities of the tokens."""
     hidden = hidden.to(head.weight.dtype)
-    logits = pk.selected_logits(hidden, head.weight, token_ids, **head.keywords)  # (N, K)
-    lse = pk.linear_logsumexp(hidden, head.weight, **head.keywords)  # (N,)
+    logits = pk.selected_logits(hidden, head.weight, token_ids, **head.options)  # (N, K)
+    lse = pk.linear_logsumexp(hidden, head.weight, **head.options)  # (N,)
     return (logits - lse[:, None]).float()
 
 
