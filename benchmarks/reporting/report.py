@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.cases.case import OPS, Case
 from benchmarks.cases.catalogue import lines, plans
 from benchmarks.cases.plan import title
-from benchmarks.measuring.contestants import NEEDS_A_GPU
+from benchmarks.measuring.entries import NEEDS_A_GPU
 from benchmarks.measuring.machine import NO_GPU
 from benchmarks.reporting.pictures import plot_all
 from benchmarks.reporting.results import Result

@@ -20,8 +20,8 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference that is rounding, relative to the largest value, by the products' precision.
 It covers values that a cache keeps in 16 bits."""
 COMPARED_TOKENS = 32
-"""Of an objective without safety tokens: any few do, since their log-confidences hold the sum over
-all others."""
+"""How many ids are compared for an objective without safety tokens: any few do, since their
+log-confidences hold the sum over all others."""
 
 
 def is_fresh(model: nn.Module) -> bool:

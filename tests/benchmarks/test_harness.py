@@ -14,7 +14,7 @@ from benchmarks.cases.plan import OURS, Plan
 from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import Bench, Rounds, measure
 from benchmarks.measuring.clock import quantiles, take_turns
-from benchmarks.measuring.contestants import GIB, needed_bytes
+from benchmarks.measuring.entries import GIB, needed_bytes
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
 from benchmarks.measuring.machine import circumstances
 from benchmarks.measuring.memory import Memory

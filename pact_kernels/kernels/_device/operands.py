@@ -40,13 +40,13 @@ class ProductTile(NamedTuple):
     columns: int
     """Rows of right."""
     width: int
-    """Of D, that one step multiplies."""
+    """The part of D that one step multiplies."""
     even_width: bool
     """Whether a step's width divides D; else its columns are masked."""
     left_descriptor: bool
     right_descriptor: bool
     precision: str
-    """Of fp32 operands, see `configs.dot_precision`."""
+    """How fp32 operands are multiplied, see `configs.dot_precision`."""
 
 
 class Softmax(NamedTuple):
@@ -79,7 +79,7 @@ class RowTensors(NamedTuple):
     row_grad: Any
     """(N,)"""
     softmax: Softmax | None
-    """Of the student, over the vocabulary."""
+    """The student's, where the KL runs over the vocabulary."""
     full_lse: Any
     """(N,)"""
     post_lse: Any

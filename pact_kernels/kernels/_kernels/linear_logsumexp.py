@@ -52,7 +52,7 @@ class StreamTile(NamedTuple):
 
     product: ProductTile
     selected: ProductTile
-    """Of the last work item of a row tile; that of the product where no token is selected."""
+    """The tile of a row tile's last work item; the product's where no token is selected."""
     tiles_per_split: int
     group: int
     """Row tiles that walk the vocabulary side by side."""

@@ -41,7 +41,7 @@ class GradientTile(NamedTuple):
 
     rows: int
     tokens: int
-    """Of a step."""
+    """Tokens of a step."""
     width: int
     """Columns of a tile."""
     even_width: bool

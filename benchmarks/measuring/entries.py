@@ -29,7 +29,7 @@ OF_ALL_POSITIONS = ("released",)
 """Those that form logits of prompts too."""
 
 
-class Contestant(NamedTuple):
+class Entry(NamedTuple):
     """One implementation, and what is asked of it."""
 
     peer: Peer
@@ -48,15 +48,15 @@ class Contestant(NamedTuple):
         return self.peer.name
 
 
-def contestants(plan: Plan, peers: Sequence[RegisteredPeer]) -> list[Contestant]:
+def entries(plan: Plan, peers: Sequence[RegisteredPeer]) -> list[Entry]:
     """Those of a plan, the package's own first, the yardsticks last."""
     taking_part = [peer for peer in peers if not plan.only or peer.name in plan.only]
     taking_part.sort(key=lambda peer: peer.name != OURS)
-    found = [Contestant(peer, peer.other_objective(plan.case) or "") for peer in taking_part]
+    found = [Entry(peer, peer.other_objective(plan.case) or "") for peer in taking_part]
     yardsticks: list[Peer] = [Gemms()]
     if plan.case.op == "pact_loss":
         yardsticks += [CrossEntropyAlone(peer) for peer in taking_part if peer.name == OURS]
-    return [*found, *(Contestant(peer, yardstick=True) for peer in yardsticks)]
+    return [*found, *(Entry(peer, yardstick=True) for peer in yardsticks)]
 
 
 def needed_bytes(name: str, case: Case) -> int:
@@ -65,15 +65,13 @@ def needed_bytes(name: str, case: Case) -> int:
     return BYTES_PER_LOGIT.get(name, 0) * rows * case.vocabulary
 
 
-def refusal(
-    contestant: Contestant, case: Case, device: torch.device, limit_bytes: int
-) -> str | None:
+def refusal(entry: Entry, case: Case, device: torch.device, limit_bytes: int) -> str | None:
     """Why it does not take part, before anything is tried; None where it does."""
-    peer = contestant.peer
+    peer = entry.peer
     if device.type == "cuda" and not torch.cuda.is_available():
         return NEEDS_A_GPU
     reason = peer.unavailable(case, device)
-    if reason is not None or contestant.yardstick:
+    if reason is not None or entry.yardstick:
         return reason
     needed = needed_bytes(peer.name, case)
     if needed > limit_bytes:
