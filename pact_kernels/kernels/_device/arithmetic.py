@@ -114,18 +114,25 @@ def product_tile(
     TILE: tl.constexpr,  # ProductTile
 ):
     """left[first_left:][:rows] @ right[first_right:][:columns].T, (rows, columns) in fp32."""
-    total = tl.zeros([TILE.rows, TILE.columns], tl.float32)
-    for column in tl.range(0, width, TILE.width):
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
+    WIDTH: tl.constexpr = TILE.width
+    LEFT_DESCRIPTOR: tl.constexpr = TILE.left_descriptor
+    RIGHT_DESCRIPTOR: tl.constexpr = TILE.right_descriptor
+    EVEN_WIDTH: tl.constexpr = TILE.even_width
+    PRECISION: tl.constexpr = TILE.precision
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for column in tl.range(0, width, WIDTH):
         a = load_tile(
             left,
             first_left,
             column,
             num_left,
             width,
-            TILE.rows,
-            TILE.width,
-            TILE.left_descriptor,
-            TILE.even_width,
+            ROWS,
+            WIDTH,
+            LEFT_DESCRIPTOR,
+            EVEN_WIDTH,
         )
         b = load_tile(
             right,
@@ -133,12 +140,12 @@ def product_tile(
             column,
             num_right,
             width,
-            TILE.columns,
-            TILE.width,
-            TILE.right_descriptor,
-            TILE.even_width,
+            COLUMNS,
+            WIDTH,
+            RIGHT_DESCRIPTOR,
+            EVEN_WIDTH,
         )
-        total = dot(a, tl.trans(b), total, TILE.precision)
+        total = dot(a, tl.trans(b), total, PRECISION)
     return total
 
 
@@ -155,6 +162,7 @@ def logit_tile(
     TILE: tl.constexpr,  # ProductTile
 ):
     """(rows, columns) logits in fp32; anything finite past the last row or token."""
+    TOKENS: tl.constexpr = TILE.columns
     x = product_tile(hidden, head.weight, first_row, first_token, num_rows, num_tokens, width, TILE)
-    tokens = first_token + tl.arange(0, TILE.columns)
+    tokens = first_token + tl.arange(0, TOKENS)
     return finish_logits(x, load_bias(head, tokens, num_tokens), numbers)

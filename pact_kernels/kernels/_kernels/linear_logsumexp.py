@@ -86,16 +86,19 @@ def _linear_logsumexp_kernel(
     num_splits,
     TILE: tl.constexpr,  # StreamTile
 ):
+    SELECTED: tl.constexpr = TILE.selected
+    GROUP: tl.constexpr = TILE.group
+    TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
     ROWS: tl.constexpr = TILE.product.rows
     row_tiles = tl.cdiv(num_rows, ROWS)
     columns = num_splits  # of work items in a row tile
     if selected is not None:
         columns += 1
     for item in tl.range(tl.program_id(0), row_tiles * columns, tl.num_programs(0)):
-        first_tile = item // (TILE.group * columns) * TILE.group
-        in_group = tl.minimum(row_tiles - first_tile, TILE.group)
-        first_row = (first_tile + item % (TILE.group * columns) % in_group) * ROWS
-        split = item % (TILE.group * columns) // in_group
+        first_tile = item // (GROUP * columns) * GROUP
+        in_group = tl.minimum(row_tiles - first_tile, GROUP)
+        first_row = (first_tile + item % (GROUP * columns) % in_group) * ROWS
+        split = item % (GROUP * columns) // in_group
         if split < num_splits:
             largest, total = _stream_split(
                 hidden,
@@ -103,7 +106,7 @@ def _linear_logsumexp_kernel(
                 target_ptr,
                 out.at_target,
                 first_row,
-                split * TILE.tiles_per_split,
+                split * TILES_IN_SPLIT,
                 num_rows,
                 vocabulary,
                 TILE,
@@ -114,7 +117,7 @@ def _linear_logsumexp_kernel(
             tl.store(partial.total + at, total, mask=rows < num_rows)
         elif selected is not None:
             _store_selected(
-                hidden, selected, out.selected, first_row, num_rows, num_selected, TILE.selected
+                hidden, selected, out.selected, first_row, num_rows, num_selected, SELECTED
             )
 
 
@@ -131,6 +134,8 @@ def _stream_split(
     TILE: tl.constexpr,  # StreamTile
 ):
     """Maximum and sum of exponentials (ROWS,) over a split; on the way, the target's logits."""
+    PRODUCT: tl.constexpr = TILE.product
+    TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
     ROWS: tl.constexpr = TILE.product.rows
     TOKENS: tl.constexpr = TILE.product.columns
     rows = first_row + tl.arange(0, ROWS)
@@ -138,7 +143,7 @@ def _stream_split(
     total = tl.zeros([ROWS], tl.float32)
     if target_ptr is not None:
         target = tl.load(target_ptr + rows, mask=rows < num_rows, other=-1)
-    tiles = tl.minimum(first_tile + TILE.tiles_per_split, tl.cdiv(vocabulary, TOKENS))
+    tiles = tl.minimum(first_tile + TILES_IN_SPLIT, tl.cdiv(vocabulary, TOKENS))
     for tile in tl.range(first_tile, tiles):
         z = logit_tile(
             hidden,
@@ -149,7 +154,7 @@ def _stream_split(
             num_rows,
             vocabulary,
             hidden.columns,
-            TILE.product,
+            PRODUCT,
         )
         tokens = tile * TOKENS + tl.arange(0, TOKENS)
         if target_ptr is not None:
@@ -176,8 +181,10 @@ def _store_selected(
     TILE: tl.constexpr,  # ProductTile
 ):
     """The K selected logits of a row tile: its last work item, in tiles of the same products."""
-    rows = (first_row + tl.arange(0, TILE.rows)).to(tl.int64)
-    for first in tl.range(0, num_selected, TILE.columns):
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.columns
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    for first in tl.range(0, num_selected, TOKENS):
         z = logit_tile(
             hidden,
             selected,
@@ -189,7 +196,7 @@ def _store_selected(
             hidden.columns,
             TILE,
         )
-        tokens = first + tl.arange(0, TILE.columns)
+        tokens = first + tl.arange(0, TOKENS)
         mask = (rows < num_rows)[:, None] & (tokens < num_selected)[None, :]
         tl.store(out_ptr + rows[:, None] * num_selected + tokens[None, :], z, mask=mask)
 

@@ -90,6 +90,9 @@ def _pact_kl_kernel(
     num_tokens,
     TILE: tl.constexpr,  # KlTile
 ):
+    STUDENT: tl.constexpr = TILE.student
+    REFERENCE: tl.constexpr = TILE.reference
+    DECAY: tl.constexpr = TILE.decay
     ROWS: tl.constexpr = TILE.student.rows
     TOKENS: tl.constexpr = TILE.student.columns
     first_row = tl.program_id(0) * ROWS
@@ -98,17 +101,17 @@ def _pact_kl_kernel(
     tokens = tl.arange(0, TOKENS)
     is_token = (tokens < num_tokens)[None, :]
     u = selected_tile(
-        student, head, head, first_row, num_rows, num_tokens, student.columns, TILE.student
+        student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
     )
     gate = tl.zeros([ROWS], tl.float32)
     if post is not None:
         p = selected_tile(
-            post, reference, head, first_row, num_rows, num_tokens, full.columns, TILE.reference
+            post, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
         )
         step = tl.load(rows.step + row, mask=is_row, other=0)
-        gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, TILE.decay)
+        gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, DECAY)
     mixed = selected_tile(
-        full, reference, head, first_row, num_rows, num_tokens, full.columns, TILE.reference
+        full, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
     )
     if TILE.over_vocabulary:
         mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
@@ -154,7 +157,7 @@ def _pact_kl_kernel(
             num_rows,
             num_tokens,
             student.columns,
-            TILE.student,
+            STUDENT,
         )
 
 

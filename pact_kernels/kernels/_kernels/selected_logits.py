@@ -59,12 +59,14 @@ def _selected_logits_kernel(
     num_tokens,
     TILE: tl.constexpr,  # ProductTile
 ):
-    first_row, first_token = tl.program_id(0) * TILE.rows, tl.program_id(1) * TILE.columns
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.columns
+    first_row, first_token = tl.program_id(0) * ROWS, tl.program_id(1) * TOKENS
     z = logit_tile(
         hidden, head, head, first_row, first_token, num_rows, num_tokens, hidden.columns, TILE
     )
-    rows = (first_row + tl.arange(0, TILE.rows)).to(tl.int64)
-    tokens = first_token + tl.arange(0, TILE.columns)
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    tokens = first_token + tl.arange(0, TOKENS)
     mask = (rows < num_rows)[:, None] & (tokens < num_tokens)[None, :]
     tl.store(out.tiles + rows[:, None] * out.stride + tokens[None, :], z, mask=mask)
 
@@ -78,27 +80,31 @@ def _selected_gradient_kernel(
     num_tokens,
     TILE: tl.constexpr,  # GradientTile
 ):
-    first_row, first_column = tl.program_id(0) * TILE.rows, tl.program_id(1) * TILE.width
-    total = tl.zeros([TILE.rows, TILE.width], tl.float32)
-    for first_token in tl.range(0, num_tokens, TILE.tokens):
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.tokens
+    WIDTH: tl.constexpr = TILE.width
+    DESCRIPTOR: tl.constexpr = TILE.weight_descriptor
+    EVEN_WIDTH: tl.constexpr = TILE.even_width
+    PRECISION: tl.constexpr = TILE.precision
+    first_row, first_column = tl.program_id(0) * ROWS, tl.program_id(1) * WIDTH
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for first_token in tl.range(0, num_tokens, TOKENS):
         # Tokens past the end: 0 times a finite row of W.
-        g = load_tile(
-            raw, first_row, first_token, num_rows, num_tokens, TILE.rows, TILE.tokens, False, False
-        )
+        g = load_tile(raw, first_row, first_token, num_rows, num_tokens, ROWS, TOKENS, False, False)
         w = load_tile(
             weight,
             first_token,
             first_column,
             num_tokens,
             out.columns,
-            TILE.tokens,
-            TILE.width,
-            TILE.weight_descriptor,
-            TILE.even_width,
+            TOKENS,
+            WIDTH,
+            DESCRIPTOR,
+            EVEN_WIDTH,
         )
-        total = gradient_dot(g, w, total, TILE.precision)
-    rows = (first_row + tl.arange(0, TILE.rows)).to(tl.int64)
-    columns = first_column + tl.arange(0, TILE.width)
+        total = gradient_dot(g, w, total, PRECISION)
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    columns = first_column + tl.arange(0, WIDTH)
     mask = (rows < num_rows)[:, None] & (columns < out.columns)[None, :]
     pointers = out.tiles + rows[:, None] * out.stride + columns[None, :]
     tl.store(pointers, total.to(out.tiles.dtype.element_ty), mask=mask)

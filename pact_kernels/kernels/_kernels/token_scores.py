@@ -83,6 +83,8 @@ def _token_scores_kernel(
     tiles_per_split,  # row tiles
     TILE: tl.constexpr,  # ScoreTile
 ):
+    ALIGNED: tl.constexpr = TILE.aligned
+    BASE: tl.constexpr = TILE.base
     ROWS: tl.constexpr = TILE.aligned.columns
     TOKENS: tl.constexpr = TILE.aligned.rows
     split, first_token = tl.program_id(0), tl.program_id(1) * TOKENS
@@ -92,10 +94,10 @@ def _token_scores_kernel(
     tiles = tl.minimum(first_tile + tiles_per_split, tl.cdiv(num_rows, ROWS))
     for tile in tl.range(first_tile, tiles):
         log_aligned = _log_confidences(
-            aligned, tile * ROWS, first_token, num_rows, vocabulary, TILE.aligned
+            aligned, tile * ROWS, first_token, num_rows, vocabulary, ALIGNED
         )  # (TOKENS, ROWS)
         log_base = _log_confidences(
-            base, tile * ROWS, first_token, num_rows, vocabulary, TILE.base
+            base, tile * ROWS, first_token, num_rows, vocabulary, BASE
         )  # (TOKENS, ROWS)
         rows = tile * ROWS + tl.arange(0, ROWS)
         row_weight = tl.load(row_weight_ptr + rows, mask=rows < num_rows, other=0.0)[None, :]
@@ -116,6 +118,8 @@ def _token_scores_kernel(
 @triton.jit
 def _log_confidences(model, first_row, first_token, num_rows, vocabulary, TILE: tl.constexpr):
     """(TOKENS, ROWS) log-confidences of one model; -inf in rows past the end."""
+    TOKENS: tl.constexpr = TILE.rows
+    ROWS: tl.constexpr = TILE.columns
     head = model.head
     x = product_tile(
         head.weight,
@@ -128,12 +132,12 @@ def _log_confidences(model, first_row, first_token, num_rows, vocabulary, TILE: 
         TILE,
     )
     if head.bias is not None:
-        tokens = first_token + tl.arange(0, TILE.rows)
+        tokens = first_token + tl.arange(0, TOKENS)
         bias = tl.load(head.bias + tokens, mask=tokens < vocabulary, other=0.0)
         bias = bias.to(tl.float32)[:, None]
     else:
         bias = 0.0
-    rows = first_row + tl.arange(0, TILE.columns)
+    rows = first_row + tl.arange(0, ROWS)
     largest = tl.load(model.largest + rows, mask=rows < num_rows, other=float("inf"))
     log_total = tl.load(model.log_total + rows, mask=rows < num_rows, other=0.0)
     z = finish_logits(x, bias, head)
