@@ -184,7 +184,8 @@ def test_the_ignored_target_may_be_a_token(ignore_index: int) -> None:
 def test_all_rows_ignored() -> None:
     raw = chunk(torch.full((ROWS, VOCABULARY), torch.nan), torch.bfloat16)
     target, softmax = torch.full((ROWS,), -100), Softmax(torch.zeros(ROWS), torch.ones(ROWS))
-    launch_chunk_gradient(raw, None, target, softmax, None, None, spec=head_spec())
+    spec = head_spec()
+    launch_chunk_gradient(raw, spec.head(None), target, softmax, None, None, request=spec.request)
     assert torch.equal(raw, torch.zeros_like(raw))
 
 
@@ -196,7 +197,8 @@ def test_tokens_ruled_out_by_the_bias_have_no_gradient() -> None:
     expected = (raw.double() + bias).softmax(-1)
     keep = target != -100
     expected[keep, target[keep]] -= 1.0
-    launch_chunk_gradient(raw, bias, target, softmax, None, None, spec=head_spec())
+    spec = head_spec()
+    launch_chunk_gradient(raw, spec.head(bias), target, softmax, None, None, request=spec.request)
     torch.testing.assert_close(raw.double(), expected * keep[:, None], rtol=1e-5, atol=1e-6)
     assert not raw[:, -20:].any()
 
