@@ -45,7 +45,7 @@ def _told(arguments: Sequence[str]) -> str:
 def _list(args: argparse.Namespace, _: str) -> None:
     from benchmarks.cases.estimate import case_s
     from benchmarks.cases.plan import title
-    from benchmarks.measuring.contestants import contestants, refusal
+    from benchmarks.measuring.entries import entries, refusal
     from benchmarks.peers.registry import PEERS, peers_for
 
     device, planned = _device(args), _planned(args)
@@ -53,7 +53,7 @@ def _list(args: argparse.Namespace, _: str) -> None:
     absent: dict[str, str] = {}
     for plan in planned:
         willing = []
-        for each in contestants(plan, peers_for(plan.case)):
+        for each in entries(plan, peers_for(plan.case)):
             reason = refusal(each, plan.case, device, limit_bytes)
             if reason is None:
                 willing.append(each)
@@ -74,7 +74,7 @@ def _list(args: argparse.Namespace, _: str) -> None:
 def _run(args: argparse.Namespace, command: str) -> None:
     from benchmarks.cases.estimate import case_s
     from benchmarks.harness import Bench
-    from benchmarks.measuring.contestants import contestants, refusal
+    from benchmarks.measuring.entries import entries, refusal
     from benchmarks.measuring.machine import circumstances
     from benchmarks.measuring.memory import preload_compiler
     from benchmarks.measuring.run import run
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
     )
 
     def expected_s(plan: Plan) -> float:
-        everyone = contestants(plan, peers_for(plan.case))
+        everyone = entries(plan, peers_for(plan.case))
         willing = [each for each in everyone if not refusal(each, plan.case, device, limit_bytes)]
         return case_s(plan.case, willing, device) if willing else 0.0
 
@@ -151,7 +151,7 @@ def _planned(args: argparse.Namespace) -> list[Plan]:
 def _memory_limit_bytes(args: argparse.Namespace, device: torch.device) -> int:
     import torch
 
-    from benchmarks.measuring.contestants import GIB, MEMORY_SHARE
+    from benchmarks.measuring.entries import GIB, MEMORY_SHARE
     from benchmarks.measuring.machine import total_memory_bytes
 
     if args.memory_gib is not None:

@@ -17,7 +17,7 @@ from benchmarks.cases.case import Case, make_inputs
 from benchmarks.cases.plan import Plan
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
-from benchmarks.measuring.contestants import Contestant, contestants, refusal
+from benchmarks.measuring.entries import Entry, entries, refusal
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import Circumstances
@@ -65,7 +65,7 @@ class Bench:
 
 def measure(plan: Plan, bench: Bench) -> list[Result]:
     """A line for each implementation of the plan's case."""
-    candidates = contestants(plan, bench.peers_for(plan.case))
+    candidates = entries(plan, bench.peers_for(plan.case))
     reasons: dict[str, str] = {}
     for each in candidates:
         reason = refusal(each, plan.case, bench.device, bench.memory_limit_bytes)
@@ -86,7 +86,7 @@ def measure(plan: Plan, bench: Bench) -> list[Result]:
 
 
 def _measure_willing(
-    willing: Sequence[Contestant], plan: Plan, bench: Bench, reasons: dict[str, str]
+    willing: Sequence[Entry], plan: Plan, bench: Bench, reasons: dict[str, str]
 ) -> dict[str, Result]:
     """Lines of those that run and are right, by name; `reasons` is told of the others."""
     inputs = make_inputs(plan.case, bench.device)
@@ -103,22 +103,20 @@ def _measure_willing(
     if not ready:
         return {}
     rounds = bench.rounds or ROUNDS[bench.device.type].of(sum(each.quick_ms for each in ready))
-    calls = {each.contestant.name: each.call for each in ready}
+    calls = {each.entry.name: each.call for each in ready}
     times = {name: quantiles(ms) for name, ms in take_turns(calls, rounds, clock).items()}
     return {
-        each.contestant.name: _measured(
-            each, times, _memory(each, plan, bench), rounds, plan, bench
-        )
+        each.entry.name: _measured(each, times, _memory(each, plan, bench), rounds, plan, bench)
         for each in ready
     }
 
 
 def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
-    if ready.contestant.yardstick:
+    if ready.entry.yardstick:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.contestant.name, written(ready.setting), bench.registry)
+    return cpu_memory(plan.case, ready.entry.name, written(ready.setting), bench.registry)
 
 
 def _measured(
@@ -129,7 +127,7 @@ def _measured(
     plan: Plan,
     bench: Bench,
 ) -> Result:
-    own = times[ready.contestant.name]
+    own = times[ready.entry.name]
 
     def times_of(other: str) -> float | None:
         """This one's median by another's."""
@@ -137,12 +135,10 @@ def _measured(
 
     by_gemms, verdict = times_of(GEMMS), ready.verdict
     return replace(
-        _line(plan, bench, ready.contestant.peer),
+        _line(plan, bench, ready.entry.peer),
         setting=written(ready.setting),
         settings_tried=ready.tried,
-        remark="; ".join(
-            filter(None, (ready.contestant.other_objective, ready.refused, memory.remark))
-        ),
+        remark="; ".join(filter(None, (ready.entry.other_objective, ready.refused, memory.remark))),
         rounds=rounds,
         p20_ms=own.p20_ms,
         p50_ms=own.p50_ms,

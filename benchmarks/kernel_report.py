@@ -30,7 +30,7 @@ from triton.backends.nvidia.compiler import get_ptxas_version
 
 from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.readings import Reading, problems, readings
-from pact_kernels.kernels.runtime import KIB, TARGETS
+from pact_kernels.kernels._launch.runtime import KIB, TARGETS
 
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")
 """The targets that every kernel is promised to compile well for."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pact.config import PactConfig
-    from pact.objective import PactObjective
+    from pact.objective import PactConfig, PactObjective
     from pact.training import PactTrainer, train
 
 __all__ = ["PactConfig", "PactObjective", "PactTrainer", "train"]
@@ -16,7 +15,7 @@ __all__ = ["PactConfig", "PactObjective", "PactTrainer", "train"]
 __getattr__ = lazy_names(
     __name__,
     {
-        "PactConfig": "pact.config",
+        "PactConfig": "pact.objective",
         "PactObjective": "pact.objective",
         "PactTrainer": "pact.training",
         "train": "pact.training",

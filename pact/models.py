@@ -8,26 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pact.loading import DTYPES, load_model, load_tokenizer  # noqa: F401  (a model's first names)
-
-
-class Head(NamedTuple):
-    """The map from a hidden state h to logits: softcap(logit_scale * (weight h + bias))."""
-
-    weight: Tensor  # (V, D)
-    bias: Tensor | None  # (V,)
-    softcap: float | None
-    logit_scale: float
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that every op of `pact_kernels` takes beside the weight."""
-        return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+from pact_kernels.types import Head
 
 
 def causal_lm(model: nn.Module) -> Any:

@@ -4,7 +4,7 @@ Needs torch alone; triton is imported only where a kernel runs. Each op is regis
 `torch.library`, so it works under autograd, autocast and `torch.compile(fullgraph=True)`.
 """
 
-from pact_kernels.implementation import autotune, implementation, workspace
+from pact_kernels.dispatch import autotune, implementation, workspace
 from pact_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
 from pact_kernels.ops.pact_kl import pact_kl

@@ -6,7 +6,7 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,6 +51,62 @@ class GateConfig:
         ):
             if not valid:
                 raise ValueError(f"gate {name} must be {need}, got {getattr(self, name)}")
+
+
+class Head(NamedTuple):
+    """The output head: logits z = softcap * tanh(logit_scale (hidden weight^T + bias) / softcap).
+
+    It travels whole from the first line of an op to the device code, where weight and bias are
+    what a kernel reads of them.
+    """
+
+    weight: Tensor
+    """(V, D), or (K, D) of selected tokens."""
+    bias: Tensor | None = None
+    """(V,)"""
+    softcap: float | None = None
+    """None leaves the logits uncapped."""
+    logit_scale: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but the weight, as the ops take them."""
+        return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+
+    def select(self, token_ids: Tensor) -> Head:
+        """The same for the tokens (K,) alone; autograd scatters gradients back."""
+        bias = None if self.bias is None else self.bias.index_select(0, token_ids)
+        return self._replace(weight=self.weight.index_select(0, token_ids), bias=bias)
+
+    def tile(self, low: int, high: int) -> Head:
+        """The same for tokens [low, high), without a copy."""
+        bias = None if self.bias is None else self.bias[low:high]
+        return self._replace(weight=self.weight[low:high], bias=bias)
+
+    def at_temperature(self, temperature: float) -> Head:
+        """The head of logits / temperature: softcap tanh(s x / softcap) / T has the same form."""
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return self._replace(softcap=softcap, logit_scale=self.logit_scale / temperature)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(M, D) in any dtype -> (M, V) in the weight's."""
+        return self.finish_(states.to(self.weight.dtype) @ self.weight.T)
+
+    def finish_(self, products: Tensor) -> Tensor:
+        """Raw products hidden weight^T (M, V) to logits, in place."""
+        if self.bias is not None:
+            products += self.bias
+        if self.logit_scale != 1.0:
+            products *= self.logit_scale
+        if self.softcap is not None:
+            products.div_(self.softcap).tanh_().mul_(self.softcap)
+        return products
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Derivative of the logits by the raw products: logit_scale (1 - (z / softcap)^2)."""
+        if self.softcap is None:
+            return self.logit_scale
+        return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.logit_scale)
 
 
 class ReferenceLogits(NamedTuple):

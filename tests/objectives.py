@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 
 
 def matching(over: Any = "selection", *, gate: bool = True, **changes: Any) -> PactConfig:

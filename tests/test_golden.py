@@ -95,7 +95,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(params=["naive", "chunked"])
 def implementation(request: pytest.FixtureRequest) -> Any:
-    # A workspace of a few rows: the sums of several slabs must come to the golden ones.
+    # A workspace of a few rows: the sums of several chunks must come to the golden ones.
     with pk.implementation(request.param), pk.workspace(0.02):
         yield request.param
 

@@ -18,12 +18,12 @@ from peft import (
     get_peft_model,
 )
 
-from pact.config import PactConfig
 from pact.discovery import DiscoverConfig, SafetyTokens, run_discover
 from pact.evaluation import EvaluateConfig, run_evaluate
 from pact.evaluation.generate import generate_answers
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
 from pact.loading import find_model, load_model, load_tokenizer
+from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training.run import fill
 from tests.rounding import NO_KL_ACROSS, STATES

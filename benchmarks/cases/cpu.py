@@ -56,7 +56,7 @@ def cpu_large_plans() -> list[Plan]:
 
 
 LINE = Case(op="linear_cross_entropy", sequences=1, length=1024, hidden=128, vocabulary=8000)
-"""1024 rows are one slab on a CPU: from there on a change of memory is no change of a slab's."""
+"""1024 rows are one chunk on a CPU: from there on a change of memory is no change of a chunk's."""
 
 
 def cpu_lines() -> list[Line]:

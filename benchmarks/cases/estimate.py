@@ -15,7 +15,7 @@ from benchmarks.cases.case import Case
 from benchmarks.cases.plan import OURS
 from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import ROUNDS
-from benchmarks.measuring.contestants import OF_ALL_POSITIONS, Contestant
+from benchmarks.measuring.entries import OF_ALL_POSITIONS, Entry
 from benchmarks.measuring.equality import checked_rows
 from benchmarks.measuring.memory import CALLS
 
@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     randoms_per_s: float
     """Normal numbers, for the inputs."""
     start_s: float
-    """Seconds before a contestant runs: imports, and the process that measures its memory."""
+    """Seconds before an entry runs: imports, and the process that measures its memory."""
     compile_s: float
     """Seconds more for one that is compiled for each shape."""
 
@@ -53,20 +53,20 @@ CHECKS = 4
 """Formulas on few rows for each case: twice the oracle, twice eager."""
 
 
-def case_s(case: Case, contestants: Sequence[Contestant], device: torch.device) -> float:
+def case_s(case: Case, entries: Sequence[Entry], device: torch.device) -> float:
     """Seconds that a case takes with those who take part; 0 without any."""
-    if not contestants:
+    if not entries:
         return 0.0
     speed = SPEEDS[device.type]
     on_gpu = device.type == "cuda"
-    calls_s = [_call_s(case, each, speed) for each in contestants]
-    settings = [len(each.peer.settings(case, device)) for each in contestants]
+    calls_s = [_call_s(case, each, speed) for each in entries]
+    settings = [len(each.peer.settings(case, device)) for each in entries]
     rounds = ROUNDS[device.type].of(1e3 * sum(calls_s))
     few = replace(case, sequences=1, length=min(case.rows, checked_rows(case)), prompt_share=0.0)
     check_s = flops(few) / speed.flop_per_s[case.dtype]
     inputs_s = _inputs_s(case, speed)
     total_s = 2 * inputs_s + CHECKS * FLOAT64 * check_s
-    for each, call_s, count in zip(contestants, calls_s, settings, strict=True):
+    for each, call_s, count in zip(entries, calls_s, settings, strict=True):
         trials = count + (2 if count > 1 or on_gpu else 0)
         total_s += call_s * (rounds + trials)
         if not each.yardstick:
@@ -76,13 +76,13 @@ def case_s(case: Case, contestants: Sequence[Contestant], device: torch.device) 
     return total_s
 
 
-def _call_s(case: Case, contestant: Contestant, speed: Speed) -> float:
+def _call_s(case: Case, entry: Entry, speed: Speed) -> float:
     """Products, and passes over logits: none of yardsticks, a few of ours, more of others."""
     passes = PASSES
-    if contestant.yardstick or contestant.name == OURS:
-        passes = 0 if contestant.yardstick else OWN_PASSES
-    if contestant.name in EVERY_COLUMN:
-        positions = contestant.name in OF_ALL_POSITIONS
+    if entry.yardstick or entry.name == OURS:
+        passes = 0 if entry.yardstick else OWN_PASSES
+    if entry.name in EVERY_COLUMN:
+        positions = entry.name in OF_ALL_POSITIONS
         share = 0.0 if positions else case.prompt_share
         case = replace(case, over="vocabulary", prompt_share=share)
     logits_bytes = 4 * case.rows * max(each.columns for each in minimal_products(case))

@@ -25,7 +25,7 @@ from pact.demo.shipped import whole_folder
 from pact.demo.stages import EVERY_LINEAR
 from pact.evaluation.generate import generate_answers
 from pact.loading import load_model, load_tokenizer
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy
 from pact.training.config import FitConfig
 from pact.training.loop import fit
 from pact.training.student import add_adapters
@@ -90,7 +90,7 @@ def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
     fit(
         model,
         encode_examples(pairs, tokenizer, None),
-        PactObjective.plain(),
+        CrossEntropy(),
         None,
         collator,
         config,

@@ -19,43 +19,20 @@ from torch import Tensor
 from torch.nn import functional
 
 import pact_kernels as pk
-from pact.config import PactConfig
-from pact.models import Head
-from pact.objective import PactObjective
+from pact.objective import PactConfig
 from pact_kernels.naive.logits import logits
-from pact_kernels.ops.reduce import mean_of
-from pact_kernels.ops.references import in_one_dtype
-from pact_kernels.ops.validation import autocast_inputs
+from pact_kernels.ops._checks.arguments import autocast_inputs
+from pact_kernels.ops._operators.reduction import mean_of
+from pact_kernels.ops._operators.references import in_one_dtype
+from pact_kernels.types import Head
 
 PAPER_BETAS = (0.5, 2.0, 2.0, 2.0, 2.0)
 """Strengths of Qi et al. for the answer steps 0 to 4."""
 PAPER_LATER_BETA = 0.1
 """Their strength for every step after these."""
 
-COMPARED_TOKENS = 32
-"""Any few tokens do: their log-confidences are compared, which hold the sum over all others."""
 
-
-class _StatesObjective(PactObjective):
-    """An objective on the live reference's states, without safety tokens and without a gate.
-
-    `token_ids` and `config.over` serve `pact.reference.check_at_start` alone: it compares the
-    log-probabilities of the first COMPARED_TOKENS ids, student against reference.
-    """
-
-    def __init__(self, *, kl_weight: float = 0.0, kl_step_tau: float | None = None) -> None:
-        settings = PactConfig(
-            over="vocabulary",
-            gate=False,
-            kl_weight=kl_weight,
-            kl_step_tau=math.inf if kl_step_tau is None else kl_step_tau,
-            kl_margin=0.0,
-            positive_only=False,
-        )
-        super().__init__(torch.arange(COMPARED_TOKENS), torch.ones(COMPARED_TOKENS), settings)
-
-
-class FullVocabularyKl(_StatesObjective):
+class FullVocabularyKl:
     """Cross-entropy + the KL from the frozen model's distribution, over the whole vocabulary.
 
         loss = mean_n CE_n + kl_weight mean_n exp(-t_n / step_tau) KL_n
@@ -75,8 +52,12 @@ class FullVocabularyKl(_StatesObjective):
     Source: the textbook KL; the weight of the steps is `PactConfig.kl_step_tau`.
     """
 
+    needs_reference = True
+    needs_post_only = False
+
     def __init__(self, kl_weight: float, step_tau: float | None = None) -> None:
-        super().__init__(kl_weight=kl_weight, kl_step_tau=step_tau)
+        # The same numbers as PACT's, so the same are refused.
+        PactConfig(kl_weight=kl_weight, kl_step_tau=math.inf if step_tau is None else step_tau)
         self.kl_weight = kl_weight
         self.step_tau = step_tau
 
@@ -119,7 +100,7 @@ class FullVocabularyKl(_StatesObjective):
         return _reported(cross_entropy + self.kl_weight * kl, cross_entropy, kl, target.numel())
 
 
-class FirstTokens(_StatesObjective):
+class FirstTokens:
     """Fine-tuning that lets the first tokens of an answer move little from the frozen model.
 
         loss = mean_n -(2 / beta) log sigmoid(beta Delta_n),
@@ -145,6 +126,9 @@ class FirstTokens(_StatesObjective):
     answer; here it is a mean over the step's rows, as every objective of the loop.
     """
 
+    needs_reference = True
+    needs_post_only = False
+
     def __init__(
         self,
         betas: Sequence[float] = PAPER_BETAS,
@@ -152,7 +136,6 @@ class FirstTokens(_StatesObjective):
         *,
         strength: float = 1.0,
     ) -> None:
-        super().__init__()
         for name, value in (
             *((f"betas[{place}]", beta) for place, beta in enumerate(betas)),
             ("later_beta", later_beta),
@@ -161,7 +144,7 @@ class FirstTokens(_StatesObjective):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(
                     f"{name} must be positive and finite, got {value}: for plain fine-tuning, the "
-                    "limit of small betas, take PactObjective.plain()"
+                    "limit of small betas, take CrossEntropy()"
                 )
         self.betas = tuple(beta * strength for beta in betas) + (later_beta,)  # S + 1
 
@@ -222,13 +205,13 @@ def _frozen(
 
 def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
     """(N, V) fp32, or fp64 for fp64 states; products are in autocast's dtype, as the ops' are."""
-    hidden, weight, bias = autocast_inputs(hidden, head.weight, head.bias)
-    z = logits(hidden, weight, bias, head.softcap, head.logit_scale)  # (N, V)
+    hidden, head = autocast_inputs(hidden, head)
+    z = logits(hidden, *head)  # (N, V)
     return torch.log_softmax(z, dim=-1)
 
 
 def _cross_entropy_rows(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
-    """(N,) -log P(target), by the op that `PactObjective.plain` trains with."""
+    """(N,) -log P(target), by the op that `CrossEntropy` trains with."""
     return pk.linear_cross_entropy(hidden, head.weight, target, reduction="none", **head.options)
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 
 Method = Literal["aligned", "plain", "pact", "full_kl", "first_tokens", "mixing"]
 TokenSource = Literal["p_diff", "random", "frequency"]

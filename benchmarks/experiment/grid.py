@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.experiment.alignment import Alignment
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.protocol import Prompts, Protocol
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.config import TrainConfig
 
 SEEDS = (0, 1, 2)

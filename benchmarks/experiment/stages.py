@@ -31,7 +31,7 @@ from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
 from pact.evaluation.result import Refusals
 from pact.loading import load_model, load_tokenizer
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy, Objective, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference
 from pact.training.config import FitConfig
 from pact.training.loop import fit
@@ -136,7 +136,7 @@ class Bench:
         fit(model, dataset, objective, held_to, collator, config, after_step=after_step)
         return model, reference
 
-    def objective(self, cell: Cell) -> PactObjective:
+    def objective(self, cell: Cell) -> Objective:
         """What a cell minimises."""
         if cell.method == "pact":
             tokens = self.tokens(cell)
@@ -146,7 +146,7 @@ class Bench:
             return FullVocabularyKl(cell.strength)
         if cell.method == "first_tokens":
             return FirstTokens(strength=cell.strength)
-        return PactObjective.plain()
+        return CrossEntropy()
 
     def measure(
         self, model: Any, reference: Reference, *, outside: bool = True, attacked: bool = True

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.spec import HeadSpec, KlSpec
-from pact_kernels.implementation import workspace_bytes
+from pact_kernels.common.requests import KlRequest, TermRequest
+from pact_kernels.dispatch import workspace_bytes
+from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.head_loss import head_loss
-from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
 from pact_kernels.kernels.selection_kl import selection_kl
 from pact_kernels.kernels.token_scores import token_scores
-from pact_kernels.types import GateConfig
+from pact_kernels.types import GateConfig, Head
 
 NUM_ROWS = 4096
 WIDTH = 4096
@@ -34,8 +34,8 @@ to unaligned rows. The rows of 16-bit values still start at multiples of TMA's 1
 VOCABULARY = 128256
 SMALL_VOCABULARY = 32000
 """Fewer tiles than processors: token scores split their rows."""
-SLAB_ROWS = 1024
-"""About what a slab of the default workspace holds."""
+CHUNK_ROWS = 1024
+"""About what a chunk of the default workspace holds."""
 SELECTED = 64
 SOFTCAP = 30.0
 """Gemma's."""
@@ -69,6 +69,15 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def meta_head(
+    tokens: int, width: int, dtype: torch.dtype, *, bias: bool = False, softcap: float | None = None
+) -> Head:
+    """A head that is nowhere."""
+    return Head(
+        meta(tokens, width, dtype=dtype), meta(tokens, dtype=dtype) if bias else None, softcap
+    )
+
+
 def _linear_logsumexp_cases() -> Iterator[Case]:
     def case(
         variant: str,
@@ -84,12 +93,9 @@ def _linear_logsumexp_cases() -> Iterator[Case]:
         def launch() -> object:
             return launch_linear_logsumexp(
                 meta(NUM_ROWS, width, dtype=dtype),
-                meta(VOCABULARY, width, dtype=dtype),
-                meta(VOCABULARY, dtype=dtype) if bias else None,
+                meta_head(VOCABULARY, width, dtype, bias=bias, softcap=softcap),
                 meta(NUM_ROWS, dtype=torch.int64) if target else None,
                 meta(SELECTED, dtype=torch.int64) if selected else None,
-                softcap=softcap,
-                logit_scale=1.0,
                 limit_bytes=GPU_WORKSPACE_BYTES,
             )
 
@@ -113,7 +119,7 @@ def _linear_logsumexp_cases() -> Iterator[Case]:
     yield case("uneven", torch.float32, width=UNEVEN_WIDTH)
 
 
-def _kl_spec(
+def _kl_request(
     num_rows: int,
     num_tokens: int,
     dtype: torch.dtype,
@@ -122,17 +128,17 @@ def _kl_spec(
     states: bool = True,
     gate: bool = True,
     width: int = WIDTH,
-) -> KlSpec:
+    softcap: float | None = None,
+) -> KlRequest:
     """A KL whose reference comes as states, or as logits of 16 bits."""
     source = [num_rows, width if states else num_tokens]
     lse = meta(num_rows, dtype=torch.float32) if over == "vocabulary" else None
-    return KlSpec(
+    return KlRequest(
         token_weights=meta(num_tokens, dtype=torch.float32),
         step=meta(num_rows, dtype=torch.int64),
         reference_full=meta(*source, dtype=dtype),
         reference_post=meta(*source, dtype=dtype) if gate else None,
-        reference_weight=meta(num_tokens, width, dtype=dtype) if states else None,
-        reference_bias=None,
+        reference_head=meta_head(num_tokens, width, dtype, softcap=softcap) if states else None,
         full_lse=lse,
         post_lse=lse if gate else None,
         row_weight=None,
@@ -159,13 +165,18 @@ def _pact_kl_cases() -> Iterator[Case]:
         def launch() -> object:
             return selection_kl(
                 meta(NUM_ROWS, width, dtype=dtype),
-                meta(num_tokens, width, dtype=dtype),
-                None,
-                kl=_kl_spec(NUM_ROWS, num_tokens, dtype, states=states, gate=gate, width=width),
-                softcap=softcap,
-                logit_scale=1.0,
+                meta_head(num_tokens, width, dtype, softcap=softcap),
+                kl=_kl_request(
+                    NUM_ROWS,
+                    num_tokens,
+                    dtype,
+                    states=states,
+                    gate=gate,
+                    width=width,
+                    softcap=softcap,
+                ),
                 row_grad=None,
-                wanted=(True, trained, False),
+                needs_grad=(True, trained, False),
                 limit_bytes=GPU_WORKSPACE_BYTES,
             )
 
@@ -204,26 +215,20 @@ def _head_loss_cases() -> Iterator[Case]:
         def launch() -> object:
             kl = None
             if over is not None:
-                kl = _kl_spec(SLAB_ROWS, num_tokens, dtype, over=over, states=states)
+                kl = _kl_request(
+                    CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap
+                )
             return head_loss(
-                meta(SLAB_ROWS, WIDTH, dtype=dtype),
-                meta(VOCABULARY, WIDTH, dtype=dtype),
-                meta(SLAB_ROWS, dtype=torch.int64),
-                meta(VOCABULARY, dtype=dtype) if bias else None,
+                meta(CHUNK_ROWS, WIDTH, dtype=dtype),
+                meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
+                meta(CHUNK_ROWS, dtype=torch.int64),
                 None if kl is None else meta(num_tokens, dtype=torch.int64),
-                spec=HeadSpec(
-                    term="cross_entropy",
-                    ignore_index=-100,
-                    softcap=softcap,
-                    logit_scale=1.0,
-                    label_smoothing=0.1 if smoothed else 0.0,
-                    z_loss=0.0,
-                ),
+                term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
                 kl=kl,
                 row_grad=None,
-                wanted=(True, False, False),
+                needs_grad=(True, False, False),
                 limit_bytes=GPU_WORKSPACE_BYTES,
-                num_rows=SLAB_ROWS,
+                num_rows=CHUNK_ROWS,
             )
 
         return Case(op="head_loss", dtype=dtype, variant=variant, default=default, launch=launch)
@@ -250,12 +255,15 @@ def _selected_logits_cases() -> Iterator[Case]:
     ) -> Case:
         def launch() -> object:
             states = meta(NUM_ROWS, width, dtype=dtype)
-            head = meta(num_tokens, width, dtype=dtype), None
-            options: dict[str, Any] = {"softcap": softcap, "logit_scale": 1.0}
-            options["limit_bytes"] = GPU_WORKSPACE_BYTES
-            logits = selected_logits(states, *head, **options)
-            wanted = (True, False, False)
-            return selected_logits_backward(logits, states, *head, **options, wanted=wanted)
+            head = meta_head(num_tokens, width, dtype, softcap=softcap)
+            logits = selected_logits(states, head, limit_bytes=GPU_WORKSPACE_BYTES)
+            return selected_logits_backward(
+                logits,
+                states,
+                head,
+                needs_grad=(True, False, False),
+                limit_bytes=GPU_WORKSPACE_BYTES,
+            )
 
         name = f"K{num_tokens} {variant}".rstrip()
         return Case(op="selected_logits", dtype=dtype, variant=name, default=default, launch=launch)
@@ -283,17 +291,13 @@ def _token_scores_cases() -> Iterator[Case]:
         def launch() -> object:
             model = (
                 meta(NUM_ROWS, width, dtype=dtype),
-                meta(vocabulary, width, dtype=dtype),
-                meta(vocabulary, dtype=dtype) if bias else None,
+                meta_head(vocabulary, width, dtype, bias=bias, softcap=softcap),
             )
             return token_scores(
                 *model,
                 *model,
                 meta(NUM_ROWS, dtype=torch.float64),
                 mode=mode,
-                temperature=1.0,
-                softcap=softcap,
-                logit_scale=1.0,
                 limit_bytes=GPU_WORKSPACE_BYTES,
             )
 

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.kernels.machine_code import MachineCode, read_amd, read_nvidia
-from pact_kernels.kernels.runtime import TARGETS, Launch, Options, Target
+from pact_kernels.kernels._launch.runtime import TARGETS, Launch, Options, Target
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 MOST_OF_AN_ERROR = 600

@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 
 import torch
 
-from pact_kernels.kernels.runtime import KIB, Cost
+from pact_kernels.kernels._launch.runtime import KIB, Cost
 
 PARTITIONS = 4
 LANE_REGISTERS = 512

@@ -11,7 +11,7 @@ import torch
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.compiled import Compiled, Configuration, compile_all, specialise
 from benchmarks.kernels.gpus import GPUS, Occupancy, has_tensor_operation, occupancy, roofline_us
-from pact_kernels.kernels.runtime import TARGETS, Cost, Target, recording
+from pact_kernels.kernels._launch.runtime import TARGETS, Cost, Target, recording
 
 Distinct = tuple[Configuration, Cost, torch.dtype]
 """What tells one line of the report from another."""
@@ -45,7 +45,7 @@ class Reading:
 def record(cases: Iterable[Case], targets: Iterable[Target]) -> dict[Distinct, list[Case]]:
     """(configuration, cost, dtype) of every launch, and the cases that make it.
 
-    The slabs of one case share a configuration: the first, which is whole, stands for all.
+    The chunks of one case share a configuration: the first, which is whole, stands for all.
     """
     launches: dict[Distinct, list[Case]] = {}
     for target in targets:

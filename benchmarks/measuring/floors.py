@@ -2,7 +2,7 @@
 
 They offer what a peer offers, but their result is another one, so it is not compared.
 
-Legend: N rows, D hidden size, V vocabulary, K selected tokens, C columns, V or K, M slab rows,
+Legend: N rows, D hidden size, V vocabulary, K selected tokens, C columns, V or K, M chunk rows,
 T columns of a tile.
 """
 
@@ -20,19 +20,19 @@ from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 
 GEMMS = "GEMMs alone"
 CROSS_ENTROPY_ALONE = "cross-entropy alone"
-SLAB_ROWS = {"cpu": (256, 1024), "cuda": (2048, 8192)}
+CHUNK_ROWS = {"cpu": (256, 1024), "cuda": (2048, 8192)}
 """Tried by device with all columns at once; the fastest is the floor."""
 TILE_COLUMNS = {"cpu": 1024}
 """Tried beside it with the most rows: both products of a tile while its part of the head is in the
 cache."""
-MOST_SLAB_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
+MOST_CHUNK_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
 
 
 class Gemms:
     """The minimal products of a case by the vendor's GEMM in the case's dtype, and nothing else.
 
-    In slabs of M rows whose logits are overwritten, so that the floor is of products and not of
-    the memory that (N, V) logits would take, or in tiles of such a slab. The head's gradient is
+    In chunks of M rows whose logits are overwritten, so that the floor is of products and not of
+    the memory that (N, V) logits would take, or in tiles of such a chunk. The head's gradient is
     summed in the case's dtype, which is less work than a sum in fp32.
     """
 
@@ -46,13 +46,13 @@ class Gemms:
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
         itemsize = getattr(torch, case.dtype).itemsize
-        most = MOST_SLAB_BYTES[device.type] // (case.vocabulary * itemsize)
-        rows = {min(tried, case.rows, most) for tried in SLAB_ROWS[device.type]}
-        settings = [{"slab_rows": max(1, count)} for count in sorted(rows)]
+        most = MOST_CHUNK_BYTES[device.type] // (case.vocabulary * itemsize)
+        rows = {min(tried, case.rows, most) for tried in CHUNK_ROWS[device.type]}
+        settings = [{"chunk_rows": max(1, count)} for count in sorted(rows)]
         columns = TILE_COLUMNS.get(device.type)
         if columns is not None and columns < case.vocabulary:
-            most = min(max(SLAB_ROWS[device.type]), case.rows)
-            settings.append({"slab_rows": most, "tile_columns": columns})
+            most = min(max(CHUNK_ROWS[device.type]), case.rows)
+            settings.append({"chunk_rows": most, "tile_columns": columns})
         return settings
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
@@ -62,7 +62,7 @@ class Gemms:
             (weight if each.columns == case.vocabulary else weight[inputs.token_ids], each)
             for each in minimal_products(case)
         ]  # (C, D) each
-        rows, columns = setting["slab_rows"], setting.get("tile_columns")
+        rows, columns = setting["chunk_rows"], setting.get("tile_columns")
         parts = [_Part(hidden, head, products, rows, columns) for head, products in heads]
 
         def call() -> Outputs:
@@ -81,11 +81,11 @@ class _Part:
         hidden: Tensor,
         head: Tensor,
         products: Products,
-        slab_rows: int,
+        chunk_rows: int,
         tile_columns: int | None,
     ) -> None:
         self.hidden, self.head, self.products = hidden, head, products
-        self.rows = min(slab_rows, hidden.shape[0])
+        self.rows = min(chunk_rows, hidden.shape[0])
         self.columns = min(tile_columns or head.shape[0], head.shape[0])
         self.tile = hidden.new_empty(self.rows * self.columns)  # (M, C) at most
         self.grad_hidden = torch.empty_like(hidden) if products.states else None  # (N, D)

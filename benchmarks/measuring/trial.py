@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.measuring.clock import Clock
-from benchmarks.measuring.contestants import Contestant
+from benchmarks.measuring.entries import Entry
 from benchmarks.measuring.equality import Checker, Verdict
 from benchmarks.measuring.memory import output_mib
 from benchmarks.peers.peer import Call, Outputs, Setting
@@ -23,9 +23,9 @@ MOST_OF_A_REASON = 300
 
 
 class Ready(NamedTuple):
-    """A contestant that takes part."""
+    """An entry that takes part."""
 
-    contestant: Contestant
+    entry: Entry
     call: Call
     setting: Setting
     quick_ms: float
@@ -46,25 +46,25 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What all contestants of a case are tried with."""
+    """What all entries of a case are tried with."""
 
     case: Case
     inputs: Inputs
     checker: Checker
     clock: Clock
 
-    def best(self, contestant: Contestant) -> Ready:
+    def best(self, entry: Entry) -> Ready:
         """The fastest right one of its settings.
 
         Raises:
             Refused: none runs and is right.
         """
-        settings = contestant.peer.settings(self.case, self.inputs.hidden.device)
+        settings = entry.peer.settings(self.case, self.inputs.hidden.device)
         ready: list[Ready] = []
         refused: list[str] = []
         for setting in settings:
             try:
-                ready.append(self._run(contestant, setting))
+                ready.append(self._run(entry, setting))
             except Refused as reason:
                 refused.append(f"{written(setting)}: {reason}" if setting else str(reason))
         if not ready:
@@ -83,9 +83,9 @@ class Trial:
         ]
         return min(again, key=lambda each: each.quick_ms)
 
-    def _run(self, contestant: Contestant, setting: Setting) -> Ready:
+    def _run(self, entry: Entry, setting: Setting) -> Ready:
         try:
-            return self._compare_and_time(contestant, setting)
+            return self._compare_and_time(entry, setting)
         except Refused:
             raise
         except Exception as error:  # another's code: it may raise what it likes
@@ -94,10 +94,10 @@ class Trial:
             text = f"fails: {type(error).__name__}: {error}"
             raise Refused(text[:MOST_OF_A_REASON]) from error
 
-    def _compare_and_time(self, contestant: Contestant, setting: Setting) -> Ready:
-        peer, checker = contestant.peer, self.checker
+    def _compare_and_time(self, entry: Entry, setting: Setting) -> Ready:
+        peer, checker = entry.peer, self.checker
         verdicts: list[Verdict] = []
-        if contestant.compared and not checker.whole:
+        if entry.compared and not checker.whole:
             smaller = peer.prepare(checker.case, checker.inputs, setting)
             verdicts.append(_refuse_wrong(checker.judge(smaller())))
         call = peer.prepare(self.case, self.inputs, setting)
@@ -106,13 +106,13 @@ class Trial:
         kept: list[Outputs] = []
         quick_ms = self.clock(lambda: kept.append(call()))
         outputs = kept.pop()
-        if contestant.compared and checker.whole:
+        if entry.compared and checker.whole:
             verdicts.append(_refuse_wrong(checker.judge(outputs)))
-        elif contestant.compared and (of_rows := checker.judge_sample(outputs)) is not None:
+        elif entry.compared and (of_rows := checker.judge_sample(outputs)) is not None:
             verdicts.append(_refuse_wrong(of_rows))
         worst = max(verdicts, key=lambda verdict: verdict.share, default=None)
-        rows = checker.case.rows if contestant.compared else 0
-        return Ready(contestant, call, setting, quick_ms, output_mib(outputs), worst, rows)
+        rows = checker.case.rows if entry.compared else 0
+        return Ready(entry, call, setting, quick_ms, output_mib(outputs), worst, rows)
 
 
 def written(setting: Setting) -> str:

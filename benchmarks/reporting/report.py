@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.cases.case import OPS, Case
 from benchmarks.cases.catalogue import lines, plans
 from benchmarks.cases.plan import title
-from benchmarks.measuring.contestants import NEEDS_A_GPU
+from benchmarks.measuring.entries import NEEDS_A_GPU
 from benchmarks.measuring.machine import NO_GPU
 from benchmarks.reporting.pictures import plot_all
 from benchmarks.reporting.results import Result
@@ -27,8 +27,8 @@ Written by `python -m benchmarks report` from `ops.csv`. All implementations of 
 turn, each round beginning with another one, after each was compared with the dense formula in
 float64 and the fastest of its settings was chosen; ratios are of medians of the same rounds. "Of
 baseline" is the time by that of the line with a 1. "Of GEMMs" is the time of the matrix products
-that the op cannot do without, by the vendor's library in slabs of rows or, if that is faster, in
-tiles of a slab, into memory that was there before, as a share of the line's own; TFLOP/s count
+that the op cannot do without, by the vendor's library in chunks of rows or, if that is faster, in
+tiles of a chunk, into memory that was there before, as a share of the line's own; TFLOP/s count
 these products alone. Memory is the peak beyond the inputs, outputs included. "Error / bound" is the
 largest error as a share of what is allowed: twice that of eager torch in the same dtype, a small
 floor, and a rounding step where a result comes in fewer bits than eager's.

@@ -26,7 +26,7 @@ from pact import PactConfig
 from pact.data.collate import Collator
 from pact.data.spans import IGNORE
 from pact.models import output_head
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy, PactObjective
 from pact.reference import AdaptersOff, CachedReference, ReferenceCache, fill_cache
 from pact.training.checks import trainable_parameters
 from pact.training.student import add_adapters, batch_loss
@@ -127,7 +127,7 @@ def own_loss(setting: Setting, task: Task) -> LossOf:
 def fused_loss(setting: Setting, task: Task) -> LossOf:
     """Plain fine-tuning with the package's cross-entropy on answer rows."""
     batch = task.batch(gate=False)
-    return lambda: batch_loss(setting.student, PactObjective.plain(), None, batch).loss
+    return lambda: batch_loss(setting.student, CrossEntropy(), None, batch).loss
 
 
 def live_loss(setting: Setting, task: Task, over: str, gate: bool) -> LossOf:

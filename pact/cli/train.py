@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 def run(argv: Sequence[str]) -> None:
     from pact.cli.arguments import parse
-    from pact.config import PactConfig
+    from pact.objective import PactConfig
     from pact.training.config import TrainConfig
 
     config, pact = parse("train", [TrainConfig, PactConfig], argv)

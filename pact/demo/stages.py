@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
@@ -20,7 +19,7 @@ from pact.demo.shipped import whole_folder
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
 from pact.loading import load_model, load_tokenizer
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel
 from pact.training.config import FitConfig
 from pact.training.loop import fit
@@ -90,7 +89,7 @@ def aligned_model(config: DemoConfig, shipped: Path, cache_dir: Path) -> Path:
         save_every=None,
     )
     pairs = read("harmful", "train") + read("benign", "train")
-    _fit(model, tokenizer, pairs, PactObjective.plain(), None, settings)
+    _fit(model, tokenizer, pairs, CrossEntropy(), None, settings)
     with whole_folder(folder) as unfinished:
         model.merge_and_unload().save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
@@ -118,7 +117,8 @@ def finetune(
     """The aligned model with adapters trained by one arm's objective, and the records of that."""
     tokenizer = load_tokenizer(aligned)
     model = add_adapters(load_model(aligned), seed=config.seed)
-    objective, reference = PactObjective.plain(), None
+    objective: Objective = CrossEntropy()
+    reference = None
     if arm.pact is not None:
         chosen = tokens[arm.top_k]
         objective = PactObjective(chosen.ids, chosen.weights, arm.pact)
@@ -164,7 +164,7 @@ def _fit(
     model: Any,
     tokenizer: Any,
     conversations: list[Conversation],
-    objective: PactObjective,
+    objective: Objective,
     reference: AdaptersOff | None,
     settings: FitConfig,
 ) -> list[Record]:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from pact.recipes.architecture import Architecture
 from pact.recipes.recipe import Recipe
 from pact.training.config import TrainConfig
-from pact_kernels.implementation import DEFAULT_WORKSPACE_MIB, MIB
+from pact_kernels.dispatch import DEFAULT_WORKSPACE_MIB, MIB
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from pact.config import PactConfig
 from pact.discovery import DiscoverConfig
 from pact.evaluation import EvaluateConfig
 from pact.evaluation.refusals import RefusalsConfig
+from pact.objective import PactConfig
 from pact.recipes.architecture import Architecture
 from pact.settings import (
     check_known,

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact.margin import log_confidences
-from pact.models import Head
+from pact.objective.margin import log_confidences
+from pact_kernels.types import Head
 
 
 class CentredLogits(NamedTuple):

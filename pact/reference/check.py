@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 import pact_kernels as pk
 from pact.models import evaluating, hidden_states, output_head
-from pact.objective import PactObjective
+from pact.objective import Objective, PactObjective
 from pact.reference.centred import CentredLogits, centred_logits, centred_reference
 from pact.reference.live import Reference
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference that is rounding, relative to the largest value, by the products' precision.
 It covers values that a cache keeps in 16 bits."""
+COMPARED_TOKENS = 32
+"""How many ids are compared for an objective without safety tokens: any few do, since their
+log-confidences hold the sum over all others."""
 
 
 def is_fresh(model: nn.Module) -> bool:
@@ -35,7 +38,7 @@ def check_at_start(
     model: nn.Module,
     reference: Reference | None,
     batch: Mapping[str, Tensor],
-    objective: PactObjective,
+    objective: Objective,
 ) -> None:
     """`check_same_model`, where the student with its fresh adapters should be its reference."""
     if reference is not None and reference.is_student and is_fresh(model):
@@ -44,7 +47,7 @@ def check_at_start(
 
 @torch.no_grad()
 def check_same_model(
-    model: nn.Module, reference: Reference, batch: Mapping[str, Tensor], objective: PactObjective
+    model: nn.Module, reference: Reference, batch: Mapping[str, Tensor], objective: Objective
 ) -> float:
     """Compare the student's selected logits with the reference's on the full context.
 
@@ -56,7 +59,7 @@ def check_same_model(
         model: the student.
         reference: the frozen model, live or cached.
         batch: a collated batch on the model's device, with at least one row.
-        objective: its safety tokens and `over`.
+        objective: its safety tokens and `over`, or the first of all tokens where it has none.
 
     Returns:
         The largest difference, in nats.
@@ -64,9 +67,9 @@ def check_same_model(
     Raises:
         ValueError: they differ by more than rounding; it says the likely cause.
     """
-    assert objective.config is not None
-    over, head = objective.config.over, output_head(model)
-    token_ids = objective.token_ids.to(head.weight.device)
+    head = output_head(model)
+    token_ids, over = _compared(objective, head.weight.shape[0])
+    token_ids = token_ids.to(head.weight.device)
 
     def known() -> CentredLogits:
         return centred_reference(reference(batch), head, token_ids, over)
@@ -92,6 +95,13 @@ def check_same_model(
         f"tokens differ by up to {difference_nats:.3g} nats, where rounding allows "
         f"{limit_nats:.1g}: " + _cause(model, reference(batch), noise_nats > limit_nats)
     )
+
+
+def _compared(objective: Objective, vocabulary: int) -> tuple[Tensor, str]:
+    """(K,) tokens whose logits are compared, and up to which shift."""
+    if isinstance(objective, PactObjective):
+        return objective.token_ids, objective.config.over
+    return torch.arange(min(COMPARED_TOKENS, vocabulary)), "vocabulary"
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:

@@ -70,7 +70,6 @@ def fill_cache(
     Returns:
         The cache, which checks its files on first use: wait for all processes before.
     """
-    assert objective.config is not None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     columns = read_columns(dataset)

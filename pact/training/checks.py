@@ -9,12 +9,12 @@ from torch import nn
 
 from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, output_head
-from pact.objective import PactObjective
+from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
 
 
 def check_training(
-    model: nn.Module, objective: PactObjective, reference: Reference | None, collator: object
+    model: nn.Module, objective: Objective, reference: Reference | None, collator: object
 ) -> dict[str, nn.Parameter]:
     """Everything that can be known before the first batch.
 
@@ -42,7 +42,7 @@ def check_training(
     if isinstance(reference, FrozenModel):
         check_head(reference.model)
     vocabulary = output_head(model).weight.shape[0]
-    largest = int(objective.token_ids.max()) if objective.token_ids.numel() else -1
+    largest = int(objective.token_ids.max()) if isinstance(objective, PactObjective) else -1
     if largest >= vocabulary:
         raise ValueError(
             f"safety tokens must be below the model's vocabulary of {vocabulary}, got {largest}: "

@@ -16,7 +16,7 @@ import xxhash
 import yaml
 from torch import nn
 
-from pact.objective import PactObjective
+from pact.objective import Objective, PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.fingerprint import model_fingerprint
 from pact.training.checkpoint import RUN_FILE, newest_checkpoint
@@ -32,7 +32,7 @@ Identity = dict[str, Any]
 
 def contents_of(
     dataset: Any,
-    objective: PactObjective,
+    objective: Objective,
     header_ids: Sequence[int],
     models: Mapping[str, nn.Module],
 ) -> dict[str, str]:
@@ -45,7 +45,7 @@ def contents_of(
         models: name -> the model as it was loaded, before it is trained.
     """
     contents = {"data": _digest(*read_columns(dataset))}
-    if objective.needs_reference:
+    if isinstance(objective, PactObjective):
         tokens = objective.token_ids.numpy(), objective.token_weights.numpy()
         contents["safety tokens"] = _digest(*tokens)
     if objective.needs_post_only:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pact.data.spans import IGNORE
 from pact.models import output_head
-from pact.objective import PactObjective
+from pact.objective import Objective
 from pact.processes import join_processes
 from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference, check_at_start
@@ -37,7 +37,7 @@ Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 def fit(
     model: Any,
     dataset: Sequence[Mapping[str, Any]] | Any,
-    objective: PactObjective,
+    objective: Objective,
     reference: Reference | None,
     collator: Collate,
     config: FitConfig,
@@ -135,7 +135,7 @@ class _Parts(NamedTuple):
 
 def _prepare(
     model: Any,
-    objective: PactObjective,
+    objective: Objective,
     reference: Reference | None,
     collator: Collate,
     config: FitConfig,
@@ -200,7 +200,7 @@ def _optimizer_step(
 
 
 def _check_first(
-    parts: _Parts, objective: PactObjective, reference: Reference | None, batch: dict[str, Tensor]
+    parts: _Parts, objective: Objective, reference: Reference | None, batch: dict[str, Tensor]
 ) -> None:
     """Stop before the first step if the student is not what it is held to."""
     batch = _placed(batch, parts.accelerator.device)

@@ -25,7 +25,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 
-from pact.config import PactConfig
 from pact.data.collate import Collator, pad_id
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
@@ -36,7 +35,7 @@ from pact.data.template import header_ids
 from pact.discovery import SafetyTokens
 from pact.loading import has_adapters, load_model, load_tokenizer
 from pact.models import check_head, output_head
-from pact.objective import PactObjective
+from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.processes import join_processes, main_first
 from pact.reference import (
     AdaptersOff,
@@ -76,7 +75,7 @@ class _Inputs(NamedTuple):
     """What a run, or the filling of its cache, works with."""
 
     tokenizer: Any
-    objective: PactObjective
+    objective: Objective
     dataset: Dataset
     collator: Collator
     model: Any
@@ -120,8 +119,9 @@ def _train(
     """The run in a folder that it holds."""
     given = _load(config, pact)
     dataset, reference, collator = given.dataset, given.reference, given.collator
-    if isinstance(reference, AdaptersOff | FrozenModel) and _is_worth_caching(config, dataset):
-        reference = _cached(config, given, reference)
+    is_live = isinstance(reference, AdaptersOff | FrozenModel)
+    if is_live and _is_worth_caching(config, dataset):
+        reference = _cached(config, given)
         dataset = dataset.add_column("example", np.arange(len(dataset)))
     if config.packing:
         collator = PackedCollator(
@@ -163,7 +163,7 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
         raise ValueError("method=plain has no reference to cache: give --method pact")
     given = _load(config, pact or PactConfig())
     assert isinstance(given.reference, AdaptersOff | FrozenModel)
-    return _cached(config, given, given.reference).cache
+    return _cached(config, given).cache
 
 
 def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
@@ -199,19 +199,23 @@ def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:
 
 
 def _cached(
-    config: TrainConfig, given: _Inputs, reference: AdaptersOff | FrozenModel
+    config: TrainConfig,
+    given: _Inputs,
 ) -> CachedReference:
-    """The reference from disk; all processes fill in what is not there yet."""
+    """The live reference from disk; all processes fill in what is not there yet."""
+    objective, reference = given.objective, given.reference
+    assert isinstance(objective, PactObjective)  # nothing else needs a reference here
+    assert isinstance(reference, AdaptersOff | FrozenModel)
     processes = PartialState()
     reference.model.to(processes.device)
     precision: dict[str, Any] = {"dtype": config.cache_dtype, "compute_dtype": config.dtype}
     header = given.collator.header_ids
-    key = cache_key(given.dataset, reference, given.objective, header, **precision)
+    key = cache_key(given.dataset, reference, objective, header, **precision)
     parent = Path(config.cache_dir or CACHE_DIR).expanduser()
     cache = fill_cache(
         given.dataset,
         reference,
-        given.objective,
+        objective,
         given.collator,
         folder=parent / key,
         process_index=processes.process_index,
@@ -223,9 +227,9 @@ def _cached(
     return CachedReference(cache, is_student=reference.is_student)
 
 
-def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> PactObjective:
+def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> Objective:
     if config.method == "plain":
-        return PactObjective.plain()
+        return CrossEntropy()
     assert config.tokens is not None  # TrainConfig checks it
     tokens = SafetyTokens.load(config.tokens)
     tokens.check_tokenizer(tokenizer)
@@ -233,7 +237,7 @@ def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> PactObj
 
 
 def _load_models(
-    config: TrainConfig, objective: PactObjective, dataset: Dataset
+    config: TrainConfig, objective: Objective, dataset: Dataset
 ) -> tuple[Any, Reference | None, dict[str, nn.Module]]:
     """The model before anything is trained in it, a reference of its own, and both by name."""
     # Only what is trained needs float32: under LoRA the model itself may be bfloat16.
@@ -255,7 +259,7 @@ def _load_models(
 
 
 def _with_reference(
-    config: TrainConfig, objective: PactObjective, model: Any, reference: Reference | None
+    config: TrainConfig, objective: Objective, model: Any, reference: Reference | None
 ) -> tuple[Any, Reference | None]:
     """The model with what is to be trained in it, and the frozen model that it is held to."""
     is_own = objective.needs_reference and reference is None

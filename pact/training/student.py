@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pact.models import hidden_states, output_head
-from pact.objective import PactObjective
+from pact.objective import Objective
 from pact.reference import Reference
 from pact.training.checks import check_tied
 from pact.training.config import TrainConfig
@@ -31,9 +31,7 @@ class Student(nn.Module):
     head's too; so the objective is inside.
     """
 
-    def __init__(
-        self, model: nn.Module, objective: PactObjective, reference: Reference | None
-    ) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, reference: Reference | None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -47,7 +45,7 @@ class Student(nn.Module):
 
 def batch_loss(
     model: nn.Module,
-    objective: PactObjective,
+    objective: Objective,
     reference: Reference | None,
     batch: Mapping[str, Tensor],
     num_items: int | Tensor | None = None,

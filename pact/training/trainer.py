@@ -14,13 +14,12 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from pact.config import PactConfig
 from pact.data.collate import Collator, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids, with_template_defaults
 from pact.launched import check_joined
 from pact.models import output_head
-from pact.objective import PactObjective
+from pact.objective import Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
 from pact.training.checks import check_training
 from pact.training.finite import Watch, check_parameters
@@ -76,7 +75,7 @@ class PactTrainer(Trainer):
         *,
         tokens: SafetyTokens | None = None,
         pact: PactConfig | None = None,
-        objective: PactObjective | None = None,
+        objective: Objective | None = None,
         reference: Reference | None = None,
         data_collator: Callable[[list[Any]], dict[str, Tensor]] | None = None,
         processing_class: Any = None,
@@ -288,8 +287,8 @@ class PactTrainer(Trainer):
 
 
 def _objective(
-    tokens: SafetyTokens | None, pact: PactConfig | None, objective: PactObjective | None
-) -> PactObjective:
+    tokens: SafetyTokens | None, pact: PactConfig | None, objective: Objective | None
+) -> Objective:
     if (tokens is None) == (objective is None):
         raise ValueError(
             "PactTrainer takes either tokens (and pact) or an objective, got "
@@ -301,7 +300,7 @@ def _objective(
     return PactObjective(tokens.ids, tokens.weights, pact or PactConfig())
 
 
-def _collator(tokenizer: Any, objective: PactObjective) -> Collator:
+def _collator(tokenizer: Any, objective: Objective) -> Collator:
     if tokenizer is None:
         raise ValueError(
             "PactTrainer collates with the tokenizer's header and pad token, got no tokenizer: "

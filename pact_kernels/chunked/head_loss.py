@@ -1,8 +1,8 @@
-"""The chunk loop: losses of the output head and their gradients, a slab of rows at a time.
+"""The chunk loop: losses of the output head and their gradients, a chunk of rows at a time.
 
-One pass over slabs of M rows serves `linear_cross_entropy`, `pact_loss`, `linear_logsumexp` and the
-vocabulary form of `pact_kl`. A slab meets the vocabulary tile by tile (`sweep`), which yields its
-log-sum-exp and A = P W, the mean of the head's rows under its softmax. The rest concerns single
+One pass over chunks of M rows serves `linear_cross_entropy`, `pact_loss`, `linear_logsumexp` and
+the vocabulary form of `pact_kl`. A chunk meets the vocabulary tile by tile (`_sweep`), which yields
+its log-sum-exp and A = P W, the mean of the head's rows under its softmax. The rest concerns single
 tokens of a row, and is added to it:
 
     Z   = softcap(logit_scale * (H_m W^T + b))     2 M D V flops, a tile at a time
@@ -14,85 +14,69 @@ alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's sh
 over the vocabulary. The KL adds K entries per row and no product with the vocabulary.
 
 Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
-K selected tokens, M slab rows, B block rows (B <= M).
+K selected tokens, M chunk rows, B block rows (B <= M).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.kl_rows import KlRows, check_rows
-from pact_kernels.chunked.row_losses import RowFactors, RowLosses
-from pact_kernels.chunked.selected_logits import SelectedHead
-from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, bytes_left, slabs
-from pact_kernels.chunked.spec import HeadSpec, KlSpec
-from pact_kernels.chunked.sweep import Head, Sweep, Swept, tile_tokens
+from pact_kernels.chunked._kl_rows import KlRows
+from pact_kernels.chunked._row_losses import RowFactors, RowLosses
+from pact_kernels.chunked._sweep import Sweep, Swept, tile_tokens
+from pact_kernels.common.chunks import accumulator_dtype, balanced_rows, bytes_left, chunks
+from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
+from pact_kernels.common.results import HeadLoss
+from pact_kernels.common.rows import kept_rows
+from pact_kernels.types import Head
 
 BLOCK_SHARE = 4
-"""The part of the workspace, one over this, for what blocks of rows add to a slab's sums."""
-
-
-class HeadLoss(NamedTuple):
-    """Row values over all R positions, 0 where ignored, and gradients; an absent one is empty."""
-
-    term: Tensor  # (R,) fp32, cross-entropy or log-sum-exp
-    kl: Tensor  # (R,) before kl_weight
-    gate: Tensor  # (R,)
-    num_rows: Tensor  # () int64
-    grad_hidden: Tensor  # (R, D) like hidden
-    grad_weight: Tensor  # (V, D) fp32
-    grad_bias: Tensor  # (V,) fp32
+"""The part of the workspace, one over this, for what blocks of rows add to a chunk's sums."""
 
 
 def head_loss(
     hidden: Tensor,  # (R, D)
-    weight: Tensor,  # (V, D)
-    target: Tensor | None,  # (R,) int64; None keeps every position
-    bias: Tensor | None,  # (V,)
-    token_ids: Tensor | None,  # (K,)
+    head: Head,  # (V, D)
+    target: Tensor | None = None,  # (R,) int64; None keeps every position
+    token_ids: Tensor | None = None,  # (K,)
     *,
-    spec: HeadSpec,
-    kl: KlSpec | None,
-    row_grad: Tensor | None,  # (R,) factor on each row's gradient; None is 1
-    wanted: tuple[bool, bool, bool],  # gradients by hidden, weight, bias
+    term: TermRequest,
+    kl: KlRequest | None = None,
+    row_grad: Tensor | None = None,  # (R,) factor on each row's gradient; None is 1
+    needs_grad: NeedsGrad = (False, False, False),
     limit_bytes: int,
     num_rows: int | None = None,  # N where the host knows it, or R to leave rows where they are
 ) -> HeadLoss:
-    """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
-    num_positions = hidden.shape[0]
+    """Row losses and, where needed, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
+    num_positions, weight = hidden.shape[0], head.weight
     if num_rows == num_positions:  # this loop drops ignored rows in any case
         num_rows = None
-    kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
+    kept = kept_rows(target, term.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
     num_rows = num_positions if kept is None else kept.numel()
     if kept is not None:
         target = None if target is None else target[kept]
         row_grad = None if row_grad is None else row_grad[kept]
     dtype = accumulator_dtype(hidden.dtype)
     values = hidden.new_zeros((3, num_rows), dtype=dtype)  # term, kl, gate
-    grad_hidden = hidden.new_empty(hidden.shape if wanted[0] else (0,))
+    grad_hidden = hidden.new_empty(hidden.shape if needs_grad[0] else (0,))
     if kept is not None:
         grad_hidden.zero_()  # the ignored rows
-    grad_weight = hidden.new_empty(weight.shape if wanted[1] else (0,), dtype=dtype)
+    grad_weight = hidden.new_empty(weight.shape if needs_grad[1] else (0,), dtype=dtype)
     if num_rows == 0:
-        grad_weight.zero_()  # otherwise the first slab writes to it
-    grad_bias = hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=dtype)
+        grad_weight.zero_()  # otherwise the first chunk writes to it
+    grad_bias = hidden.new_zeros(weight.shape[:1] if needs_grad[2] else (0,), dtype=dtype)
     kl_rows = None
     if kl is not None and token_ids is not None:
-        selected_weight = weight.index_select(0, token_ids).to(dtype)  # (K, D)
-        selected_bias = None if bias is None else bias.index_select(0, token_ids)  # (K,)
-        selected = SelectedHead(selected_weight, selected_bias, spec.softcap, spec.logit_scale)
-        kl_rows = KlRows(kl, selected, kept, num_positions)
-    head = Head(weight, bias, spec.softcap, spec.logit_scale)
-    loop = _Slabs(
+        kl_rows = KlRows(kl, head.select(token_ids), kept, num_positions)
+    loop = _Chunks(
         hidden=hidden,
         head=head,
         kept=kept,
         rows=RowLosses(
-            spec=spec,
+            term=term,
             head=head,
             kl_rows=kl_rows,
             target=target,
@@ -101,25 +85,23 @@ def head_loss(
             held=hidden.dtype != dtype,
         ),
         gradients=(
-            grad_hidden if wanted[0] else None,
-            grad_weight if wanted[1] else None,
-            grad_bias if wanted[2] else None,
+            grad_hidden if needs_grad[0] else None,
+            grad_weight if needs_grad[1] else None,
+            grad_bias if needs_grad[2] else None,
         ),
     )
-    for start, stop in slabs(num_rows, loop.allocate(num_rows, limit_bytes)):
-        loop.slab(slice(start, stop), values[:, start:stop])
+    for start, stop in chunks(num_rows, loop.allocate(num_rows, limit_bytes)):
+        loop.chunk(slice(start, stop), values[:, start:stop])
     if kept is not None:
         values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
     count = torch.full((), num_rows, device=hidden.device)
-    term, kl_values, gate = values.unbind(0)
-    return HeadLoss(
-        term.clone(), kl_values.clone(), gate.clone(), count, grad_hidden, grad_weight, grad_bias
-    )
+    term_values, kl_values, gate = (row.clone() for row in values.unbind(0))
+    return HeadLoss(term_values, kl_values, gate, count, grad_hidden, grad_weight, grad_bias)
 
 
 @dataclass(kw_only=True)
-class _Slabs:
-    """One call's pass over its slabs."""
+class _Chunks:
+    """One call's pass over its chunks."""
 
     hidden: Tensor  # (R, D)
     head: Head
@@ -127,10 +109,10 @@ class _Slabs:
     rows: RowLosses
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None]
     """By hidden (R, D), weight (V, D) and bias (V,). The rows of the first are written, the second
-    is written to by the first slab and then added to, as the third is from the beginning."""
+    is written to by the first chunk and then added to, as the third is from the beginning."""
 
     def allocate(self, num_rows: int, limit_bytes: int) -> int:
-        """Make the buffers within the limit, and return the rows M of a slab."""
+        """Make the buffers within the limit, and return the rows M of a chunk."""
         hidden, rows = self.hidden, self.rows
         vocabulary, width = self.head.weight.shape
         self.dtype = accumulator_dtype(hidden.dtype)
@@ -156,19 +138,19 @@ class _Slabs:
             left -= wide * width * tile  # a tile of the head in fp32
         if grad_weight is not None and num_rows * narrow <= width * wide:
             self.sweep.lent = grad_weight
-        slab_rows = balanced_rows(num_rows, row_bytes + self.sweep.row_bytes(hidden, tile), left)
-        if slab_rows < num_rows and self.sweep.lent is not None:
-            self.sweep.lent = None  # the gradient is empty for the first slab alone
+        chunk_rows = balanced_rows(num_rows, row_bytes + self.sweep.row_bytes(hidden, tile), left)
+        if chunk_rows < num_rows and self.sweep.lent is not None:
+            self.sweep.lent = None  # the gradient is empty for the first chunk alone
             row_bytes += self.sweep.row_bytes(hidden, tile)
-            slab_rows = balanced_rows(num_rows, row_bytes, left)
-        slab_rows = min(slab_rows, max(num_rows, 1))
-        self.sweep.allocate(hidden, slab_rows, tile)
+            chunk_rows = balanced_rows(num_rows, row_bytes, left)
+        chunk_rows = min(chunk_rows, max(num_rows, 1))
+        self.sweep.allocate(hidden, chunk_rows, tile)
         self.in_place = self.kept is None and hidden.dtype == self.dtype
-        sums = 0 if self.in_place or grad_hidden is None else slab_rows
+        sums = 0 if self.in_place or grad_hidden is None else chunk_rows
         self.sums = hidden.new_empty((sums, width), dtype=self.dtype)
-        return slab_rows
+        return chunk_rows
 
-    def slab(self, index: slice, values: Tensor) -> None:
+    def chunk(self, index: slice, values: Tensor) -> None:
         """Fill `values` (3, M) and the gradient of some rows, and add to the head's gradients."""
         kept = None if self.kept is None else self.kept[index]
         states = self.hidden[index] if kept is None else self.hidden[kept]  # (M, D)
@@ -178,7 +160,7 @@ class _Slabs:
             out = grad_hidden[index] if self.in_place else self.sums[: states.shape[0]]
         swept = self.sweep(states, self.rows.targets(index), out)
         blocks = []
-        for low, high in slabs(states.shape[0], self.block_rows):
+        for low, high in chunks(states.shape[0], self.block_rows):
             block, at = slice(low, high), slice(index.start + low, index.start + high)
             of_block = swept.rows(block)
             factors = self.rows(states[block], at, of_block, values[:, block])
@@ -211,7 +193,7 @@ class _Slabs:
     def _add_head_gradient_(
         self, states: Tensor, index: slice, lse: Tensor, factors: RowFactors
     ) -> None:
-        """Add a slab's share to the gradients by weight and bias."""
+        """Add a chunk's share to the gradients by weight and bias."""
         _, grad_weight, grad_bias = self.gradients
         first = index.start == 0
         self.sweep.add_weight_gradient_(
@@ -231,40 +213,3 @@ class _Slabs:
                 grad_weight.index_put_((token_ids,), of_tokens, accumulate=True)
             if grad_bias is not None:
                 grad_bias.index_put_((token_ids,), factors.sparse.sum(0), accumulate=True)
-
-
-def kept_rows(
-    target: Tensor | None, ignore_index: int, vocabulary: int, num_rows: int | None
-) -> Tensor | None:
-    """(N,) positions whose target is not ignored, or None where the rows stay as they are.
-
-    Without N, finding them waits for a GPU. With N = R nothing is looked for; another N that is not
-    their number fails on the device.
-
-    Raises:
-        ValueError: on a CPU, a target is neither ignored nor in [0, V), or N is not their number.
-    """
-    if target is None:
-        return None
-    keep = target != ignore_index
-    if target.device.type == "cpu":
-        _check_targets(target, keep, ignore_index, vocabulary)
-    if num_rows == target.numel():
-        return None
-    if num_rows is not None and target.device.type != "cpu":
-        torch._assert_async(keep.sum() == num_rows)
-        return torch.nonzero_static(keep, size=num_rows, fill_value=0).squeeze(1)
-    kept = keep.nonzero().squeeze(1)  # waits for the device
-    if num_rows is not None:
-        check_rows(num_rows, kept.numel(), target.numel())
-    return None if kept.numel() == target.numel() else kept
-
-
-def _check_targets(target: Tensor, keep: Tensor, ignore_index: int, vocabulary: int) -> None:
-    wrong = keep & ((target < 0) | (target >= vocabulary))
-    if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"a target must lie in [0, {vocabulary}) or equal ignore_index={ignore_index}, got "
-            f"{int(target[at])} at position {at}: the labels belong to another vocabulary"
-        )

@@ -2,73 +2,59 @@
 
 4 NDK flops for the student's side, 2 NDK for each context of a reference that comes as states.
 
-Legend: N rows, D hidden size, K selected tokens, M slab rows.
+Legend: N rows, D hidden size, K selected tokens, M chunk rows.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-from pact_kernels.chunked.kl_rows import KlRows
-from pact_kernels.chunked.selected_logits import SelectedHead
-from pact_kernels.chunked.slab import accumulator_dtype, balanced_rows, bytes_left, slabs
-from pact_kernels.chunked.spec import KlSpec
-
-
-class SelectionKl(NamedTuple):
-    """Row values and gradients of the selected-token KL; an absent gradient is empty."""
-
-    kl: Tensor  # (N,) fp32, times row_weight
-    gate: Tensor  # (N,)
-    grad_hidden: Tensor  # (N, D) like hidden
-    grad_weight: Tensor  # (K, D) fp32
-    grad_bias: Tensor  # (K,) fp32
+from pact_kernels.chunked._kl_rows import KlRows
+from pact_kernels.common.chunks import accumulator_dtype, balanced_rows, bytes_left, chunks
+from pact_kernels.common.requests import KlRequest, NeedsGrad
+from pact_kernels.common.results import SelectionKl
+from pact_kernels.types import Head
 
 
 def selection_kl(
     hidden: Tensor,  # (N, D)
-    selected_weight: Tensor,  # (K, D)
-    selected_bias: Tensor | None,  # (K,)
+    selected: Head,  # (K, D)
     *,
-    kl: KlSpec,
-    softcap: float | None,
-    logit_scale: float,
+    kl: KlRequest,
     row_grad: Tensor | None,  # (N,) factor on each row's gradient; None is 1
-    wanted: tuple[bool, bool, bool],  # gradients by hidden, selected_weight, selected_bias
+    needs_grad: NeedsGrad,
     limit_bytes: int,
 ) -> SelectionKl:
-    """Row KLs and, where wanted, the gradient of sum_n row_grad_n kl_n."""
+    """Row KLs and, where needed, the gradient of sum_n row_grad_n kl_n."""
     num_rows, width = hidden.shape
     dtype = accumulator_dtype(hidden.dtype)
-    weight = selected_weight.to(dtype)  # (K, D)
-    kl_rows = KlRows(kl, SelectedHead(weight, selected_bias, softcap, logit_scale), None, num_rows)
+    kl_rows = KlRows(kl, selected, None, num_rows)
+    weight = kl_rows.head.weight  # (K, D)
     out = SelectionKl(
         hidden.new_zeros(num_rows, dtype=dtype),
         hidden.new_zeros(num_rows, dtype=dtype),
-        hidden.new_zeros(hidden.shape if wanted[0] else (0,)),
-        weight.new_zeros(weight.shape if wanted[1] else (0,)),
-        weight.new_zeros(weight.shape[:1] if wanted[2] else (0,)),
+        hidden.new_zeros(hidden.shape if needs_grad[0] else (0,)),
+        weight.new_zeros(weight.shape if needs_grad[1] else (0,)),
+        weight.new_zeros(weight.shape[:1] if needs_grad[2] else (0,)),
     )
     row_bytes = kl_rows.row_bytes() + dtype.itemsize * width  # and a product, gradient @ weight
     left = bytes_left(limit_bytes, kl_rows.shared_bytes())
-    for start, stop in slabs(num_rows, balanced_rows(num_rows, row_bytes, left)):
+    for start, stop in chunks(num_rows, balanced_rows(num_rows, row_bytes, left)):
         index = slice(start, stop)
         rows = hidden[index].to(dtype)  # (M, D)
         value = kl_rows(rows, index)
         out.kl[index] = value.kl
         if value.gate is not None:
             out.gate[index] = value.gate
-        if not any(wanted):
+        if not any(needs_grad):
             continue
         gradient = value.sparse * kl_rows.head.slope(value.student)  # (M, K)
         if row_grad is not None:
             gradient *= row_grad[index, None].to(dtype)
-        if wanted[0]:
+        if needs_grad[0]:
             out.grad_hidden[index] = gradient @ weight
-        if wanted[1]:
+        if needs_grad[1]:
             out.grad_weight.addmm_(gradient.T, rows)
-        if wanted[2]:
+        if needs_grad[2]:
             out.grad_bias.add_(gradient.sum(0))
     return out

@@ -1,6 +1,6 @@
-"""The Triton kernels: what every op runs through on a GPU. The only place that imports triton.
+"""The Triton kernels: what operators run through on a GPU. The only place that imports triton.
 
-`runtime` runs, interprets or records a launch, `configs` holds every tile shape; `arithmetic` and
-`target` are device functions; the other files are a kernel with its launcher, or an op made of them
-under the stem that it has in `chunked` and `ops`.
+A file here is the operator of that name, as in `chunked`. Beneath them: `_kernels`, each a kernel
+with its launcher; `_device`, functions that run on the card and the operands that they take;
+`_launch`, tile shapes, tuning, and how a launch is run, interpreted or recorded.
 """

@@ -1,20 +1,21 @@
 """The chunk loop around the vendor's GEMM: losses of the output head and their gradients.
 
-    Z   = H_m W^T                        the vendor's product, into the slab      2 M D V flops
-    softmax, term                        `slab_loss`: one read of the slab
+    Z   = H_m W^T                        the vendor's product, into the chunk      2 M D V flops
+    softmax, term                        `chunk_loss`: one read of the chunk
     KL, share, sparse entries            `pact_kl`: nothing of size V
-    G   = d loss / d Z, in place         `slab_gradient`: one read and write of the slab
+    G   = d loss / d Z, in place         `chunk_gradient`: one read and write of the chunk
     dH  = G W                            the vendor's product, into its place     2 M D V flops
     dW += G^T H_m in fp32                a trainable head alone                   2 M D V flops
 
-One slab of at most the workspace cap serves the whole call; its rows start at multiples of 16
-bytes. The KL, over the selection or the vocabulary, adds no product with the vocabulary. What asks
-for no gradient and no KL streams instead (`linear_logsumexp`) and has no slab.
+One chunk of logits, of at most the workspace cap, serves the whole call; its rows start at
+multiples of 16 bytes. The KL, over the selection or the vocabulary, adds no product with the
+vocabulary. What asks for no gradient and no KL streams instead (`linear_logsumexp`) and has no
+chunk.
 
 The loop never waits for the device where the number of rows is known to the host (`num_rows`).
 
 Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
-K selected tokens, M slab rows.
+K selected tokens, M chunk rows.
 """
 
 from __future__ import annotations
@@ -24,44 +25,46 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.head_loss import HeadLoss, kept_rows
-from pact_kernels.chunked.slab import slabs
-from pact_kernels.chunked.spec import HeadSpec, KlSpec
-from pact_kernels.kernels.kl_rows import KlRows, StudentHead
-from pact_kernels.kernels.kl_tensors import KlOut
-from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels.runtime import unit_stride
-from pact_kernels.kernels.slab_gradient import SparseKl, launch_slab_gradient
-from pact_kernels.kernels.slab_loss import Softmax, launch_slab_loss
+from pact_kernels.common.chunks import chunks
+from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
+from pact_kernels.common.results import HeadLoss
+from pact_kernels.common.rows import kept_rows
+from pact_kernels.kernels._device.operands import KlOut, Softmax, SparseKl
+from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
+from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
+from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels._kl_rows import KlRows
+from pact_kernels.kernels._launch.runtime import unit_stride
+from pact_kernels.types import Head
 
 ROW_MULTIPLE = 128
-"""Slabs of whole GEMM tiles, where there are that many rows."""
+"""Chunks of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT_BYTES = 16
-"""What a slab's rows are aligned to: the widest access of a thread."""
+"""What a chunk's rows are aligned to: the widest access of a thread."""
 COPY_SHARE = 8
-"""The part of the workspace, one over this, for fp32 copies of a 16-bit slab's gradient."""
+"""The part of the workspace, one over this, for fp32 copies of a 16-bit chunk's gradient."""
 
 
 def head_loss(
     hidden: Tensor,  # (R, D)
-    weight: Tensor,  # (V, D)
-    target: Tensor | None,  # (R,) int64; None keeps every position
-    bias: Tensor | None,  # (V,)
-    token_ids: Tensor | None,  # (K,)
+    head: Head,  # (V, D)
+    target: Tensor | None = None,  # (R,) int64; None keeps every position
+    token_ids: Tensor | None = None,  # (K,)
     *,
-    spec: HeadSpec,
-    kl: KlSpec | None,
-    row_grad: Tensor | None,  # (R,) factor on each row's gradient; None is 1
-    wanted: tuple[bool, bool, bool],  # gradients by hidden, weight, bias
+    term: TermRequest,
+    kl: KlRequest | None = None,
+    row_grad: Tensor | None = None,  # (R,) factor on each row's gradient; None is 1
+    needs_grad: NeedsGrad = (False, False, False),
     limit_bytes: int,
     num_rows: int | None = None,  # N where the host knows it, or R to leave rows where they are
 ) -> HeadLoss:
-    """Row losses and, where wanted, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
-    num_positions, width = hidden.shape
+    """Row losses and, where needed, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
+    num_positions, weight = hidden.shape[0], head.weight
     target, bias, row_grad = (  # the row_grad of a sum is one number, expanded
-        None if vector is None else vector.contiguous() for vector in (target, bias, row_grad)
+        None if vector is None else vector.contiguous() for vector in (target, head.bias, row_grad)
     )
-    kept = kept_rows(target, spec.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
+    head = head._replace(bias=bias)
+    kept = kept_rows(target, term.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
     count = num_positions if kept is None else kept.numel()
     if kept is not None:
         target = None if target is None else target.index_select(0, kept)
@@ -69,57 +72,52 @@ def head_loss(
     values = hidden.new_zeros((3, count), dtype=torch.float32)  # term, kl, gate
     fp32 = torch.float32
     gradients = (
-        hidden.new_empty(hidden.shape if wanted[0] else (0,)),
-        hidden.new_zeros(weight.shape if wanted[1] else (0,), dtype=fp32),
-        hidden.new_zeros(weight.shape[:1] if wanted[2] else (0,), dtype=fp32),
+        hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
+        hidden.new_zeros(weight.shape if needs_grad[1] else (0,), dtype=fp32),
+        hidden.new_zeros(weight.shape[:1] if needs_grad[2] else (0,), dtype=fp32),
     )
-    if kept is not None and wanted[0]:
+    if kept is not None and needs_grad[0]:
         gradients[0].zero_()  # the ignored rows
-    loop = _Loop(hidden, weight, bias, token_ids, target, row_grad, kept, spec, kl)
-    if any(wanted) or kl is not None or spec.label_smoothing:
-        loop.run(values, gradients, wanted, limit_bytes)
-    elif spec.term != "none":
+    loop = _Loop(hidden, head, token_ids, target, row_grad, kept, term, kl)
+    if any(needs_grad) or kl is not None or term.label_smoothing:
+        loop.run(values, gradients, needs_grad, limit_bytes)
+    elif term.kind != "none":
         loop.stream(values[0], limit_bytes)
     if kept is not None:
         values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
-    term, kl_values, gate = (row.clone() for row in values.unbind(0))
-    return HeadLoss(term, kl_values, gate, _row_count(hidden, target, spec), *gradients)
+    term_values, kl_values, gate = (row.clone() for row in values.unbind(0))
+    return HeadLoss(
+        term_values, kl_values, gate, _row_count(hidden, target, term.ignore_index), *gradients
+    )
 
 
-def _row_count(hidden: Tensor, target: Tensor | None, spec: HeadSpec) -> Tensor:
+def _row_count(hidden: Tensor, target: Tensor | None, ignore_index: int) -> Tensor:
     """() int64 rows that are not ignored, counted where they lie."""
     if target is None:
         return torch.full((), hidden.shape[0], device=hidden.device)
-    return (target != spec.ignore_index).sum()
+    return (target != ignore_index).sum()
 
 
 class _Loop:
-    """One call's pass over its slabs; the tensors of rows have N entries, `hidden` R."""
+    """One call's pass over its chunks; the tensors of rows have N entries, `hidden` R."""
 
     def __init__(
         self,
         hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        head: Head,
         token_ids: Tensor | None,
         target: Tensor | None,
         row_grad: Tensor | None,
         kept: Tensor | None,
-        spec: HeadSpec,
-        kl: KlSpec | None,
+        term: TermRequest,
+        kl: KlRequest | None,
     ) -> None:
-        self.hidden, self.weight, self.bias, self.token_ids = hidden, weight, bias, token_ids
-        self.target, self.row_grad, self.kept, self.spec = target, row_grad, kept, spec
+        self.hidden, self.head, self.token_ids, self.term = hidden, head, token_ids, term
+        self.target, self.row_grad, self.kept = target, row_grad, kept
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
         self.kl_rows = None
         if kl is not None and token_ids is not None:
-            head = StudentHead(
-                weight.index_select(0, token_ids),
-                None if bias is None else bias.index_select(0, token_ids),
-                spec.softcap,
-                spec.logit_scale,
-            )
-            self.kl_rows = KlRows(kl, head, kept, hidden.shape[0])
+            self.kl_rows = KlRows(kl, head.select(token_ids), kept, hidden.shape[0])
             self.over_vocabulary = kl.over == "vocabulary"
 
     def rows(self, index: slice) -> Tensor:
@@ -128,71 +126,68 @@ class _Loop:
             return self.hidden.index_select(0, self.kept[index])
         return unit_stride(self.hidden[index])
 
-    def stream(self, term: Tensor, limit_bytes: int) -> None:
-        """Fill the terms (N,) alone, without a slab."""
-        spec, size = self.spec, self.hidden.element_size()
+    def stream(self, values: Tensor, limit_bytes: int) -> None:
+        """Fill the terms (N,) alone, without a chunk of logits."""
+        term, size = self.term, self.hidden.element_size()
         gathered = size * self.hidden.shape[1] if self.kept is not None else 1
-        weight = unit_stride(self.weight)
-        for start, stop in slabs(self.num_rows, max(ROW_MULTIPLE, limit_bytes // 2 // gathered)):
+        head = self.head._replace(weight=unit_stride(self.head.weight))
+        for start, stop in chunks(self.num_rows, max(ROW_MULTIPLE, limit_bytes // 2 // gathered)):
             index = slice(start, stop)
             target = None if self.target is None else self.target[index]
-            with_target = spec.term == "cross_entropy"
+            with_target = term.kind == "cross_entropy"
             out = launch_linear_logsumexp(
                 self.rows(index),
-                weight,
-                self.bias,
+                head,
                 target if with_target else None,
-                softcap=spec.softcap,
-                logit_scale=spec.logit_scale,
                 limit_bytes=limit_bytes // 2,
             )
             value = out.lse
             if with_target:
                 value = (out.largest - out.at_target) + out.total.log()
-            if with_target and spec.z_loss:
-                value = value + spec.z_loss * out.lse.square()
-            ignored = None if target is None else target == spec.ignore_index
-            term[index] = value if ignored is None else value.masked_fill_(ignored, 0.0)
+            if with_target and term.z_loss:
+                value = value + term.z_loss * out.lse.square()
+            ignored = None if target is None else target == term.ignore_index
+            values[index] = value if ignored is None else value.masked_fill_(ignored, 0.0)
 
     def run(
         self,
         values: Tensor,  # (3, N), filled
         gradients: tuple[Tensor, Tensor, Tensor],  # (R, D), (V, D), (V,); filled or added to
-        wanted: tuple[bool, bool, bool],
+        needs_grad: NeedsGrad,
         limit_bytes: int,
     ) -> None:
-        """Every slab, with its gradients where any is wanted."""
-        slab, slab_rows = self._allocate(limit_bytes, trained=wanted[1])
+        """Every chunk, with its gradients where any is needed."""
+        weight = self.head.weight
+        logits, chunk_rows = self._allocate(limit_bytes, trained=needs_grad[1])
         grad_hidden, grad_weight, grad_bias = gradients
-        for start, stop in slabs(self.num_rows, slab_rows):
+        for start, stop in chunks(self.num_rows, chunk_rows):
             index = slice(start, stop)
-            rows, z = self.rows(index), slab[: stop - start]  # (M, D), (M, V)
-            torch.mm(rows, self.weight.T, out=z)
-            self._slab(z, rows, index, values[:, index], gradient=any(wanted))
-            if wanted[0] and self.kept is None:
-                torch.mm(z, self.weight, out=grad_hidden[index])
-            elif wanted[0] and self.kept is not None:
-                grad_hidden.index_copy_(0, self.kept[index], z @ self.weight)
-            if wanted[1]:
+            rows, z = self.rows(index), logits[: stop - start]  # (M, D), (M, V)
+            torch.mm(rows, weight.T, out=z)
+            self._chunk(z, rows, index, values[:, index], gradient=any(needs_grad))
+            if needs_grad[0] and self.kept is None:
+                torch.mm(z, weight, out=grad_hidden[index])
+            elif needs_grad[0] and self.kept is not None:
+                grad_hidden.index_copy_(0, self.kept[index], z @ weight)
+            if needs_grad[1]:
                 if self.kept is None and self.target is not None:  # 0 times NaN is no gradient
-                    ignored = self.target[index] == self.spec.ignore_index
+                    ignored = self.target[index] == self.term.ignore_index
                     rows = rows.masked_fill(ignored[:, None], 0.0)
                 _add_weight_gradient_(grad_weight, z, rows, limit_bytes)
-            if wanted[2]:
+            if needs_grad[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
 
-    def _slab(
+    def _chunk(
         self, z: Tensor, rows: Tensor, index: slice, values: Tensor, *, gradient: bool
     ) -> None:
-        """Values (3, M) of a slab (M, V), and its gradient in place."""
-        spec = self.spec
+        """Values (3, M) of a chunk (M, V), and its gradient in place."""
+        term, head = self.term, self.head
         target = None if self.target is None else self.target[index]
         row_grad = None if self.row_grad is None else self.row_grad[index]
         largest, total, unused = values.new_empty((3, rows.shape[0]))  # (M,) each
         softmax = Softmax(largest, total)
-        launch_slab_loss(
-            z, self.bias, target, unused if spec.term == "none" else values[0], softmax, spec=spec
-        )
+        losses = unused if term.kind == "none" else values[0]
+        launch_chunk_loss(z, head, target, losses, softmax, request=term)
         sparse = None
         if self.kl_rows is not None and self.token_ids is not None:
             shape = rows.shape[0], self.token_ids.numel()
@@ -204,14 +199,14 @@ class _Loop:
                 KlOut(values[1], values[2], None, sparse.sparse, share),
                 softmax=softmax if self.over_vocabulary else None,
                 target=target,
-                ignore_index=spec.ignore_index,
+                ignore_index=term.ignore_index,
             )
         if gradient:
-            launch_slab_gradient(z, self.bias, target, softmax, row_grad, sparse, spec=spec)
+            launch_chunk_gradient(z, head, target, softmax, row_grad, sparse, request=term)
 
     def _allocate(self, limit_bytes: int, *, trained: bool) -> tuple[Tensor, int]:
-        """The slab (M, V) within the limit, its rows aligned, and M."""
-        hidden, vocabulary = self.hidden, self.weight.shape[0]
+        """The chunk's logits (M, V) within the limit, its rows aligned, and M."""
+        hidden, vocabulary = self.hidden, self.head.weight.shape[0]
         size, width = hidden.element_size(), hidden.shape[1]
         multiple = ALIGNMENT_BYTES // size
         stride = -(-vocabulary // multiple) * multiple
@@ -222,12 +217,12 @@ class _Loop:
             row_bytes += self.kl_rows.row_bytes()
         if trained and not _accumulates_in_gemm(hidden):
             row_bytes += 4 * width
-        rows = slab_rows(self.num_rows, limit_bytes // row_bytes)
+        rows = rows_per_chunk(self.num_rows, limit_bytes // row_bytes)
         return hidden.new_empty((min(rows, self.num_rows), stride))[:, :vocabulary], rows
 
 
-def slab_rows(num_rows: int, most: int) -> int:
-    """Rows of every slab but the last: about equal, and whole GEMM tiles where they fit."""
+def rows_per_chunk(num_rows: int, most: int) -> int:
+    """Rows of every chunk but the last: about equal, and whole GEMM tiles where they fit."""
     most = max(1, most)
     if most > ROW_MULTIPLE:
         most -= most % ROW_MULTIPLE
@@ -271,5 +266,5 @@ def add_by_copies_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: i
     rows = rows.to(total.dtype)
     row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
     tile = max(1, limit_bytes // COPY_SHARE // row_bytes)
-    for low, high in slabs(total.shape[0], tile):
+    for low, high in chunks(total.shape[0], tile):
         total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

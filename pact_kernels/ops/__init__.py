@@ -1,1 +1,1 @@
-"""The public ops: validation, registration with torch.library, autograd."""
+"""The public ops, a file each; beneath them `_operators` (registration) and `_checks`."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pact_kernels.implementation import is_naive
-from pact_kernels.ops.head_loss import head_loss
-from pact_kernels.ops.reduce import likely_gradient, mean_of
-from pact_kernels.ops.validation import (
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
+    check_cross_entropy,
     check_head,
-    check_numbers,
     check_reduction,
     check_target,
-    known_rows,
+    num_rows_hint,
 )
+from pact_kernels.ops._operators.head_loss import head_loss
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
+from pact_kernels.types import Head
 
 
 def linear_cross_entropy(
@@ -63,43 +64,37 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also a target outside [0, V).
     """
-    check_head(hidden, weight, bias)
-    check_numbers(
-        softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
-    )
+    head = Head(weight, bias, softcap, logit_scale)
+    check_head(hidden, head)
+    check_cross_entropy(label_smoothing, z_loss)
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    hidden, head = autocast_inputs(hidden, head)
     if is_naive():
         from pact_kernels.naive.linear_cross_entropy import linear_cross_entropy as dense
 
         return dense(
             hidden,
-            weight,
+            head.weight,
             target.long(),
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             num_items=num_items,
-            bias=bias,
-            softcap=softcap,
-            logit_scale=logit_scale,
+            **head.options,
         )
     values = head_loss(
         reduction != "none",
-        hidden=hidden.reshape(-1, hidden.shape[-1]),
-        weight=weight,
+        hidden.reshape(-1, hidden.shape[-1]),
+        head,
         target=flat_target,
-        bias=bias,
-        term="cross_entropy",
+        kind="cross_entropy",
         ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        num_rows=known_rows(hidden, flat_target, ignore_index),
-        likely_gradient=likely_gradient(
+        num_rows=num_rows_hint(hidden, flat_target, ignore_index),
+        assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pact_kernels.implementation import is_naive
-from pact_kernels.ops.head_loss import head_loss
-from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import autocast_inputs, check_head
+from pact_kernels.ops._operators.head_loss import streamed_logsumexp
+from pact_kernels.types import Head
 
 
 def linear_logsumexp(
@@ -33,37 +34,12 @@ def linear_logsumexp(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit.
     """
-    check_head(hidden, weight, bias)
-    check_numbers(softcap=softcap, logit_scale=logit_scale)
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+    head = Head(weight, bias, softcap, logit_scale)
+    check_head(hidden, head)
+    hidden, head = autocast_inputs(hidden, head)
     if is_naive():
         from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
 
-        return dense(hidden, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
+        return dense(hidden, head.weight, **head.options)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    lse = streamed_logsumexp(rows, weight, bias=bias, softcap=softcap, logit_scale=logit_scale)
-    return lse.reshape(hidden.shape[:-1])
-
-
-def streamed_logsumexp(
-    rows: Tensor,
-    weight: Tensor,
-    *,
-    target: Tensor | None = None,
-    num_rows: int | None = None,
-    bias: Tensor | None,
-    softcap: float | None,
-    logit_scale: float,
-) -> Tensor:
-    """(N, D), (V, D) -> (N,); 0 where a target (N,) is given and is -100: no product there."""
-    return head_loss(
-        False,
-        hidden=rows,
-        weight=weight,
-        target=target,
-        bias=bias,
-        term="logsumexp",
-        num_rows=num_rows,
-        softcap=softcap,
-        logit_scale=logit_scale,
-    ).loss
+    return streamed_logsumexp(rows, head).reshape(hidden.shape[:-1])

@@ -9,21 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from pact_kernels.implementation import is_naive
-from pact_kernels.ops.gate import gate_values
-from pact_kernels.ops.head_loss import head_loss
-from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
-from pact_kernels.ops.reduce import likely_gradient, mean_of
-from pact_kernels.ops.references import in_one_dtype, reference_tensors
-from pact_kernels.ops.selected_logits import selected_rows
-from pact_kernels.ops.selection_kl import selection_kl
-from pact_kernels.ops.validation import (
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
     check_head,
-    check_numbers,
     check_reduction,
 )
-from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
+from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
+from pact_kernels.ops._operators.head_loss import head_loss
+from pact_kernels.ops._operators.kl_request import gate_values
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
+from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
+from pact_kernels.ops._operators.selection_kl import selection_kl
+from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
 
 
 def pact_kl(
@@ -86,8 +84,8 @@ def pact_kl(
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given
             twice, or no positive weight for over="selection".
     """
-    check_head(hidden, weight, bias)
-    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    head = Head(weight, bias, softcap, logit_scale)
+    check_head(hidden, head)
     check_reduction(reduction, num_items)
     temperature = resolve_temperature(over, temperature)
     token_ids, step, reference, row_weight = check_kl(
@@ -108,8 +106,7 @@ def pact_kl(
             f"step must have one entry per row of hidden, {rows.shape[0]}, got {step.shape[0]}"
         )
     if over == "vocabulary" or is_naive():  # the selection alone casts no more than K rows
-        rows, weight, bias = autocast_inputs(rows, weight, bias)
-    head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+        rows, head = autocast_inputs(rows, head)
     if is_naive():
         from pact_kernels.naive.pact_kl import pact_kl as dense
 
@@ -117,7 +114,7 @@ def pact_kl(
             reference = in_one_dtype(reference)
         loss = dense(
             rows,
-            weight,
+            head.weight,
             token_ids,
             token_weights,
             step,
@@ -128,29 +125,27 @@ def pact_kl(
             temperature=temperature,
             over=over,
             row_weight=row_weight,
-            **head,
+            **head.options,
         )
         return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
     given: dict[str, Any] = {
         "step": step,
         "token_weights": token_weights,
-        **reference_tensors(reference, token_ids, over=over, **head),
+        **reference_tensors(reference, token_ids, head, over=over),
         "row_weight": row_weight,
         "gate": gate_values(gate),
-        "softcap": softcap,
-        "logit_scale": logit_scale,
-        "likely_gradient": likely_gradient(rows, reduction, lambda: rows.shape[0], num_items),
+        "assumed_grad_output": assumed_grad_output(
+            rows, reduction, lambda: rows.shape[0], num_items
+        ),
     }
     reduce = reduction != "none"
     if over == "vocabulary":
-        given |= {"weight": weight, "bias": bias, "token_ids": token_ids, "term": "none"}
-        loss = head_loss(reduce, hidden=rows, over=over, **given).loss
+        loss = head_loss(
+            reduce, rows, head, kind="none", token_ids=token_ids, over=over, **given
+        ).loss
     else:
-        rows, selected_weight, selected_bias = autocast_inputs(
-            rows, *selected_rows(weight, bias, token_ids)
-        )
-        given |= {"selected_weight": selected_weight, "selected_bias": selected_bias}
-        loss = selection_kl(reduce, hidden=rows, temperature=temperature, **given)
+        rows, selected = autocast_inputs(rows, head.select(token_ids))
+        loss = selection_kl(reduce, rows, selected, temperature=temperature, **given)
     if reduction == "none":
         return loss.reshape(hidden.shape[:-1])
     return mean_of(loss, rows.shape[0], num_items) if reduction == "mean" else loss

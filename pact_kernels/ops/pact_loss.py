@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact_kernels.implementation import is_naive
-from pact_kernels.ops.gate import gate_values
-from pact_kernels.ops.head_loss import head_loss
-from pact_kernels.ops.kl_arguments import check_kl, resolve_temperature
-from pact_kernels.ops.reduce import likely_gradient, mean_of
-from pact_kernels.ops.references import in_one_dtype, reference_tensors
-from pact_kernels.ops.validation import (
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
+    check_cross_entropy,
     check_head,
-    check_numbers,
     check_reduction,
     check_target,
-    known_rows,
+    num_rows_hint,
 )
-from pact_kernels.types import GateConfig, PactLoss, ReferenceLogits, ReferenceStates
+from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
+from pact_kernels.ops._operators.head_loss import head_loss
+from pact_kernels.ops._operators.kl_request import gate_values
+from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
+from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
+from pact_kernels.types import GateConfig, Head, PactLoss, ReferenceLogits, ReferenceStates
 
 
 def pact_loss(
@@ -84,10 +84,9 @@ def pact_loss(
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also targets or ids outside
             [0, V), ids given twice, or no positive weight for over="selection".
     """
-    check_head(hidden, weight, bias)
-    check_numbers(
-        softcap=softcap, logit_scale=logit_scale, label_smoothing=label_smoothing, z_loss=z_loss
-    )
+    head = Head(weight, bias, softcap, logit_scale)
+    check_head(hidden, head)
+    check_cross_entropy(label_smoothing, z_loss)
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
     temperature = resolve_temperature(over, temperature)
@@ -103,8 +102,7 @@ def pact_loss(
         over=over,
     )
     token_weights = token_weights.detach()
-    hidden, weight, bias = autocast_inputs(hidden, weight, bias)
-    head: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+    hidden, head = autocast_inputs(hidden, head)
     terms: dict[str, Any] = {
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
@@ -117,7 +115,7 @@ def pact_loss(
     if is_naive():
         return _dense(
             rows,
-            weight,
+            head.weight,
             flat_target,
             token_ids,
             token_weights,
@@ -128,31 +126,30 @@ def pact_loss(
             gate=gate,
             reduction=reduction,
             num_items=num_items,
-            **head,
+            **head.options,
             **terms,
         )
     # Where they have an entry per position, the reference's other positions are not read either.
     counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
-    num_rows = known_rows(hidden, flat_target, ignore_index, step)
+    num_rows = num_rows_hint(hidden, flat_target, ignore_index, step)
     values = head_loss(
         reduction != "none",
-        hidden=rows,
-        weight=weight,
+        rows,
+        head,
         target=flat_target,
         token_ids=token_ids,
         token_weights=token_weights,
         step=step,
         **reference_tensors(
-            reference, token_ids, over=over, counted=counted, num_rows=num_rows, **head
+            reference, token_ids, head, over=over, counted=counted, num_rows=num_rows
         ),
         row_weight=row_weight,
-        term="cross_entropy",
+        kind="cross_entropy",
         gate=gate_values(gate),
         num_rows=num_rows,
-        likely_gradient=likely_gradient(
+        assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),
-        **head,
         **terms,
     )
     mean_gate = values.gate.sum() / values.num_rows.clamp(min=1)

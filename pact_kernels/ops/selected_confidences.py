@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pact_kernels.implementation import is_naive
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import autocast_inputs, check_head, check_tokens
+from pact_kernels.ops._operators.selected_log_confidences import selected_log_confidences
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
-from pact_kernels.ops.selected_log_confidences import selected_log_confidences
 from pact_kernels.ops.selected_logits import selected_logits
-from pact_kernels.ops.validation import autocast_inputs, check_head, check_numbers, check_tokens
+from pact_kernels.types import Head
 
 
 def selected_confidences(
@@ -52,37 +51,28 @@ def selected_confidences(
         raise ValueError(f"over must be 'selection' or 'vocabulary', got {over!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    check_head(hidden, weight, bias)
-    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    head = Head(weight, bias, softcap, logit_scale)
+    check_head(hidden, head)
     if is_naive():
         from pact_kernels.naive.selected_confidences import selected_confidences as dense
 
-        hidden, weight, bias = autocast_inputs(hidden, weight, bias)
+        hidden, head = autocast_inputs(hidden, head)
+        token_ids = check_tokens(hidden, token_ids, head.weight.shape[0])
         return dense(
-            hidden,
-            weight,
-            check_tokens(hidden, token_ids, weight.shape[0]),
-            over=over,
-            temperature=temperature,
-            bias=bias,
-            softcap=softcap,
-            logit_scale=logit_scale,
+            hidden, head.weight, token_ids, over=over, temperature=temperature, **head.options
         )
     if over == "vocabulary":  # the selection alone needs no more than K rows of the head cast
-        hidden, weight, bias = autocast_inputs(hidden, weight, bias)
-    # softcap tanh(s z / softcap) / T has the same form: cap softcap / T and scale s / T.
-    softcap = None if softcap is None else softcap / temperature
-    logit_scale = logit_scale / temperature
-    head: dict[str, Any] = {"softcap": softcap, "logit_scale": logit_scale}
-    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
+        hidden, head = autocast_inputs(hidden, head)
+    head = head.at_temperature(temperature)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     differentiable = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     if over == "vocabulary" and not differentiable:
-        token_ids = check_tokens(hidden, token_ids, weight.shape[0])
+        token_ids = check_tokens(hidden, token_ids, head.weight.shape[0])
         rows = hidden.reshape(-1, hidden.shape[-1])
-        confidences = selected_log_confidences(rows, weight, bias, token_ids, **head).exp_()
+        confidences = selected_log_confidences(rows, head, token_ids).exp_()
         return confidences.reshape(*hidden.shape[:-1], token_ids.numel())
-    logits = selected_logits(hidden, weight, token_ids, bias=bias, **head)
+    logits = selected_logits(hidden, head.weight, token_ids, **head.options)
     if over == "selection":
         return logits.softmax(-1)
-    lse = linear_logsumexp(hidden, weight, bias=bias, **head)
+    lse = linear_logsumexp(hidden, head.weight, **head.options)
     return (logits - lse.unsqueeze(-1)).exp_()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pact_kernels.chunked.slab import accumulator_dtype
-from pact_kernels.implementation import is_naive, operator_implementation, workspace_bytes
-from pact_kernels.ops.backend import backend
-from pact_kernels.ops.library import register
-from pact_kernels.ops.validation import (
+from pact_kernels.dispatch import is_naive
+from pact_kernels.ops._checks.arguments import (
     INTEGERS,
     autocast_inputs,
     check_devices,
     check_head,
-    check_numbers,
 )
+from pact_kernels.ops._operators import token_scores as operator
+from pact_kernels.types import Head
 
 MODES = ("p_diff", "pref_logratio")
 
@@ -65,9 +61,10 @@ def token_scores(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit, or there is no row.
     """
-    check_head(aligned_hidden, aligned_weight, aligned_bias, "aligned_hidden")
-    check_head(base_hidden, base_weight, base_bias, "base_hidden")
-    check_numbers(softcap=softcap, logit_scale=logit_scale)
+    aligned = Head(aligned_weight, aligned_bias, softcap, logit_scale)
+    base = Head(base_weight, base_bias, softcap, logit_scale)
+    check_head(aligned_hidden, aligned, "aligned_hidden")
+    check_head(base_hidden, base, "base_hidden")
     check_devices(aligned_hidden, "aligned_hidden", base_hidden=base_hidden, sample=sample)
     if sample.dtype not in INTEGERS:
         raise ValueError(f"sample must be int64 or int32, got {sample.dtype}")
@@ -89,46 +86,35 @@ def token_scores(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     sample = sample.reshape(-1).long()
-    aligned_hidden, aligned_weight, aligned_bias = autocast_inputs(
-        aligned_hidden.reshape(num_rows, -1), aligned_weight, aligned_bias
-    )
-    base_hidden, base_weight, base_bias = autocast_inputs(
-        base_hidden.reshape(num_rows, -1), base_weight, base_bias
-    )
+    aligned_hidden, aligned = autocast_inputs(aligned_hidden.reshape(num_rows, -1), aligned)
+    base_hidden, base = autocast_inputs(base_hidden.reshape(num_rows, -1), base)
     if is_naive():
         from pact_kernels.naive.token_scores import token_scores as dense
 
         return dense(
             aligned_hidden,
-            aligned_weight,
+            aligned.weight,
             base_hidden,
-            base_weight,
+            base.weight,
             sample,
             mode=mode,
             temperature=temperature,
-            aligned_bias=aligned_bias,
-            base_bias=base_bias,
+            aligned_bias=aligned.bias,
+            base_bias=base.bias,
             softcap=softcap,
             logit_scale=logit_scale,
         )
-    return _token_scores(
+    return operator.token_scores(
         aligned_hidden,
-        aligned_weight,
-        aligned_bias,
+        aligned.at_temperature(temperature),
         base_hidden,
-        base_weight,
-        base_bias,
-        _row_share(sample),
-        mode,
-        temperature,
-        softcap,
-        logit_scale,
-        workspace_bytes(aligned_hidden.device),
-        operator_implementation(aligned_hidden),
+        base.at_temperature(temperature),
+        _row_weight(sample),
+        mode=mode,
     )
 
 
-def _row_share(sample: Tensor) -> Tensor:
+def _row_weight(sample: Tensor) -> Tensor:
     """(N,) fp64: 1 / (rows of the row's sample * number of samples), without a device sync."""
     ordered, order = sample.sort()
     first = torch.ones_like(ordered)
@@ -137,54 +123,3 @@ def _row_share(sample: Tensor) -> Tensor:
     group[order] = first.cumsum(0) - 1  # (N,) samples numbered from 0
     rows = torch.zeros_like(sample).scatter_add_(0, group, torch.ones_like(sample))
     return 1.0 / (rows[group] * first.sum()).to(torch.float64)
-
-
-def _run(
-    aligned_hidden: Tensor,
-    aligned_weight: Tensor,
-    aligned_bias: Tensor | None,
-    base_hidden: Tensor,
-    base_weight: Tensor,
-    base_bias: Tensor | None,
-    row_share: Tensor,
-    mode: str,
-    temperature: float,
-    softcap: float | None,
-    logit_scale: float,
-    limit_bytes: int,
-    implementation: str,
-) -> tuple[Tensor, Tensor]:
-    return backend("token_scores", implementation).token_scores(
-        aligned_hidden,
-        aligned_weight,
-        aligned_bias,
-        base_hidden,
-        base_weight,
-        base_bias,
-        row_share,
-        mode=mode,
-        temperature=temperature,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        limit_bytes=limit_bytes,
-    )
-
-
-def _fake(aligned_hidden: Tensor, aligned_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    dtype = accumulator_dtype(aligned_hidden.dtype)
-    vocabulary = aligned_weight.shape[:1]
-    return (
-        aligned_weight.new_empty(vocabulary, dtype=dtype),
-        aligned_weight.new_empty(vocabulary, dtype=dtype),
-    )
-
-
-_token_scores = register(
-    "token_scores",
-    "(Tensor aligned_hidden, Tensor aligned_weight, Tensor? aligned_bias, Tensor base_hidden, "
-    "Tensor base_weight, Tensor? base_bias, Tensor row_share, str mode, float temperature, "
-    "float? softcap, float logit_scale, int workspace_bytes, str implementation) "
-    "-> (Tensor, Tensor)",
-    _run,
-    _fake,
-)

@@ -14,7 +14,7 @@ from benchmarks.cases.plan import OURS, Plan
 from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import Bench, Rounds, measure
 from benchmarks.measuring.clock import quantiles, take_turns
-from benchmarks.measuring.contestants import GIB, needed_bytes
+from benchmarks.measuring.entries import GIB, needed_bytes
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
 from benchmarks.measuring.machine import circumstances
 from benchmarks.measuring.memory import Memory
@@ -204,9 +204,9 @@ def test_flops_are_of_the_products_that_the_formula_needs(
     assert flops(case) == sum(2 * 18 * 8 * columns * number for columns, number in products)
 
 
-@pytest.mark.parametrize("slab_rows", [5, 18])  # 18 rows in slabs of 5: the last has 3
+@pytest.mark.parametrize("chunk_rows", [5, 18])  # 18 rows in chunks of 5: the last has 3
 @pytest.mark.parametrize("columns", [{}, {"tile_columns": 50}])  # of 131: the last tile has 31
-def test_the_floor_forms_these_products(slab_rows: int, columns: dict[str, int]) -> None:
+def test_the_floor_forms_these_products(chunk_rows: int, columns: dict[str, int]) -> None:
     case = replace(SMALL, trainable_head=True)
     inputs = make_inputs(case)
     buffers: list[torch.Tensor] = []
@@ -218,7 +218,7 @@ def test_the_floor_forms_these_products(slab_rows: int, columns: dict[str, int])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty_like", remembered)
-        call = Gemms().prepare(case, inputs, {"slab_rows": slab_rows, **columns})
+        call = Gemms().prepare(case, inputs, {"chunk_rows": chunk_rows, **columns})
     for _ in range(2):  # nothing is added to what the first left
         call()
     hidden = inputs.hidden.detach()[inputs.target >= 0]
@@ -227,11 +227,11 @@ def test_the_floor_forms_these_products(slab_rows: int, columns: dict[str, int])
     torch.testing.assert_close(buffers[1], logits.T @ hidden)
 
 
-def test_the_floor_tries_slabs_that_fit() -> None:
-    assert Gemms().settings(SMALL, CPU) == [{"slab_rows": 18}]
+def test_the_floor_tries_chunks_that_fit() -> None:
+    assert Gemms().settings(SMALL, CPU) == [{"chunk_rows": 18}]
     wide = replace(SMALL, sequences=64, length=2048, vocabulary=2**20)  # 256 rows are 1 GiB
-    tiled = {"slab_rows": 1024, "tile_columns": 1024}
-    assert Gemms().settings(wide, CPU) == [{"slab_rows": 256}, tiled]
+    tiled = {"chunk_rows": 1024, "tile_columns": 1024}
+    assert Gemms().settings(wide, CPU) == [{"chunk_rows": 256}, tiled]
 
 
 def test_rounds_are_fewer_where_they_take_long() -> None:

@@ -15,8 +15,8 @@ from benchmarks.kernels.cases import Case, meta
 from benchmarks.kernels.compiled import Compiled, Configuration
 from benchmarks.kernels.machine_code import MachineCode, Spills
 from benchmarks.kernels.readings import Reading, problems, read, record
-from pact_kernels.kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels.runtime import KIB, TARGETS, Cost, Options
+from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost, Options
 
 SPILLS = Spills(
     stack_bytes=0, local_bytes=0, loads=0, stores=0, vector_registers=0, scalar_registers=0
@@ -45,7 +45,7 @@ def case(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> Case:
             meta(192, 64, dtype=dtype),
             softcap=None,
             logit_scale=1.0,
-            limit_bytes=1024,  # two fp32 partials of 128 rows: a row tile is a slab
+            limit_bytes=1024,  # two fp32 partials of 128 rows: a row tile is a chunk
         )
 
     return Case(op="op", dtype=dtype, variant=f"N{num_rows}", default=True, launch=launch)
@@ -121,8 +121,8 @@ def test_several_problems_are_all_told() -> None:
 
 
 def test_cases_share_what_they_launch_alike() -> None:
-    """And the slabs of one case, of which the first stands for all."""
-    # 160 rows: a slab of 128 and one of 32. Another dtype shares nothing.
+    """And the chunks of one case, of which the first stands for all."""
+    # 160 rows: a chunk of 128 and one of 32. Another dtype shares nothing.
     cases = [case(128), case(160), case(128, torch.float16)]
     found = record(cases, [TARGETS["sm_80"]])
     by_kernel = [(key[0].kernel, key[2], len(makers)) for key, makers in found.items()]

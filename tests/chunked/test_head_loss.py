@@ -9,8 +9,8 @@ import torch
 
 import pact_kernels as pk
 from pact_kernels.chunked import head_loss as loop
-from pact_kernels.chunked.head_loss import kept_rows
-from pact_kernels.chunked.sweep import LEAST_TILE_TOKENS, tile_tokens
+from pact_kernels.chunked._sweep import LEAST_TILE_TOKENS, tile_tokens
+from pact_kernels.common.rows import kept_rows
 from tests.ops.compare import TINY_MIB
 from tests.ops.problem import problem
 
@@ -18,27 +18,27 @@ from tests.ops.problem import problem
 class Cut(NamedTuple):
     """How a call was cut."""
 
-    rows: int  # of a slab
+    rows: int  # of a chunk
     block_rows: int
     tiles: list[tuple[int, int]]
 
 
 @pytest.fixture
 def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
-    """The cut of every slab that runs."""
+    """The cut of every chunk that runs."""
     seen: list[Cut] = []
-    original = loop._Slabs.slab
+    original = loop._Chunks.chunk
 
     def recorded(self: Any, index: slice, values: torch.Tensor) -> None:
         rows = index.stop - index.start
         seen.append(Cut(rows, min(self.block_rows, rows), self.sweep.tiles))
         return original(self, index, values)
 
-    monkeypatch.setattr(loop._Slabs, "slab", recorded)
+    monkeypatch.setattr(loop._Chunks, "chunk", recorded)
     return seen
 
 
-def test_the_tests_tiny_workspace_makes_ragged_slabs_and_tiles(cuts: list[Cut]) -> None:
+def test_the_tests_tiny_workspace_makes_ragged_chunks_and_tiles(cuts: list[Cut]) -> None:
     p = problem(ignored=0.37)
     with pk.workspace(TINY_MIB):
         loss = pk.linear_cross_entropy(p.hidden.clone().requires_grad_(), p.weight, p.target)
@@ -51,7 +51,7 @@ def test_the_tests_tiny_workspace_makes_ragged_slabs_and_tiles(cuts: list[Cut]) 
     assert len(widths) > 2 and widths[-1] < widths[0]
 
 
-def test_a_kl_makes_several_blocks_of_a_slab(cuts: list[Cut]) -> None:
+def test_a_kl_makes_several_blocks_of_a_chunk(cuts: list[Cut]) -> None:
     p = problem()
     with pk.workspace(0.05):
         pk.pact_loss(p.hidden, p.weight, p.target, p.token_ids, p.token_weights, p.step, p.logits())
@@ -68,7 +68,7 @@ def test_a_trained_head_keeps_its_tiles_and_takes_fewer_rows(cuts: list[Cut]) ->
     assert max(cut.rows for cut in cuts[1:]) < cuts[0].rows
 
 
-def test_a_slab_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
+def test_a_chunk_of_one_row_however_small_the_workspace(cuts: list[Cut]) -> None:
     p = problem()
     with pk.workspace(1e-6):
         pk.linear_cross_entropy(p.hidden, p.weight, p.target)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.chunked.sweep import Head, Sweep, Swept
+from pact_kernels.chunked._sweep import Sweep, Swept
+from pact_kernels.types import Head
 
 ROWS, HIDDEN, VOCABULARY, TILE = 7, 11, 101, 32  # the last of four tiles has five tokens
 

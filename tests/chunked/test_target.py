@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pact_kernels as pk
-from pact_kernels.chunked.target import (
+from pact_kernels.chunked._target import (
     LEAST_REST,
     gate_value,
     mix,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from pact.cli.arguments import parse
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.config import CONFIG_FILE, FitConfig, TrainConfig, save_configs
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from pact.config import DEFAULTS
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
 from pact.data.spans import IGNORE, answer_rows
@@ -21,6 +20,7 @@ from pact.data.template import (
     prompt_text,
     with_template_defaults,
 )
+from pact.objective.config import DEFAULTS
 from tests.data.real_templates import NAMES, runs, tokenizer_of
 from tests.tiny import CHATML, tiny_tokenizer
 

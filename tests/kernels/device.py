@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.kernels import target
-from pact_kernels.kernels.configs import padded_tokens
-from pact_kernels.kernels.runtime import Cost, Options, launch
+from pact_kernels.kernels._device import target
+from pact_kernels.kernels._launch.configs import padded_tokens
+from pact_kernels.kernels._launch.runtime import Cost, Options, launch
 
 PAD = tl.constexpr(1e4)
 
@@ -62,13 +62,7 @@ def _gate_value_kernel(
     gate_ptr,  # (N,) fp32
     num_rows,
     num_tokens,
-    top_p,
-    alpha,
-    bias,
-    temperature,
-    prefix_length,
-    decay_tau,
-    prefix_boost,
+    gate,  # Gate
     DECAY: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -77,11 +71,8 @@ def _gate_value_kernel(
     student = _load(student_ptr, num_rows, num_tokens, ROWS, TOKENS)
     post = _load(post_ptr, num_rows, num_tokens, ROWS, TOKENS)
     step = tl.load(step_ptr + rows, mask=rows < num_rows, other=0)
-    gate = target.gate_value(
-        student, post, step, is_token, num_tokens, top_p, alpha, bias, temperature,
-        prefix_length, decay_tau, prefix_boost, DECAY,
-    )  # fmt: skip
-    tl.store(gate_ptr + rows, gate, mask=rows < num_rows)
+    c = target.gate_value(student, post, step, is_token, num_tokens, gate, DECAY)
+    tl.store(gate_ptr + rows, c, mask=rows < num_rows)
 
 
 @triton.jit
@@ -153,13 +144,7 @@ def gate_value(student: Tensor, post: Tensor, step: Tensor, gate: pk.GateConfig)
         post_ptr=post.float(),
         step_ptr=step,
         gate_ptr=out,
-        top_p=gate.top_p,
-        alpha=gate.alpha,
-        bias=gate.bias,
-        temperature=gate.temperature,
-        prefix_length=gate.prefix_length,
-        decay_tau=gate.decay_tau,
-        prefix_boost=gate.prefix_boost,
+        gate=target.Gate(*(getattr(gate, name) for name in target.Gate._fields)),
         DECAY=gate.decay_tau > 0,
     )
     return out

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pact_kernels.kernels import configs, runtime
+from pact_kernels.kernels._launch import configs, runtime
 
 
 def launch_on(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def launch_on(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         cost: runtime.Cost,
         **arguments: Any,
     ) -> None:
-        if any(isinstance(v, Tensor) and v.is_meta for v in arguments.values()):
+        if any(tensor.is_meta for tensor in runtime.tensors(arguments.values())):
             original(kernel, grid, options, cost, **arguments)  # it is recorded
             return
         if 0 in grid:
@@ -49,17 +49,17 @@ def launch_on(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launchers() -> list[Any]:
     """The modules that launch kernels."""
-    from pact_kernels.kernels import (
+    from pact_kernels.kernels._kernels import (
+        chunk_gradient,
+        chunk_loss,
         linear_logsumexp,
         pact_kl,
         selected_logits,
-        slab_gradient,
-        slab_loss,
         token_scores,
     )
     from tests.kernels import device as device_functions
 
-    kernels = [linear_logsumexp, pact_kl, selected_logits, slab_gradient, slab_loss, token_scores]
+    kernels = [linear_logsumexp, pact_kl, selected_logits, chunk_gradient, chunk_loss, token_scores]
     return [*kernels, device_functions]
 
 
@@ -76,6 +76,8 @@ class Copies:
             return TensorDescriptor(
                 self.of(value.base), value.shape, value.strides, value.block_shape
             )
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self.of, value))
         if not isinstance(value, Tensor):
             return value
         storage = value.untyped_storage()

@@ -10,15 +10,15 @@ from torch import Tensor
 
 import pact_kernels as pk
 from pact_kernels.chunked import head_loss as chunked
-from pact_kernels.chunked.head_loss import HeadLoss
-from pact_kernels.chunked.spec import HeadSpec, KlSpec
+from pact_kernels.common.requests import KlRequest
+from pact_kernels.common.results import HeadLoss
 from pact_kernels.kernels import head_loss as kernels
-from tests.kernels.slab import head_spec
+from tests.kernels.chunk import RowSpec, head_spec
 from tests.ops.problem import Problem
 
 ROWS = 37  # of `problem`
 PLENTY = 2**24
-"""A workspace in bytes that takes every row in one slab."""
+"""A workspace in bytes that takes every row in one chunk."""
 TOLERANCE = 4 * 2.0**-21
 """Four roundings of a logit between 8 and 16, as the largest of `problem` are. A loss is off by as
 much in nats, however small it is, and a probability, so a gradient, by that much of its size."""
@@ -34,7 +34,14 @@ def spread(rows: Tensor, kept: Tensor) -> Tensor:
     return out
 
 
-def kl_spec(p: Problem, over: str, dtype: torch.dtype, *, by_position: bool = False) -> KlSpec:
+def kl_spec(
+    p: Problem,
+    over: str,
+    dtype: torch.dtype,
+    *,
+    by_position: bool = False,
+    spec: RowSpec | None = None,
+) -> KlRequest:
     """The whole KL: gate, row weights, a kl_weight, a reference in states."""
     full, post, weight, bias = p.states
     assert post is not None and bias is not None
@@ -49,10 +56,10 @@ def kl_spec(p: Problem, over: str, dtype: torch.dtype, *, by_position: bool = Fa
     }
     if by_position:
         rows = {name: spread(tensor, p.target != -100) for name, tensor in rows.items()}
-    return KlSpec(
+    reference = (spec or head_spec()).head(bias.to(dtype), weight.to(dtype))
+    return KlRequest(
         token_weights=p.token_weights.to(dtype),
-        reference_weight=weight[p.token_ids].to(dtype),
-        reference_bias=bias[p.token_ids].to(dtype),
+        reference_head=reference.select(p.token_ids),
         gate=pk.GateConfig(),
         over=over,  # type: ignore[arg-type]
         temperature=2.0 if over == "selection" else 1.0,
@@ -67,25 +74,25 @@ def run(
     *,
     exact: bool = False,
     by_position: bool = False,
-    spec: HeadSpec | None = None,
+    spec: RowSpec | None = None,
     target: bool = True,
-    wanted: tuple[bool, bool, bool] = ALL,
+    needs_grad: tuple[bool, bool, bool] = ALL,
     row_grad: Tensor | None = None,
     limit_bytes: int = PLENTY,
     num_rows: int | None = None,
 ) -> HeadLoss:
     """The kernels' loop in fp32, or with `exact` the pure-torch one in float64."""
+    spec = spec or head_spec(label_smoothing=0.1, z_loss=0.01)
     dtype, module = (torch.float64, chunked) if exact else (torch.float32, kernels)
     return module.head_loss(
         p.hidden.to(dtype),
-        p.weight.to(dtype),
+        spec.head(p.bias.to(dtype), p.weight.to(dtype)),
         p.target if target else None,
-        p.bias.to(dtype),
         None if over is None else p.token_ids,
-        spec=spec or head_spec(label_smoothing=0.1, z_loss=0.01),
-        kl=None if over is None else kl_spec(p, over, dtype, by_position=by_position),
+        term=spec.request,
+        kl=None if over is None else kl_spec(p, over, dtype, by_position=by_position, spec=spec),
         row_grad=None if row_grad is None else row_grad.to(dtype),
-        wanted=wanted,
+        needs_grad=needs_grad,
         limit_bytes=limit_bytes,
         num_rows=num_rows,
     )

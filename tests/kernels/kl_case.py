@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.chunked.selection_kl import SelectionKl
-from pact_kernels.chunked.spec import KlSpec
-from pact_kernels.kernels.runtime import TARGETS, Launch, recording
+from pact_kernels.common.requests import KlRequest
+from pact_kernels.common.results import SelectionKl
+from pact_kernels.kernels._launch.runtime import TARGETS, Launch, recording
 from pact_kernels.kernels.selection_kl import selection_kl
+from pact_kernels.types import Head
 from tests.kernels.precision import assert_at_most_twice
 from tests.ops.compare import outcome
 from tests.ops.test_precision import near_a_jump
@@ -126,7 +127,7 @@ def case(
     )
 
 
-def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlSpec]:
+def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlRequest]:
     """Positional arguments and spec of the launchers, the reference as states."""
     full, post, other, other_bias = (t.to(dtype) for t in c.states)
     spec = {
@@ -134,8 +135,7 @@ def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlSpec]:
         "step": c.step,
         "reference_full": full,
         "reference_post": post,
-        "reference_weight": other[c.token_ids],
-        "reference_bias": other_bias[c.token_ids],
+        "reference_head": Head(other, other_bias).select(c.token_ids),
         "full_lse": None,
         "post_lse": None,
         "row_weight": None,
@@ -144,8 +144,8 @@ def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlSpec]:
         "temperature": 2.0,
         "kl_weight": 1.0,
     }
-    head = c.weight[c.token_ids].to(dtype), c.bias[c.token_ids].to(dtype)
-    return (c.hidden.to(dtype), *head), KlSpec(**{**spec, **given})
+    head = Head(c.weight.to(dtype), c.bias.to(dtype)).select(c.token_ids)
+    return (c.hidden.to(dtype), head), KlRequest(**{**spec, **given})
 
 
 def selection(
@@ -161,10 +161,8 @@ def selection(
     return selection_kl(
         *args,
         kl=kl,
-        softcap=None,
-        logit_scale=1.0,
         row_grad=row_grad,
-        wanted=(True, trained, trained),
+        needs_grad=(True, trained, trained),
         limit_bytes=limit_bytes,
     )
 
@@ -180,18 +178,21 @@ def recorded(
     """The launches of the launcher on meta tensors; a keyword more replaces part of the spec."""
     args, kl = rows_of(c, c.dtype, **given)
 
-    def nowhere(tensor: Tensor) -> Tensor:
+    def nowhere(value: Any) -> Any:
+        if isinstance(value, Head):
+            return Head(*map(nowhere, value))
+        if not isinstance(value, Tensor):
+            return value
+        tensor = value
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
-    fields = {n: nowhere(v) if isinstance(v, Tensor) else v for n, v in vars(kl).items()}
+    fields = {name: nowhere(value) for name, value in vars(kl).items()}
     with recording(TARGETS[target]) as launches:
         selection_kl(
             *map(nowhere, args),
-            kl=KlSpec(**fields),
-            softcap=None,
-            logit_scale=1.0,
+            kl=KlRequest(**fields),
             row_grad=None,
-            wanted=(True, trained, trained),
+            needs_grad=(True, trained, trained),
             limit_bytes=limit_bytes,
         )
     return launches

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact_kernels.types import Head
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTH = 147  # beyond two steps of 64; rows of 294 bytes, which no descriptor takes
 EVEN_WIDTH = 144  # rows of 288 bytes: descriptors, and a ragged last step
@@ -104,3 +106,9 @@ def assert_near(got: Tensor, exact: Tensor, tolerance: float = TOLERANCE) -> Non
     assert got.shape == exact.shape
     size = float(exact.abs().max()) if exact.numel() else 0.0
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=tolerance * max(size, 1e-9))
+
+
+def with_head(weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> tuple[Head, Any]:
+    """The head with its numbers out of the options, and the other options."""
+    rest = dict(options)
+    return Head(weight, bias, rest.pop("softcap", None), rest.pop("logit_scale", 1.0)), rest

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pact_kernels.kernels import head_loss as kernels
+from tests.kernels.chunk import head_spec
 from tests.kernels.head_case import (
     ALL,
     NONE,
@@ -24,7 +25,6 @@ from tests.kernels.head_case import (
 )
 from tests.kernels.loss_problem import rounded
 from tests.kernels.poison import poison
-from tests.kernels.slab import head_spec
 
 overs = pytest.mark.parametrize("over", [None, "selection", "vocabulary"])
 IGNORED = {"some ignored": 0.4, "none ignored": 0.0, "all ignored": 1.0}
@@ -93,13 +93,13 @@ def test_row_tensors_with_an_entry_per_position(over: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", [(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)]
+    "needs_grad", [(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)]
 )
-def test_gradients_that_are_wanted_alone(wanted: tuple[bool, bool, bool]) -> None:
+def test_gradients_that_are_wanted_alone(needs_grad: tuple[bool, bool, bool]) -> None:
     """One that is not is empty, and the others are the same bits."""
     p = rounded(rows=9)
-    got, whole = run(p, None, wanted=wanted), run(p, None)
-    for name, want in zip(("grad_hidden", "grad_weight", "grad_bias"), wanted, strict=True):
+    got, whole = run(p, None, needs_grad=needs_grad), run(p, None)
+    for name, want in zip(("grad_hidden", "grad_weight", "grad_bias"), needs_grad, strict=True):
         gradient = getattr(got, name)
         assert torch.equal(gradient, getattr(whole, name)) if want else gradient.numel() == 0
     assert torch.equal(got.term, whole.term)
@@ -108,14 +108,14 @@ def test_gradients_that_are_wanted_alone(wanted: tuple[bool, bool, bool]) -> Non
 @pytest.mark.parametrize("over", ["selection", "vocabulary"])
 def test_a_kl_without_gradients(over: str) -> None:
     p = rounded()
-    got, whole = run(p, over, wanted=NONE), run(p, over)
+    got, whole = run(p, over, needs_grad=NONE), run(p, over)
     for name in ("term", "kl", "gate"):
         assert torch.equal(getattr(got, name), getattr(whole, name))
 
 
 @overs
 def test_more_selected_tokens_than_fit_in_registers(over: str | None) -> None:
-    """In fp32 past 128: logits and KL in launches of their own, in three slabs."""
+    """In fp32 past 128: logits and KL in launches of their own, in three chunks."""
     p = rounded(rows=9, selected=150, ignored=0.0)
     # The softmax's share is a difference of two sums of 150 terms: off by either.
     assert_near(run(p, over, limit_bytes=14_000), run(p, over, exact=True), 2 * TOLERANCE)
@@ -135,14 +135,14 @@ def test_strides() -> None:
     """Every second entry of vectors, a row_grad of one number expanded, a head column by column."""
     p = rounded(rows=9, ignored=0.0)
     options: dict[str, Any] = {"spec": head_spec(), "row_grad": torch.ones(9)}
-    expected = run(p, "selection", **options), run(p, None, wanted=NONE, **options)
+    expected = run(p, "selection", **options), run(p, None, needs_grad=NONE, **options)
     for name in ("target", "step", "bias", "row_weight"):
         vector = getattr(p, name)
         vector = vector.float() if vector.is_floating_point() else vector
         setattr(p, name, torch.stack((vector, vector + 1), 1).reshape(-1)[::2])
     p.weight, p.hidden = (t.float().T.contiguous().T for t in (p.weight, p.hidden))
     options["row_grad"] = torch.ones(1).expand(9)
-    strided = run(p, "selection", **options), run(p, None, wanted=NONE, **options)
+    strided = run(p, "selection", **options), run(p, None, needs_grad=NONE, **options)
     for got, same in zip(strided, expected, strict=True):
         assert_near(got, same, 2 * TOLERANCE)  # each may be that far from the exact
 
@@ -151,15 +151,16 @@ def test_a_plain_loss_is_what_is_left_without_the_kl() -> None:
     """kl_weight 0: the value is reported, the gradient is the cross-entropy's."""
     p = rounded()
     spec = kl_spec(p, "vocabulary", torch.float32)
-    args = (p.hidden.float(), p.weight.float(), p.target, p.bias.float(), p.token_ids)
+    head = head_spec().head(p.bias.float(), p.weight.float())
+    args = (p.hidden.float(), head, p.target)
     options: dict[str, Any] = {
-        "spec": head_spec(),
+        "term": head_spec().request,
         "row_grad": None,
-        "wanted": ALL,
+        "needs_grad": ALL,
         "limit_bytes": PLENTY,
     }
-    off = kernels.head_loss(*args, kl=replace(spec, kl_weight=0.0), **options)
-    without = kernels.head_loss(*args[:4], None, kl=None, **options)
+    off = kernels.head_loss(*args, p.token_ids, kl=replace(spec, kl_weight=0.0), **options)
+    without = kernels.head_loss(*args, None, kl=None, **options)
     assert bool(off.kl.any())
     for name in ("term", "grad_hidden", "grad_weight", "grad_bias"):
         one, other = getattr(off, name), getattr(without, name)

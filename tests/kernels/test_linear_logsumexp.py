@@ -12,9 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pact_kernels.kernels.linear_logsumexp import Streamed, launch_linear_logsumexp
-from pact_kernels.kernels.runtime import INTERPRETED, TARGETS, descriptor, interpreting, recording
+from pact_kernels.kernels._kernels.linear_logsumexp import Streamed, launch_linear_logsumexp
+from pact_kernels.kernels._launch.runtime import (
+    INTERPRETED,
+    TARGETS,
+    descriptor,
+    interpreting,
+    recording,
+)
 from pact_kernels.naive.linear_logsumexp import linear_logsumexp as naive
+from pact_kernels.types import Head
 from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.problem import (
     DTYPES,
@@ -28,6 +35,7 @@ from tests.kernels.problem import (
     assert_near,
     problem,
     with_exact_sums,
+    with_head,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -38,7 +46,8 @@ IDS = torch.tensor([300, 0, 17, 255, 256, 128, 3])  # tiles' first and last toke
 
 def streamed(p: Problem, *args: Tensor | None, **options: Any) -> Streamed:
     options = {**HEADS["plain"], "limit_bytes": PLENTY, **options}
-    return launch_linear_logsumexp(p.hidden, p.weight, p.bias, *args, **options)
+    head, options = with_head(p.weight, p.bias, options)
+    return launch_linear_logsumexp(p.hidden, head, *args, **options)
 
 
 def targets(p: Problem) -> Tensor:
@@ -82,8 +91,8 @@ def test_without_a_bias_and_with_a_target_or_selected_tokens_alone() -> None:
     p = problem(width=EVEN_WIDTH)
     p.bias.zero_()
     target, z = targets(p), p.logits()
-    no_bias = (p.hidden, p.weight, None)
-    options = {**HEADS["plain"], "limit_bytes": PLENTY}
+    no_bias = (p.hidden, Head(p.weight))
+    options = {"limit_bytes": PLENTY}
     with_target = launch_linear_logsumexp(*no_bias, target, None, **options)
     with_tokens = launch_linear_logsumexp(*no_bias, None, IDS, **options)
     for out in (with_target, with_tokens):
@@ -164,7 +173,7 @@ def test_a_rows_bits_do_not_depend_on_the_other_rows() -> None:
             assert torch.equal(a, b[index])
 
 
-def test_slabs_stay_within_the_limit_and_change_no_bit() -> None:
+def test_chunks_stay_within_the_limit_and_change_no_bit() -> None:
     p = with_exact_sums(problem(rows=300, width=16, tokens=TOKENS))
     target = targets(p)
     whole, cut = streamed(p, target, IDS), streamed(p, target, IDS, limit_bytes=2 * 4 * 128)
@@ -177,8 +186,10 @@ def test_partials_stay_within_the_limit() -> None:
     hidden = torch.empty(rows, 64, device="meta")
     weight = torch.empty(vocabulary, 64, device="meta")
     with recording(TARGETS["sm_90"]) as launches:
-        launch_linear_logsumexp(hidden, weight, None, **HEADS["plain"], limit_bytes=limit)
-    partials = [launch.arguments["max_ptr"] for launch in launches[::2]]  # stream, finish, ...
+        launch_linear_logsumexp(hidden, Head(weight), limit_bytes=limit)
+    partials = [
+        launch.arguments["partial"].largest for launch in launches[::2]
+    ]  # stream, finish, ...
     assert sum(partial.shape[1] for partial in partials) == rows
     assert len(partials) > 1
     assert all(2 * partial.nbytes <= limit for partial in partials)

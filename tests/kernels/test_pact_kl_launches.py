@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.kernels.runtime import TARGETS, interpreting
-from pact_kernels.kernels.selection_kl import LEAST_SLAB_ROWS
+from pact_kernels.kernels._launch.runtime import TARGETS, interpreting
+from pact_kernels.kernels.selection_kl import LEAST_CHUNK_ROWS
 from tests.kernels.kl_case import case, recorded, selection
 from tests.kernels.poison import poison
 from tests.kernels.rounding import round_to_nearest
@@ -43,8 +43,9 @@ def test_descriptors_and_pointers(name: str) -> None:
     width, reference_width, target, expected = WAYS[name]
     c = case(rows=9, width=width, reference_width=reference_width)
     (launch,) = recorded(c, target)
-    flags = ("STUDENT", "WEIGHT", "REFERENCE", "REFERENCE_WEIGHT")
-    assert tuple(launch.arguments[f"{flag}_DESCRIPTOR"] for flag in flags) == expected
+    tile = launch.arguments["TILE"]
+    found = [(t.left_descriptor, t.right_descriptor) for t in (tile.student, tile.reference)]
+    assert sum(found, ()) == expected
     with interpreting(TARGETS[target]):
         c.check()
 
@@ -53,8 +54,8 @@ def test_one_context_without_a_descriptor_takes_the_other_along() -> None:
     c = case()
     post = torch.zeros(18, 45, dtype=c.dtype)[:, :40]  # rows of 90 bytes
     (launch,) = recorded(c, reference_post=post)
-    assert not launch.arguments["REFERENCE_DESCRIPTOR"]
-    assert launch.arguments["REFERENCE_WEIGHT_DESCRIPTOR"]
+    tile = launch.arguments["TILE"].reference
+    assert (tile.left_descriptor, tile.right_descriptor) == (False, True)
     post.copy_(c.states.post_hidden)
     mixed, whole = selection(c, trained=False, reference_post=post), selection(c, trained=False)
     assert_same(mixed._asdict(), whole._asdict(), STEP)
@@ -69,9 +70,9 @@ def test_configurations_of_every_target(target: str, dtype: torch.dtype) -> None
         case(dtype, width=67, selected=20).check(trained=False)
 
 
-def test_slabs_of_a_trained_head() -> None:
-    """Its gradient of (M, K) logits asks for slabs; a frozen head's rows come in one launch."""
-    c = case(rows=LEAST_SLAB_ROWS + 2)
+def test_chunks_of_a_trained_head() -> None:
+    """Its gradient of (M, K) logits asks for chunks; a frozen head's rows come in one launch."""
+    c = case(rows=LEAST_CHUNK_ROWS + 2)
     sliced, whole = selection(c, trained=True), selection(c, trained=True, limit_bytes=2**20)
     assert_same(sliced._asdict(), whole._asdict(), STEP)
     assert [len(recorded(c, trained=trained, limit_bytes=1)) for trained in (False, True)] == [1, 2]

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.chunked.spec import KlSpec
-from pact_kernels.kernels.kl_rows import KlRows, StudentHead
-from pact_kernels.kernels.kl_tensors import KlOut
-from pact_kernels.kernels.slab_loss import Softmax
+from pact_kernels.common.requests import KlRequest
+from pact_kernels.kernels._device.operands import KlOut, Softmax
+from pact_kernels.kernels._kl_rows import KlRows
 from pact_kernels.naive.pact_kl import pact_kl_rows
+from pact_kernels.types import Head
 from tests.kernels.kl_case import Case, case
 from tests.ops.test_precision import near_a_jump
 
@@ -24,13 +24,12 @@ def vocabulary_rows(
     """What the kernel fills over the vocabulary, by its launcher."""
     full, post = (t.to(dtype) for t in c.states[:2])
     ids, states = c.token_ids, source == "states"
-    kl = KlSpec(
+    kl = KlRequest(
         token_weights=c.token_weights,
         step=c.step,
         reference_full=full if states else full[:, ids],
         reference_post=post if states else post[:, ids],
-        reference_weight=c.weight[ids].to(dtype) if states else None,
-        reference_bias=None,
+        reference_head=Head(c.weight[ids].to(dtype)) if states else None,
         full_lse=c.states.full_hidden.logsumexp(-1).float(),
         post_lse=c.states.post_hidden.logsumexp(-1).float(),
         row_weight=c.row_weight,
@@ -40,7 +39,7 @@ def vocabulary_rows(
         kl_weight=1.7,
     )
     num_rows = c.hidden.shape[0]
-    rows = KlRows(kl, StudentHead(c.weight[ids].to(dtype), None, None, 1.0), None, num_rows)
+    rows = KlRows(kl, Head(c.weight[ids].to(dtype)), None, num_rows)
     kl_out, gate_out, share = torch.full((3, num_rows), torch.nan)
     out = KlOut(kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), share)
     largest = c.hidden.amax(-1)

@@ -28,7 +28,7 @@ TOLERANCE = 4 * 2.0**-21
 """Four roundings of a logit between 8 and 16, as the largest of `problem` are, beside twice eager's
 error, which cancellation swells. Of the largest value, or of a nat where a loss is less."""
 MIB = 0.02
-"""A dozen rows of 301 logits to a slab."""
+"""A dozen rows of 301 logits to a chunk."""
 Op = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 
@@ -237,7 +237,7 @@ def test_opcheck(name: str) -> None:
         for func in {func for func, _ in calls.seen}:
             args = next(args for other, args in calls.seen if other is func)
             args = tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-            if "wanted" in str(func._schema) and "backward" not in func.name():
+            if "needs_grad" in str(func._schema) and "backward" not in func.name():
                 args[0].requires_grad_()
             opcheck(func, args)
 

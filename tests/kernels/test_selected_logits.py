@@ -13,14 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pact_kernels.kernels.configs import FEW_TOKENS
-from pact_kernels.kernels.runtime import INTERPRETED, TARGETS, descriptor, interpreting, recording
-from pact_kernels.kernels.selected_logits import (
-    launch_selected_gradient,
-    selected_logits,
-    selected_logits_backward,
+from pact_kernels.kernels._kernels.selected_logits import launch_selected_gradient
+from pact_kernels.kernels._launch.configs import FEW_TOKENS
+from pact_kernels.kernels._launch.runtime import (
+    INTERPRETED,
+    TARGETS,
+    descriptor,
+    interpreting,
+    recording,
 )
+from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
 from pact_kernels.naive.selected_logits import selected_logits as naive
+from pact_kernels.types import Head
 from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.problem import (
     DTYPES,
@@ -34,6 +38,7 @@ from tests.kernels.problem import (
     assert_near,
     problem,
     with_exact_sums,
+    with_head,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -56,15 +61,15 @@ def in_eighths(grad: Tensor) -> Tensor:
 
 
 def forward(p: Problem, **options: Any) -> Tensor:
-    return selected_logits(
-        p.hidden, p.weight, p.bias, **{**HEADS["plain"], "limit_bytes": PLENTY, **options}
-    )
+    head, options = with_head(p.weight, p.bias, {"limit_bytes": PLENTY, **options})
+    return selected_logits(p.hidden, head, **options)
 
 
 def backward(p: Problem, grad: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
     grad = incoming(p.hidden.shape[0], p.weight.shape[0]) if grad is None else grad
-    options = {**HEADS["plain"], "limit_bytes": PLENTY, "wanted": ALL, **options}
-    gradients = selected_logits_backward(grad, p.hidden, p.weight, p.bias, **options)
+    options = {"limit_bytes": PLENTY, "needs_grad": ALL, **options}
+    head, options = with_head(p.weight, p.bias, options)
+    gradients = selected_logits_backward(grad, p.hidden, head, **options)
     return dict(zip(NAMES, gradients, strict=True))
 
 
@@ -145,11 +150,11 @@ def test_no_row_and_one_row(rows: int, name: str) -> None:
 def test_without_a_bias() -> None:
     p = problem(tokens=SELECTED)
     p.bias.zero_()
-    none = (p.hidden, p.weight, None)
-    options = {**HEADS["capped"], "limit_bytes": PLENTY}
+    head, options = with_head(p.weight, None, {**HEADS["capped"], "limit_bytes": PLENTY})
+    none = (p.hidden, head)
     assert torch.equal(selected_logits(*none, **options), forward(p, **HEADS["capped"]))
     grad = incoming(37, SELECTED)
-    got = selected_logits_backward(grad, *none, **options, wanted=(True, True, False))
+    got = selected_logits_backward(grad, *none, **options, needs_grad=(True, True, False))
     expected = backward(p, **HEADS["capped"])
     assert torch.equal(got[0], expected["hidden"])
     assert torch.equal(got[1], expected["weight"])
@@ -158,9 +163,9 @@ def test_without_a_bias() -> None:
 @pytest.mark.parametrize("index", range(3))
 def test_a_gradient_that_is_not_wanted_is_empty(index: int) -> None:
     p = problem(tokens=SELECTED)
-    wanted = [True, True, True]
-    wanted[index] = False
-    got, expected = backward(p, wanted=tuple(wanted)), backward(p)
+    needs_grad = [True, True, True]
+    needs_grad[index] = False
+    got, expected = backward(p, needs_grad=tuple(needs_grad)), backward(p)
     assert got[NAMES[index]].numel() == 0
     for name in set(NAMES) - {NAMES[index]}:
         assert torch.equal(got[name], expected[name])
@@ -224,7 +229,7 @@ def test_strided_columns() -> None:
     assert torch.equal(backward(p, one)["hidden"], backward(p, one.contiguous())["hidden"])
 
 
-def test_slabs_of_the_rows() -> None:
+def test_chunks_of_the_rows() -> None:
     p = with_exact_sums(problem(tokens=SELECTED, dtype=torch.bfloat16))
     limit = 10 * 4 * (4 * SELECTED + WIDTH)  # of ten rows
     grad = in_eighths(incoming(37, SELECTED))
@@ -237,7 +242,7 @@ def test_slabs_of_the_rows() -> None:
 def test_a_frozen_head_is_one_launch() -> None:
     hidden = torch.empty(5000, 64, device="meta", dtype=torch.bfloat16)
     weight, grad = hidden[:50], torch.empty(5000, 50, device="meta")
-    options = {**HEADS["plain"], "limit_bytes": PLENTY, "wanted": (True, False, False)}
+    options = {"limit_bytes": PLENTY, "needs_grad": (True, False, False)}
     with recording(TARGETS["sm_90"]) as launches:
-        selected_logits_backward(grad, hidden, weight, None, **options)
+        selected_logits_backward(grad, hidden, Head(weight), **options)
     assert [launch.kernel.__name__ for launch in launches] == ["_selected_gradient_kernel"]

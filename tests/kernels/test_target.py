@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.chunked.target import LEAST_REST
+from pact_kernels.common.constants import LEAST_REST
 from pact_kernels.naive import pact_kl as naive
 from tests.kernels import device
 from tests.ops.test_precision import NEAR, near_a_jump

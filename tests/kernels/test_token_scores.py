@@ -13,9 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pact_kernels.kernels.runtime import INTERPRETED, TARGETS, descriptor, interpreting, recording
+from pact_kernels.kernels._launch.runtime import (
+    INTERPRETED,
+    TARGETS,
+    descriptor,
+    interpreting,
+    recording,
+)
 from pact_kernels.kernels.token_scores import token_scores
 from pact_kernels.naive.token_scores import token_scores as naive
+from pact_kernels.types import Head
 from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.problem import (
     DTYPES,
@@ -29,13 +36,14 @@ from tests.kernels.problem import (
     assert_near,
     problem,
     with_exact_sums,
+    with_head,
 )
 from tests.ops.compare import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 MODES = ["p_diff", "pref_logratio"]
-OPTIONS = {"mode": "p_diff", "temperature": 1.0, **HEADS["plain"], "limit_bytes": PLENTY}
+OPTIONS = {"mode": "p_diff", "limit_bytes": PLENTY}
 BASE_WIDTH = 80  # another hidden size: more than one step of 64, and a ragged one
 
 
@@ -86,10 +94,19 @@ def exactly_added(c: Case) -> Case:
 def scores(c: Case, **options: Any) -> tuple[Tensor, Tensor]:
     """The kernel's, from the rows' shares."""
     _, group, counts = c.sample.unique(return_inverse=True, return_counts=True)
-    arguments = c.arguments()
-    del arguments["sample"]
-    arguments["row_share"] = 1.0 / (counts[group] * counts.numel()).double()
-    return token_scores(**{**arguments, **OPTIONS, **options})
+    row_weight = 1.0 / (counts[group] * counts.numel()).double()
+    temperature = options.pop("temperature", 1.0)
+    (aligned, options), (base, _) = (
+        with_head(m.weight, m.bias, {**OPTIONS, **options}) for m in (c.aligned, c.base)
+    )
+    return token_scores(
+        c.aligned.hidden,
+        aligned.at_temperature(temperature),
+        c.base.hidden,
+        base.at_temperature(temperature),
+        row_weight,
+        **options,
+    )
 
 
 def assert_scores(c: Case, got: tuple[Tensor, Tensor], **options: Any) -> None:
@@ -245,14 +262,17 @@ def test_partials_stay_within_the_limit(vocabulary: int) -> None:
     rows, limit = 10_000, 2**22
     hidden = torch.empty(rows, 64, device="meta")
     weight = torch.empty(vocabulary, 64, device="meta")
-    model = (hidden, weight, None)
+    model = (hidden, Head(weight))
     with recording(TARGETS["sm_90"]) as launches:
         token_scores(*model, *model, hidden[:, 0], **{**OPTIONS, "limit_bytes": limit})
     last = launches[-1]
-    splits, size = last.arguments["difference_ptr"].shape
+    splits, size = last.arguments["out"].difference.shape
     assert last.grid == (splits, -(-vocabulary // 128))
     assert size == vocabulary
     assert 8 * splits * vocabulary <= limit
-    tiles, each = -(-rows // last.arguments["ROWS"]), last.arguments["tiles_per_split"]
+    tiles, each = (
+        -(-rows // last.arguments["TILE"].aligned.columns),
+        last.arguments["tiles_per_split"],
+    )
     assert (splits - 1) * each < tiles <= splits * each  # none is empty, and all tiles are walked
     assert splits == {128_256: 4, 1000: 16}[vocabulary]

@@ -10,8 +10,8 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import pact_kernels as pk
-from pact_kernels.implementation import is_autotuning
-from pact_kernels.kernels.tuning import forget, tuned
+from pact_kernels.dispatch import is_autotuning
+from pact_kernels.kernels._launch.tuning import forget, tuned
 
 HERE = torch.zeros(1)
 VARIATIONS = {"rows": (16, 32), "warps": (4, 8)}

@@ -11,7 +11,7 @@ from torch import Tensor
 import pact_kernels as pk
 
 TINY_MIB = 0.012
-"""Eight fp64 rows and 64 tokens at once: `problem` falls into several slabs, blocks and tiles, the
+"""Eight fp64 rows and 64 tokens at once: `problem` falls into several chunks, blocks and tiles, the
 last of each ragged."""
 UPSTREAM = 0.37
 """Factor between the op and the loss: a backward that forgets the incoming gradient shows."""

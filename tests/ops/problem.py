@@ -37,7 +37,7 @@ class Problem:
 
 
 def problem(
-    rows: int = 37,  # no multiple of a slab, of a vector or of a tile
+    rows: int = 37,  # no multiple of a chunk, of a vector or of a tile
     hidden: int = 19,
     vocabulary: int = 301,  # prime to 8 and 16
     selected: int = 11,

@@ -13,11 +13,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import pact_kernels as pk
-import pact_kernels.ops.backend as backend_module
-from pact_kernels.implementation import DEFAULT_WORKSPACE_MIB, is_naive, workspace_bytes
+import pact_kernels.ops._operators.backend as backend_module
+from pact_kernels.dispatch import DEFAULT_WORKSPACE_MIB, is_naive, workspace_bytes
 from tests.ops.test_operators import leaves, ops
 
-settings = sys.modules["pact_kernels.implementation"]  # `pk.implementation` is the function
+settings = sys.modules["pact_kernels.dispatch"]  # `pk.implementation` is the function
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 

@@ -183,8 +183,8 @@ def test_token_scores(dtype: torch.dtype, mode: str) -> None:
     check(memory)
 
 
-def test_a_slab_is_as_large_as_the_workspace_allows() -> None:
-    """The cap is used, not only kept: small slabs are slow. Slabs of equal length leave some."""
+def test_a_chunk_is_as_large_as_the_workspace_allows() -> None:
+    """The cap is used, not only kept: small chunks are slow. Chunks of equal length leave some."""
     leaves = head(torch.float32, trained=False)
     target = targets()
     _, forward, _ = forward_and_backward(

@@ -84,7 +84,7 @@ CASES = [(name, reduction) for name in REDUCED for reduction in ("mean", "none")
 
 @pytest.mark.parametrize("name, reduction", CASES)
 def test_gradcheck(name: str, reduction: str) -> None:
-    with pk.workspace(1e-4):  # slabs of one row
+    with pk.workspace(1e-4):  # chunks of one row
         assert torch.autograd.gradcheck(ops(reduction)[name], leaves(), atol=1e-7)
 
 
@@ -103,7 +103,7 @@ def test_opcheck(name: str, reduction: str, trained: bool) -> None:
     for func in {func for func, _ in calls.seen}:
         args = next(args for other, args in calls.seen if other is func)
         args = tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-        if "wanted" in str(func._schema) and "backward" not in func.name():
+        if "needs_grad" in str(func._schema) and "backward" not in func.name():
             args[0].requires_grad_()
         opcheck(func, args)
 
@@ -168,10 +168,10 @@ def test_naive_has_second_derivatives(name: str) -> None:
 def test_gradients_of_some_inputs_alone(name: str, reduction: str) -> None:
     full = leaves()
     ops(reduction)[name](*full).sum().backward()
-    for wanted in ((True, False, False), (False, True, False), (False, False, True)):
-        part = [leaf.requires_grad_(want) for leaf, want in zip(leaves(), wanted, strict=True)]
+    for needs_grad in ((True, False, False), (False, True, False), (False, False, True)):
+        part = [leaf.requires_grad_(want) for leaf, want in zip(leaves(), needs_grad, strict=True)]
         ops(reduction)[name](*part).sum().backward()
-        for leaf, whole, want in zip(part, full, wanted, strict=True):
+        for leaf, whole, want in zip(part, full, needs_grad, strict=True):
             assert (leaf.grad is not None) == want
             if want:
                 torch.testing.assert_close(leaf.grad, whole.grad, rtol=EXACT, atol=1e-14)

@@ -108,7 +108,7 @@ def test_equal_models_cost_nothing_over_the_vocabulary_alone() -> None:
         kl = kl_call(p, states, over="vocabulary", reduction="none")(hidden, weight, None)
         kl.sum().backward()
         assert float(kl.detach().abs().max()) < 1e-6
-        assert float(hidden.grad.abs().max()) < 1e-2  # P read from a slab in the dtype, minus q
+        assert float(hidden.grad.abs().max()) < 1e-2  # P read from a chunk in the dtype, minus q
     assert float(kl_call(p, same)(p.hidden, p.weight, None)) > 0.1
 
 

@@ -213,8 +213,8 @@ def test_odd_shapes(rows: int, hidden: int, vocabulary: int, selected: int, over
 
 
 @pytest.mark.parametrize("over", ["selection", "vocabulary"])
-def test_several_slabs_of_several_blocks(over: str) -> None:
-    """A softcap or 16 bits cut a slab into blocks; the tiny workspace leaves them one row."""
+def test_several_chunks_of_several_blocks(over: str) -> None:
+    """A softcap or 16 bits cut a chunk into blocks; the tiny workspace leaves them one row."""
     p = problem(rows=70)
     call = loss_call(p, p.states, over=over, softcap=5.0, reduction="none")
     small, large = (outcome(call, p.hidden, p.weight, p.bias, mib=mib) for mib in (0.05, 8.0))

@@ -88,12 +88,12 @@ def test_it_is_not_differentiable() -> None:
 def test_logits_are_kept_where_enough_rows_of_them_fit(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slabs of kept logits, the last one ragged, and of logits formed twice: the same scores."""
-    slabs: list[int] = []
+    """Chunks of kept logits, the last one ragged, and of logits formed twice: the same scores."""
+    chunks: list[int] = []
     keep = chunked._Reader.keep
 
     def recorded(self: Any, buffer: torch.Tensor, tile: int) -> None:
-        slabs.append(self.model.hidden.shape[0])
+        chunks.append(self.states.shape[0])
         keep(self, buffer, tile)
 
     monkeypatch.setattr(chunked._Reader, "keep", recorded)
@@ -103,8 +103,8 @@ def test_logits_are_kept_where_enough_rows_of_them_fit(
     options = {"aligned_bias": p.bias.to(dtype), "softcap": 4.0}
     kept = scores("chunked", 6.0, *args, **options)
     # A row takes 16 bytes of a logit, or 4 in bf16, and 32 or 16 of a tile: 147 or 332 rows fit.
-    assert slabs == ([101, 101, 101, 101, 99, 99] if dtype == torch.float64 else [301, 301])
+    assert chunks == ([101, 101, 101, 101, 99, 99] if dtype == torch.float64 else [301, 301])
     twice = scores("chunked", 0.01, *args, **options)
-    assert len(slabs) in (2, 6)
+    assert len(chunks) in (2, 6)
     for a, b in zip(kept, twice, strict=True):
         assert relative_error(a, b) < (1e-12 if dtype == torch.float64 else 1e-5)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pact.cli.arguments import parse
-from pact.config import PactConfig
 from pact.discovery import DiscoverConfig
 from pact.evaluation import EvaluateConfig
 from pact.evaluation.refusals import RefusalsConfig
+from pact.objective import PactConfig
 from pact.recipes.commands import lm_eval, run_commands, script
 from pact.recipes.data import DataConfig
 from pact.recipes.recipe import Recipe, write_configs

@@ -149,6 +149,6 @@ def _kept_bytes(sizes: Architecture, train: TrainConfig) -> int:
 
 def test_the_workspace_is_the_ops_own() -> None:
     """The plan's 256 MiB is what the head takes by default on a GPU."""
-    from pact_kernels.implementation import workspace_bytes
+    from pact_kernels.dispatch import workspace_bytes
 
     assert workspace_bytes(torch.device("cuda")) == 256 * 2**20

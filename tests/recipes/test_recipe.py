@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from pact.cli.arguments import parse
-from pact.config import PactConfig
 from pact.evaluation.judges import guard
+from pact.objective import PactConfig
 from pact.recipes.recipe import (
     COMMANDS,
     Recipe,

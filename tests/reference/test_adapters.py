@@ -20,7 +20,7 @@ from peft import (
     get_peft_model,
 )
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.reference import AdaptersOff, FrozenModel
 from pact.training.config import FitConfig
 from pact.training.loop import fit

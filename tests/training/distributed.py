@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.config import FitConfig
 from pact.training.trainer import PactTrainer
 from tests.tiny import tiny_llama

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pact.config import PactConfig
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids
-from pact.objective import PactObjective
+from pact.objective import PactConfig, PactObjective
 from pact.reference import FrozenModel, Reference
 from pact.training.config import FitConfig
 from pact.training.loop import fit

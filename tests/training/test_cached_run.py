@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pact.cli import main
-from pact.config import PactConfig
 from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
 from pact.reference import AdaptersOff, CachedReference, fill_cache
 from pact.training import FitConfig, TrainConfig, fit, train
 from pact.training.run import fill

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.checkpoint import (
     CHECKPOINTS,
     load_checkpoint,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.config import CONFIG_FILE, FitConfig, TrainConfig, save_configs
 
 RUN = {"model": "m", "train_file": "t.jsonl", "output_dir": "o", "method": "plain"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.reference import AdaptersOff, Reference
 from pact.training.student import add_adapters
 from tests.objectives import matching

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pact.config import PactConfig
 from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training.config import CONFIG_FILE, save_configs
 from pact.training.identity import check_settings

@@ -15,8 +15,8 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pact.config import PactConfig
 from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
 from pact.training import student, train
 from pact.training.checkpoint import newest_checkpoint
 from pact.training.config import FitConfig, TrainConfig

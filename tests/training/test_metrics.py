@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from pact.config import PactConfig
+from pact.objective import PactConfig
 from pact.training.config import FitConfig
 from pact.training.metrics import METRICS_FILE, PLOT_FILE, MetricsLog, plot_metrics
 from pact.training.schedule import Plan

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from pact.config import PactConfig
 from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
 from pact.loading import load_model, load_tokenizer
+from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training import run as run_module
 from pact.training.loop import fit

@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import BloomConfig, BloomForCausalLM, TrainingArguments
 
-from pact.config import PactConfig
 from pact.discovery import SafetyTokens
-from pact.objective import PactObjective
+from pact.objective import PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel
 from pact.training import PactTrainer
 from pact.training.config import FitConfig, TrainConfig

@@ -13,11 +13,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
-from pact.config import PactConfig
 from pact.data.collate import Collator, pad_id
 from pact.discovery import SafetyTokens
 from pact.loading import load_tokenizer
-from pact.objective import PactObjective
+from pact.objective import PactConfig, PactObjective
 from pact.training import PactTrainer
 from pact.training.config import FitConfig
 from pact.training.student import batch_loss

@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from pact.config import PactConfig
 from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
 from pact.training import PactTrainer
 from tests.rounding import SUMS
 from tests.tiny import tiny_llama, tiny_tokenizer

@@ -9,7 +9,7 @@ from benchmarks.cases.case import OPS
 from benchmarks.cases.catalogue import SUBSETS, lines, plans
 from benchmarks.cases.estimate import case_s
 from benchmarks.cases.plan import EAGER, HEADS, OURS, RELEASED, SMALL, Plan, title
-from benchmarks.measuring.contestants import Contestant, contestants
+from benchmarks.measuring.entries import Entry, entries
 from benchmarks.peers.registry import PEERS, peers_for
 
 ON_A_CPU = (  # those that run there once they are installed
@@ -46,7 +46,7 @@ def test_another_subset_is_an_error() -> None:
 def expected_s(planned: list[Plan], device: str, names: set[str]) -> float:
     total_s = 0.0
     for plan in planned:
-        found = contestants(plan, peers_for(plan.case))
+        found = entries(plan, peers_for(plan.case))
         willing = [each for each in found if each.yardstick or each.name in names]
         total_s += case_s(plan.case, willing, torch.device(device))
     return total_s
@@ -65,10 +65,10 @@ def test_an_estimate_grows_with_whoever_takes_part() -> None:
     plan = plans("cpu")[0]
     everyone = [
         each
-        for each in contestants(plan, peers_for(plan.case))
+        for each in entries(plan, peers_for(plan.case))
         if each.yardstick or each.name in ON_A_CPU
     ]
-    alone: list[Contestant] = everyone[:1]
+    alone: list[Entry] = everyone[:1]
     cpu = torch.device("cpu")
     assert 0.0 == case_s(plan.case, [], cpu) < case_s(plan.case, alone, cpu)
     assert case_s(plan.case, alone, cpu) < case_s(plan.case, everyone, cpu)

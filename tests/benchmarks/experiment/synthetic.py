@@ -14,7 +14,7 @@ from typing import NamedTuple
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.costs import Cost
 from benchmarks.experiment.record import Measures, Record, path_of, save_record
-from pact.config import PactConfig
+from pact.objective import PactConfig
 
 RELEASED = PactConfig(over="selection")
 RECOMMENDED = PactConfig(over="vocabulary", kl_weight=2.5, kl_step_tau=4.0, gate=False)

@@ -14,12 +14,12 @@ from torch.nn import functional
 import pact_kernels as pk
 from benchmarks.experiment.baselines import FirstTokens, FullVocabularyKl
 from pact.data.collate import Collator
-from pact.models import Head
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff
 from pact.training.config import FitConfig
 from pact.training.loop import fit
 from pact.training.student import add_adapters
+from pact_kernels.types import Head
 from tests.ops.problem import Problem, problem
 from tests.tiny import tiny_llama
 from tests.training.problem import problem as training_problem

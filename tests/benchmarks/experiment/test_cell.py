@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.record import Measures, Record, load_record, path_of, save_record
-from pact.config import PactConfig
+from pact.objective import PactConfig
 
 PACT = Cell(method="pact")
 

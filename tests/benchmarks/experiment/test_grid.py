@@ -13,7 +13,7 @@ from benchmarks.experiment.grid import (
     full_grid,
     quick_grid,
 )
-from pact.config import PactConfig
+from pact.objective import PactConfig
 
 
 def test_the_main_table_has_every_method_on_the_sets_it_is_for() -> None:

@@ -15,7 +15,7 @@ from benchmarks.kernels.cases import CASES, meta
 from benchmarks.kernels.compiled import Compiled, compile_all, compile_or_error, specialise
 from benchmarks.kernels.gpus import GPUS, has_tensor_operation
 from benchmarks.kernels.readings import problems, read
-from pact_kernels.kernels.runtime import TARGETS, Cost, Launch, Options, recording
+from pact_kernels.kernels._launch.runtime import TARGETS, Cost, Launch, Options, recording
 
 CASE = next(case for case in CASES if str(case) == "linear_logsumexp bf16 lse")
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.kernels.gpus import GPUS, Occupancy, has_tensor_operation, occupancy, roofline_us
-from pact_kernels.kernels.runtime import KIB, TARGETS, Cost
+from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost
 
 
 @pytest.mark.parametrize(

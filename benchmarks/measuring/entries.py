@@ -1,0 +1,79 @@
+"""Who takes part in a plan: the peers of its case, and the yardsticks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cases.case import Case
+from benchmarks.cases.plan import OURS, Plan
+from benchmarks.measuring.floors import CrossEntropyAlone, Gemms
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.registry import RegisteredPeer
+
+GIB = 2**30
+MEMORY_SHARE = 0.6
+"""The part of the machine's or the card's memory that an implementation may need at most."""
+NEEDS_A_GPU = "needs a GPU"
+BYTES_PER_LOGIT = {
+    "eager": 16,
+    "torch.compile": 16,
+    "peer CE + released KL": 32,
+    "released": 20,
+}
+"""Copies of all logits that are held: fp32 and the states' dtype, softmax, gradient; with those of
+the KL's three forwards more. In fp32 the released algorithm was seen to take 16."""
+OF_ALL_POSITIONS = ("released",)
+"""Those that form logits of prompts too."""
+
+
+class Entry(NamedTuple):
+    """One implementation, and what is asked of it."""
+
+    peer: Peer
+    other_objective: str = ""
+    """What it computes in place of the case's objective; empty where its result must equal the
+    oracle's."""
+    yardstick: bool = False
+    """Whether it is there to divide by: its memory is not measured."""
+
+    @property
+    def compared(self) -> bool:
+        return not self.yardstick and not self.other_objective
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+
+def entries(plan: Plan, peers: Sequence[RegisteredPeer]) -> list[Entry]:
+    """Those of a plan, the package's own first, the yardsticks last."""
+    taking_part = [peer for peer in peers if not plan.only or peer.name in plan.only]
+    taking_part.sort(key=lambda peer: peer.name != OURS)
+    found = [Entry(peer, peer.other_objective(plan.case) or "") for peer in taking_part]
+    yardsticks: list[Peer] = [Gemms()]
+    if plan.case.op == "pact_loss":
+        yardsticks += [CrossEntropyAlone(peer) for peer in taking_part if peer.name == OURS]
+    return [*found, *(Entry(peer, yardstick=True) for peer in yardsticks)]
+
+
+def needed_bytes(name: str, case: Case) -> int:
+    """Roughly what an implementation takes that forms all logits; 0 of the others."""
+    rows = case.positions if name in OF_ALL_POSITIONS else case.rows
+    return BYTES_PER_LOGIT.get(name, 0) * rows * case.vocabulary
+
+
+def refusal(entry: Entry, case: Case, device: torch.device, limit_bytes: int) -> str | None:
+    """Why it does not take part, before anything is tried; None where it does."""
+    peer = entry.peer
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return NEEDS_A_GPU
+    reason = peer.unavailable(case, device)
+    if reason is not None or entry.yardstick:
+        return reason
+    needed = needed_bytes(peer.name, case)
+    if needed > limit_bytes:
+        return f"would need {needed / GIB:.1f} GiB, more than {limit_bytes / GIB:.1f}"
+    return None

@@ -1,0 +1,1 @@
+"""What every implementation shares: chunks, kept rows, requests and results, constants."""

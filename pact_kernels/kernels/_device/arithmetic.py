@@ -1,0 +1,168 @@
+"""Device functions that the kernels share: the head's map, and a tile of a product with it.
+
+Logits are softcap * tanh(logit_scale * (x + bias) / softcap), x a raw product in fp32. Exponentials
+are powers of two: exp(z) = exp2(z log2 e), one instruction and one product.
+
+Legend: N rows, V vocabulary (or K selected tokens), D hidden size.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def exp(x):
+    """e^x by the hardware's power of two."""
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def log(x):
+    """Natural logarithm by the hardware's base-two one."""
+    return tl.log2(x) * LN2
+
+
+@triton.jit
+def tanh(x):
+    """tanh x = sign(x) (1 - e^-2|x|) / (1 + e^-2|x|), sound for every finite x."""
+    decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    size = (1.0 - decay) / (1.0 + decay)
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
+def finish_logits(x, bias, head):
+    """Raw products to logits; `bias` broadcasts, 0 where there is none."""
+    z = (x + bias) * head.logit_scale
+    if head.softcap is not None:
+        z = tanh(z / head.softcap) * head.softcap
+    return z
+
+
+@triton.jit
+def logit_slope(z, head):
+    """Derivative of a logit by its raw product: logit_scale (1 - (z / softcap)^2)."""
+    slope = tl.zeros_like(z) + head.logit_scale
+    if head.softcap is not None:
+        t = z / head.softcap
+        slope = slope * (1.0 - t * t)
+    return slope
+
+
+@triton.jit
+def load_bias(head, tokens, num_tokens):
+    """(1, TOKENS) fp32 bias of some tokens, or 0."""
+    if head.bias is not None:
+        bias = tl.load(head.bias + tokens, mask=tokens < num_tokens, other=0.0)
+        bias = bias.to(tl.float32)[None, :]
+    else:
+        bias = 0.0
+    return bias
+
+
+@triton.jit
+def dot(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b in fp32; numpy knows no bf16, so the interpreter widens the operands."""
+    if PRECISION == "interpreted":
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def load_tile(
+    source,  # Matrix
+    first_row,  # int
+    first_column,  # int
+    num_rows,
+    num_columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,  # COLUMNS divides num_columns
+):
+    """A (ROWS, COLUMNS) tile: 0 past the last column, anything finite past the last row."""
+    if DESCRIPTOR:
+        tile = source.tiles.load([first_row, first_column])
+    else:
+        # Rows past the end repeat the last one, which costs no mask; who stores knows better.
+        rows = tl.minimum(first_row + tl.arange(0, ROWS), num_rows - 1)
+        columns = first_column + tl.arange(0, COLUMNS)
+        pointers = source.tiles + rows.to(tl.int64)[:, None] * source.stride + columns[None, :]
+        if EVEN_COLUMNS:
+            tile = tl.load(pointers)
+        else:
+            tile = tl.load(pointers, mask=columns[None, :] < num_columns, other=0.0)
+    return tile
+
+
+@triton.jit
+def product_tile(
+    left,  # Matrix (., D)
+    right,  # Matrix (., D)
+    first_left,
+    first_right,
+    num_left,  # rows
+    num_right,
+    width,  # D
+    TILE: tl.constexpr,  # ProductTile
+):
+    """left[first_left:][:rows] @ right[first_right:][:columns].T, (rows, columns) in fp32."""
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
+    WIDTH: tl.constexpr = TILE.width
+    LEFT_DESCRIPTOR: tl.constexpr = TILE.left_descriptor
+    RIGHT_DESCRIPTOR: tl.constexpr = TILE.right_descriptor
+    EVEN_WIDTH: tl.constexpr = TILE.even_width
+    PRECISION: tl.constexpr = TILE.precision
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for column in tl.range(0, width, WIDTH):
+        a = load_tile(
+            left,
+            first_left,
+            column,
+            num_left,
+            width,
+            ROWS,
+            WIDTH,
+            LEFT_DESCRIPTOR,
+            EVEN_WIDTH,
+        )
+        b = load_tile(
+            right,
+            first_right,
+            column,
+            num_right,
+            width,
+            COLUMNS,
+            WIDTH,
+            RIGHT_DESCRIPTOR,
+            EVEN_WIDTH,
+        )
+        total = dot(a, tl.trans(b), total, PRECISION)
+    return total
+
+
+@triton.jit
+def logit_tile(
+    hidden,  # Matrix (N, D)
+    head,  # (V, D)
+    numbers,  # the head whose softcap and scale hold
+    first_row,
+    first_token,
+    num_rows,
+    num_tokens,
+    width,  # D
+    TILE: tl.constexpr,  # ProductTile
+):
+    """(rows, columns) logits in fp32; anything finite past the last row or token."""
+    TOKENS: tl.constexpr = TILE.columns
+    x = product_tile(hidden, head.weight, first_row, first_token, num_rows, num_tokens, width, TILE)
+    tokens = first_token + tl.arange(0, TOKENS)
+    return finish_logits(x, load_bias(head, tokens, num_tokens), numbers)

@@ -1,0 +1,115 @@
+"""What kernels take, grouped: Triton passes a NamedTuple as its fields, at no cost on the device.
+
+Fields named as the compiler's own tuples name theirs (`values`, `type`) cannot be read there. A
+field that is None is known to the compiler, which leaves out what depends on it; a tuple that is
+a `tl.constexpr` as a whole is known to it altogether. `pact_kernels.types.Head` is an operand too:
+its weight a `Matrix`, its bias a pointer or None, its softcap a number or None.
+
+Legend: N rows, D hidden size, K selected tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pact_kernels.types import Head
+
+
+class Matrix(NamedTuple):
+    """A matrix that a kernel reads or writes in tiles."""
+
+    tiles: Any
+    """A pointer, or a tensor descriptor whose block is the tile."""
+    stride: int
+    """Elements between rows."""
+    columns: int
+
+    @property
+    def has_descriptor(self) -> bool:
+        """Whether tiles are fetched by the bulk copy engine."""
+        return not isinstance(self.tiles, Tensor)
+
+
+class ProductTile(NamedTuple):
+    """How a tile of left (., D) @ right (., D)^T is formed."""
+
+    rows: int
+    """Rows of left."""
+    columns: int
+    """Rows of right."""
+    width: int
+    """The part of D that one step multiplies."""
+    even_width: bool
+    """Whether a step's width divides D; else its columns are masked."""
+    left_descriptor: bool
+    right_descriptor: bool
+    precision: str
+    """How fp32 operands are multiplied, see `configs.dot_precision`."""
+
+
+class Softmax(NamedTuple):
+    """What makes probabilities of a row's logits: P_v = exp(z_v - largest) / total."""
+
+    largest: Any
+    """(N,) fp32"""
+    total: Any
+    """(N,) fp32"""
+
+
+class Selected(NamedTuple):
+    """Logits of K selected tokens, or what they are formed from."""
+
+    inputs: Any
+    """(N, D) states where the head has a weight, else (N, K) logits; a `Matrix` on the device."""
+    head: Head
+    """(K, D)"""
+
+
+class RowTensors(NamedTuple):
+    """What each row brings besides logits, in the order of the rows; None is its neutral value."""
+
+    log_weight: Any
+    """(K,) fp32, shared by the rows: log of the tokens' weights."""
+    step: Any
+    """(N,) int"""
+    row_weight: Any
+    """(N,)"""
+    row_grad: Any
+    """(N,)"""
+    softmax: Softmax | None
+    """The student's, where the KL runs over the vocabulary."""
+    full_lse: Any
+    """(N,)"""
+    post_lse: Any
+    """(N,)"""
+    target: Any
+    """(N,) int64; rows of ignore_index come out 0."""
+    ignore_index: int
+
+
+class KlOut(NamedTuple):
+    """What the KL's kernel fills; None is not written."""
+
+    kl: Any
+    """(N,) fp32, times row_weight."""
+    gate: Any
+    """(N,) fp32"""
+    grad_hidden: Any
+    """(N, D) like hidden; a `Matrix` on the device."""
+    gradient: Any
+    """(N, K) fp32, see `launch_pact_kl`."""
+    share: Any
+    """(N,) fp32, times row_weight and kl_weight."""
+
+
+class SparseKl(NamedTuple):
+    """What the KL adds to a chunk's gradient."""
+
+    token_ids: Any
+    """(K,) int64"""
+    sparse: Any
+    """(M, K) fp32"""
+    share: Any
+    """(M,) fp32, or None."""

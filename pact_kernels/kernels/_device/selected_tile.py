@@ -1,0 +1,88 @@
+"""Device functions around the products of the selected-token KL: one row tile, all K tokens.
+
+Legend: N rows, D hidden size, K selected tokens.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pact_kernels.kernels._device.arithmetic import dot, load_tile, logit_tile
+
+
+@triton.jit
+def selected_tile(
+    inputs,  # Matrix: states (N, D) where the head has a weight, else logits (N, K)
+    head,  # (K, D)
+    numbers,  # the head whose softcap and scale hold: the student's
+    first_row,
+    num_rows,
+    num_tokens,
+    width,  # D
+    TILE: tl.constexpr,  # ProductTile
+):
+    """(rows, columns) fp32 logits of the selected tokens, formed from states or read."""
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.columns
+    if head.weight is not None:
+        z = logit_tile(inputs, head, numbers, first_row, 0, num_rows, num_tokens, width, TILE)
+    else:
+        tokens = tl.arange(0, TOKENS)
+        rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+        mask = (rows < num_rows)[:, None] & (tokens < num_tokens)[None, :]
+        pointers = inputs.tiles + rows[:, None] * inputs.stride + tokens[None, :]
+        z = tl.load(pointers, mask=mask, other=0.0)
+    return z.to(tl.float32)
+
+
+@triton.jit
+def load_rows(pointer, rows, num_rows, other):
+    """(ROWS,) fp32 entries of a row tensor, or `other` where there is none."""
+    if pointer is not None:
+        values = tl.load(pointer + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    else:
+        values = tl.zeros_like(rows).to(tl.float32) + other
+    return values
+
+
+@triton.jit
+def store_grad_hidden(
+    grad_hidden,  # Matrix (N, D)
+    weight,  # Matrix (K, D)
+    g,  # (rows, columns) gradient by the raw products
+    scale,  # (rows,)
+    first_row,
+    num_rows,
+    num_tokens,
+    width,  # D
+    TILE: tl.constexpr,  # ProductTile of the student
+):
+    """(g @ weight) * scale by row: the scale stays outside, where fp16 cannot underflow by it."""
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.columns
+    WIDTH: tl.constexpr = TILE.width
+    DESCRIPTOR: tl.constexpr = TILE.right_descriptor
+    EVEN_WIDTH: tl.constexpr = TILE.even_width
+    PRECISION: tl.constexpr = TILE.precision
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    dtype = grad_hidden.tiles.dtype.element_ty
+    g = g.to(dtype)
+    for column in tl.range(0, width, WIDTH):
+        w = load_tile(
+            weight,
+            0,
+            column,
+            num_tokens,
+            width,
+            TOKENS,
+            WIDTH,
+            DESCRIPTOR,
+            EVEN_WIDTH,
+        )
+        d = dot(g, w, tl.zeros([ROWS, WIDTH], tl.float32), PRECISION)
+        d = d * scale[:, None]
+        columns = column + tl.arange(0, WIDTH)
+        mask = (rows < num_rows)[:, None] & (columns < width)[None, :]
+        pointers = grad_hidden.tiles + rows[:, None] * grad_hidden.stride + columns[None, :]
+        tl.store(pointers, d.to(dtype), mask=mask)

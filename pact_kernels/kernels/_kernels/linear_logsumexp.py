@@ -1,0 +1,328 @@
+"""Streaming log-sum-exp: one pass over the vocabulary in tiles, no logits in memory.
+
+    z   = softcap(logit_scale (hidden weight^T + bias))      a (ROWS, TOKENS) tile at a time
+    m_s = max z over split s,  l_s = sum exp(z - m_s)         per row, online over the split's tiles
+    lse = m + log sum_s l_s exp(m_s - m),  m = max_s m_s      the finaliser
+
+The logit of each row's target falls off on the way. The K selected logits are one more work item of
+each row tile, over the head's gathered rows, in tiles of the same shape: the same products bit for
+bit, so a confidence exp(z_k - lse) stays within a rounding of 1.
+
+A work item is (row tile, split of TILES_PER_SPLIT vocabulary tiles); a persistent grid walks the
+items, `GROUP` row tiles side by side on one split, so that the programs of a wave share a slice
+of the weight in L2. What is written has one writer each: no atomics, no locks, the same bits on
+every run; the cut depends on V alone, so a row's bits do not depend on how many rows there are.
+
+Flops 2 N D V. Bytes, at least: N D + V D read once from memory; from L2, (N / ROWS) V D of the
+weight and (V / (TILES_PER_SPLIT TOKENS)) N D of the states; partials 16 N V / (TILES_PER_SPLIT
+TOKENS) written and read.
+
+Legend: N rows, D hidden size, V vocabulary, K selected tokens, S splits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pact_kernels.common.chunks import chunks
+from pact_kernels.kernels._device.arithmetic import exp, logit_tile
+from pact_kernels.kernels._device.operands import ProductTile, Softmax
+from pact_kernels.kernels._launch.configs import STREAM_VARIATIONS, StreamConfig, stream_config
+from pact_kernels.kernels._launch.operands import product
+from pact_kernels.kernels._launch.runtime import Cost, Options, launch, target_of
+from pact_kernels.kernels._launch.tuning import tuned
+from pact_kernels.types import Head
+
+TILES_PER_SPLIT = 8
+"""Vocabulary tiles of a work item: few enough to fill a GPU at a few hundred rows, enough that a
+row tile of states is read from L2 a few dozen times and the partials stay near 1 % of a product."""
+LEAST_EVEN_WIDTH = 64
+"""Every configuration's step divides it, and it divides the hidden size of nearly every model."""
+FINAL_ROWS = 32
+"""Rows of a program of the finaliser."""
+
+
+class StreamTile(NamedTuple):
+    """What the compiler knows of a launch."""
+
+    product: ProductTile
+    selected: ProductTile
+    """The tile of a row tile's last work item; the product's where no token is selected."""
+    tiles_per_split: int
+    group: int
+    """Row tiles that walk the vocabulary side by side."""
+
+
+class Streamed(NamedTuple):
+    """What one pass over the vocabulary gives; a part that was not asked for is empty."""
+
+    largest: Tensor  # (N,) fp32, the largest logit
+    total: Tensor  # (N,) fp32, sum_v exp(z_v - largest)
+    at_target: Tensor  # (N,) fp32, 0 where the target is no token
+    selected: Tensor  # (N, K) fp32
+
+    @property
+    def lse(self) -> Tensor:
+        """(N,) fp32 log-sum-exp; beside large logits exp(z - largest) / total is more exact."""
+        return self.largest + self.total.log()
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _linear_logsumexp_kernel(
+    hidden,  # Matrix (N, D)
+    head,  # (V, D)
+    target_ptr,  # (N,) int64, or None
+    selected,  # Head (K, D), or None
+    partial,  # Softmax of (S, N) fp32
+    out,  # Streamed
+    num_rows,
+    vocabulary,
+    num_selected,
+    num_splits,
+    TILE: tl.constexpr,  # StreamTile
+):
+    SELECTED: tl.constexpr = TILE.selected
+    GROUP: tl.constexpr = TILE.group
+    TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
+    ROWS: tl.constexpr = TILE.product.rows
+    row_tiles = tl.cdiv(num_rows, ROWS)
+    columns = num_splits  # of work items in a row tile
+    if selected is not None:
+        columns += 1
+    for item in tl.range(tl.program_id(0), row_tiles * columns, tl.num_programs(0)):
+        first_tile = item // (GROUP * columns) * GROUP
+        in_group = tl.minimum(row_tiles - first_tile, GROUP)
+        first_row = (first_tile + item % (GROUP * columns) % in_group) * ROWS
+        split = item % (GROUP * columns) // in_group
+        if split < num_splits:
+            largest, total = _stream_split(
+                hidden,
+                head,
+                target_ptr,
+                out.at_target,
+                first_row,
+                split * TILES_IN_SPLIT,
+                num_rows,
+                vocabulary,
+                TILE,
+            )
+            rows = first_row + tl.arange(0, ROWS)
+            at = split.to(tl.int64) * num_rows + rows
+            tl.store(partial.largest + at, largest, mask=rows < num_rows)
+            tl.store(partial.total + at, total, mask=rows < num_rows)
+        elif selected is not None:
+            _store_selected(
+                hidden, selected, out.selected, first_row, num_rows, num_selected, SELECTED
+            )
+
+
+@triton.jit
+def _stream_split(
+    hidden,  # Matrix (N, D)
+    head,  # (V, D)
+    target_ptr,
+    at_target_ptr,
+    first_row,
+    first_tile,  # of the vocabulary
+    num_rows,
+    vocabulary,
+    TILE: tl.constexpr,  # StreamTile
+):
+    """Maximum and sum of exponentials (ROWS,) over a split; on the way, the target's logits."""
+    PRODUCT: tl.constexpr = TILE.product
+    TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
+    ROWS: tl.constexpr = TILE.product.rows
+    TOKENS: tl.constexpr = TILE.product.columns
+    rows = first_row + tl.arange(0, ROWS)
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if target_ptr is not None:
+        target = tl.load(target_ptr + rows, mask=rows < num_rows, other=-1)
+    tiles = tl.minimum(first_tile + TILES_IN_SPLIT, tl.cdiv(vocabulary, TOKENS))
+    for tile in tl.range(first_tile, tiles):
+        z = logit_tile(
+            hidden,
+            head,
+            head,
+            first_row,
+            tile * TOKENS,
+            num_rows,
+            vocabulary,
+            hidden.columns,
+            PRODUCT,
+        )
+        tokens = tile * TOKENS + tl.arange(0, TOKENS)
+        if target_ptr is not None:
+            here = (target >= tile * TOKENS) & (target < (tile + 1) * TOKENS)
+            at = tl.sum(tl.where(tokens[None, :] == target[:, None], z, 0.0), 1)
+            tl.store(at_target_ptr + rows, at, mask=(rows < num_rows) & here)
+        z = tl.where(tokens[None, :] < vocabulary, z, float("-inf"))
+        new = tl.maximum(largest, tl.max(z, 1))
+        # A row whose logits are all -inf so far has no finite maximum to subtract.
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * exp(largest - shift) + tl.sum(exp(z - shift[:, None]), 1)
+        largest = new
+    return largest, total
+
+
+@triton.jit
+def _store_selected(
+    hidden,  # Matrix (N, D)
+    selected,  # Head (K, D)
+    out_ptr,  # (N, K)
+    first_row,
+    num_rows,
+    num_selected,
+    TILE: tl.constexpr,  # ProductTile
+):
+    """The K selected logits of a row tile: its last work item, in tiles of the same products."""
+    ROWS: tl.constexpr = TILE.rows
+    TOKENS: tl.constexpr = TILE.columns
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    for first in tl.range(0, num_selected, TOKENS):
+        z = logit_tile(
+            hidden,
+            selected,
+            selected,
+            first_row,
+            first,
+            num_rows,
+            num_selected,
+            hidden.columns,
+            TILE,
+        )
+        tokens = first + tl.arange(0, TOKENS)
+        mask = (rows < num_rows)[:, None] & (tokens < num_selected)[None, :]
+        tl.store(out_ptr + rows[:, None] * num_selected + tokens[None, :], z, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _finish_logsumexp_kernel(
+    partial,  # Softmax of (S, N) fp32
+    out,  # Softmax of (N,) fp32
+    num_rows,
+    num_splits,
+    ROWS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = rows < num_rows
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for split in tl.range(0, num_splits):
+        at = tl.cast(split, tl.int64) * num_rows + rows
+        part = tl.load(partial.largest + at, mask=is_row, other=float("-inf"))
+        new = tl.maximum(largest, part)
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * exp(largest - shift)
+        total += tl.load(partial.total + at, mask=is_row, other=0.0) * exp(part - shift)
+        largest = new
+    tl.store(out.largest + rows, largest, mask=is_row)
+    tl.store(out.total + rows, total, mask=is_row)
+
+
+def launch_linear_logsumexp(
+    hidden: Tensor,  # (N, D)
+    head: Head,  # (V, D)
+    target: Tensor | None = None,  # (N,) int64
+    token_ids: Tensor | None = None,  # (K,) int64
+    *,
+    limit_bytes: int,
+) -> Streamed:
+    """Log-sum-exps, and on the way the logits of targets and of selected tokens."""
+    (num_rows, width), vocabulary = hidden.shape, head.weight.shape[0]
+    selected = None if token_ids is None else head.select(token_ids)  # (K, D)
+    num_selected = 0 if token_ids is None else token_ids.numel()
+    out = Streamed(
+        hidden.new_empty(num_rows, dtype=torch.float32),
+        hidden.new_empty(num_rows, dtype=torch.float32),
+        hidden.new_zeros(num_rows if target is not None else 0, dtype=torch.float32),
+        hidden.new_empty((num_rows, num_selected), dtype=torch.float32),
+    )
+
+    def run(config: StreamConfig) -> None:
+        # A chunk is whole row tiles, and its partials stay within the limit.
+        splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), TILES_PER_SPLIT)
+        tiles = max(1, limit_bytes // (2 * 4 * splits * config.rows))
+        for start, stop in chunks(num_rows, tiles * config.rows):
+            index = slice(start, stop)
+            partial = hidden.new_empty((2, splits, stop - start), dtype=torch.float32)  # (2, S, N)
+            _launch_stream(
+                hidden[index],
+                head,
+                selected,
+                None if target is None else target[index],
+                partial,
+                Streamed(*(tensor[index] for tensor in out)),
+                config=config,
+            )
+            _launch_finish(partial, Softmax(out.largest[index], out.total[index]))
+
+    crowded = target is not None or token_ids is not None or head.softcap is not None
+    even = width % LEAST_EVEN_WIDTH == 0
+    config = stream_config(target_of(hidden), hidden.dtype, crowded=crowded, even=even)
+    key = ("linear_logsumexp", num_rows, vocabulary, width, crowded)
+    run(tuned(key, config, STREAM_VARIATIONS, run, hidden))
+    return out
+
+
+def _launch_finish(partial: Tensor, out: Softmax) -> None:
+    """(2, S, N) partials into the rows' largest logits and totals, (N,) each."""
+    _, splits, num_rows = partial.shape
+    launch(
+        _finish_logsumexp_kernel,
+        (triton.cdiv(num_rows, FINAL_ROWS),),
+        Options(warps=1, stages=1),
+        Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + 2 * num_rows)),
+        partial=Softmax(partial[0], partial[1]),
+        out=out,
+        num_rows=num_rows,
+        num_splits=splits,
+        ROWS=FINAL_ROWS,
+    )
+
+
+def _launch_stream(
+    hidden: Tensor,  # (N, D)
+    head: Head,  # (V, D)
+    selected: Head | None,  # its rows of the K tokens
+    target: Tensor | None,  # (N,)
+    partial: Tensor,  # (2, S, N)
+    out: Streamed,
+    *,
+    config: StreamConfig,
+) -> None:
+    """The pass over the vocabulary."""
+    (num_rows, width), vocabulary = hidden.shape, head.weight.shape[0]
+    splits, size = partial.shape[1], hidden.element_size()
+    row_tiles = triton.cdiv(num_rows, config.rows)
+    items = row_tiles * (splits + (selected is not None))
+    states, head_tiles, tile = product(hidden, head, config)
+    selected_tiles, selected_tile = None, tile
+    if selected is not None:
+        _, selected_tiles, selected_tile = product(hidden, selected, config)
+    launch(
+        _linear_logsumexp_kernel,
+        (min(items, target_of(hidden).processors * config.programs_per_processor),),
+        Options(config.warps, config.stages),
+        Cost(
+            flops=2 * num_rows * width * vocabulary,
+            bytes=size * width * (num_rows + vocabulary) + partial.numel() * 4,
+            row_tiles=row_tiles,
+        ),
+        hidden=states,
+        head=head_tiles,
+        target_ptr=target,
+        selected=selected_tiles,
+        partial=Softmax(partial[0], partial[1]),
+        out=out,
+        num_rows=num_rows,
+        vocabulary=vocabulary,
+        num_selected=out.selected.shape[1],
+        num_splits=splits,
+        TILE=StreamTile(tile, selected_tile, TILES_PER_SPLIT, config.group),
+    )

@@ -1,0 +1,132 @@
+"""The KL of any block of rows on the device: one launch, or three where K is too large for it.
+
+    K <= 256 (`configs.kl_config`)    `pact_kl`: logits from states, KL, gradient
+    larger                            `selected_logits` of each state, `pact_kl` on the logits, and
+                                      where dHidden is needed the product of its gradient
+
+Legend: R positions, N rows, D hidden size, D' that of the reference, K selected tokens, B block
+rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_kernels.common.requests import KlRequest
+from pact_kernels.common.rows import check_rows
+from pact_kernels.kernels._device.operands import KlOut, RowTensors, Selected, Softmax
+from pact_kernels.kernels._kernels.pact_kl import fits_registers, launch_pact_kl
+from pact_kernels.kernels._kernels.selected_logits import (
+    launch_selected_gradient,
+    launch_selected_logits,
+)
+from pact_kernels.kernels._launch.runtime import unit_stride
+from pact_kernels.types import Head
+
+NO_WEIGHT: Any = None
+"""The weight of a head whose logits are given."""
+
+
+class KlRows:
+    """The KL term of one call, with what all rows share made ready once.
+
+    Args:
+        kl: what is asked for.
+        head: the student's selected rows.
+        kept: (N,) positions of the rows, or None where every position is a row.
+        num_positions: R.
+
+    Raises:
+        ValueError: the row tensors have neither N nor R entries.
+    """
+
+    def __init__(self, kl: KlRequest, head: Head, kept: Tensor | None, num_positions: int) -> None:
+        num_rows = num_positions if kept is None else kept.numel()
+        check_rows(kl.step.shape[0], num_rows, num_positions)
+        self.kl, self.head = kl, head
+        self.kept = None if kl.step.shape[0] == num_rows else kept
+        self.log_weight = kl.token_weights.float().clamp(min=0.0).log_()  # (K,)
+        self.reference = kl.reference_head or head._replace(weight=NO_WEIGHT)
+        heads = head, self.reference
+        self.in_one_launch = fits_registers(*(h.weight for h in heads if h.weight is not None))
+
+    def row_bytes(self) -> int:
+        """Memory of a row of a block: its gradient, and gathered or formed logits."""
+        num_tokens = self.log_weight.numel()
+        copies = 0 if self.in_one_launch else 3
+        gathered = 0
+        if self.kept is not None:
+            gathered = 2 * self.kl.reference_full.shape[1] * self.kl.reference_full.element_size()
+        return 4 * num_tokens * (1 + copies) + gathered + 64
+
+    def __call__(
+        self,
+        states: Tensor,  # (B, D)
+        rows: slice,
+        out: KlOut,
+        *,
+        softmax: Softmax | None = None,  # of the student, over the vocabulary
+        target: Tensor | None = None,  # (B,); rows of ignore_index come out 0
+        ignore_index: int = -100,
+        row_grad: Tensor | None = None,  # (B,)
+        by_product: bool = False,
+    ) -> None:
+        """Fill `out` for some rows; see `launch_pact_kl`."""
+        kl, head = self.kl, self.head
+        student = Selected(states, head)
+        full = self._source(kl.reference_full, rows)
+        post = None
+        if kl.gate is not None and kl.reference_post is not None:
+            post = self._source(kl.reference_post, rows)
+        gradient = out.gradient
+        if not self.in_one_launch:
+            student, full = self._formed(student), self._formed(full)
+            post = None if post is None else self._formed(post)
+            if out.grad_hidden is not None and gradient is None:
+                gradient = torch.empty_like(student.inputs)  # (B, K)
+        launch_pact_kl(
+            student,
+            full,
+            post,
+            out._replace(
+                gradient=gradient, grad_hidden=out.grad_hidden if self.in_one_launch else None
+            ),
+            kl=kl,
+            rows=RowTensors(
+                log_weight=self.log_weight,
+                step=self._taken(kl.step, rows),
+                row_weight=self._maybe_taken(kl.row_weight, rows),
+                row_grad=row_grad,
+                softmax=softmax,
+                full_lse=self._maybe_taken(kl.full_lse, rows),
+                post_lse=self._maybe_taken(kl.post_lse, rows),
+                target=target,
+                ignore_index=ignore_index,
+            ),
+            by_product=by_product,
+        )
+        if out.grad_hidden is not None and gradient is not None and not self.in_one_launch:
+            launch_selected_gradient(gradient, head.weight, out.grad_hidden)
+
+    def _source(self, values: Tensor, rows: slice) -> Selected:
+        return Selected(self._taken(values, rows), self.reference)
+
+    def _formed(self, source: Selected) -> Selected:
+        """Logits (B, K) in fp32 instead of states; logits as they are."""
+        if source.head.weight is None:
+            return source
+        shape = source.inputs.shape[0], source.head.weight.shape[0]
+        logits = source.inputs.new_empty(shape, dtype=torch.float32)
+        launch_selected_logits(source.inputs, source.head, logits)
+        return Selected(logits, source.head._replace(weight=NO_WEIGHT))
+
+    def _taken(self, tensor: Tensor, rows: slice) -> Tensor:
+        """Entries of some rows of a row tensor."""
+        taken = tensor[rows] if self.kept is None else tensor.index_select(0, self.kept[rows])
+        return unit_stride(taken)
+
+    def _maybe_taken(self, tensor: Tensor | None, rows: slice) -> Tensor | None:
+        return None if tensor is None else self._taken(tensor, rows)

@@ -1,0 +1,1 @@
+"""Checks of arguments, where an op is called."""

@@ -1,0 +1,1 @@
+"""Registration with torch.library and autograd, beneath the public functions."""
