@@ -19,6 +19,7 @@ from torch import Tensor
 import pact_kernels as pk
 from pact.data.spans import answer_rows, post_only_inputs
 from pact_kernels.naive.pact_kl import gate_value, selection_target
+from tests.implementations import KERNELS, running
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("default", "short_answers", "no_answer_row", "flat_decay_off")
@@ -93,11 +94,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return load(request.param)
 
 
-@pytest.fixture(params=["naive", "chunked"])
-def implementation(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=["naive", "chunked", *KERNELS])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     # A workspace of a few rows: the sums of several chunks must come to the golden ones.
-    with pk.implementation(request.param), pk.workspace(0.02):
-        yield request.param
+    with running(request.param, monkeypatch) as name, pk.workspace(0.02):
+        yield name
 
 
 def test_rows_are_the_answer_tokens(golden: Golden) -> None:
@@ -184,8 +185,7 @@ def test_ce_loss_and_its_gradients(golden: Golden) -> None:
     assert_golden(weight.grad, golden.arrays["grad_weight_ce"])
 
 
-@pytest.mark.parametrize("kl_weight", [1.0, 0.25])
-@pytest.mark.parametrize("source", ["states", "logits"])
+@pytest.mark.parametrize("source, kl_weight", [("states", 1.0), ("logits", 0.25)])
 @pytest.mark.usefixtures("implementation")
 def test_pact_loss_is_their_sum(golden: Golden, source: str, kl_weight: float) -> None:
     hidden = golden.arrays["student_hidden"].clone().requires_grad_()

@@ -18,12 +18,12 @@ from pact_kernels.types import Head
 
 
 class RowKl(NamedTuple):
-    """KL of a block and its gradient: share * softmax, plus `sparse` at the K tokens."""
+    """KL of a block and its gradient: softmax_factor * softmax, plus `sparse` at the K tokens."""
 
     kl: Tensor  # (B,) times row_weight
     gate: Tensor | None  # (B,); None without a gate
     student: Tensor  # (B, K) the logits that the KL was formed from
-    share: Tensor | None  # (B,) with kl_weight and row_weight; None is 0
+    softmax_factor: Tensor | None  # (B,) with kl_weight and row_weight; None is 0
     sparse: Tensor  # (B, K) likewise
 
 
@@ -73,21 +73,23 @@ class KlRows:
             post = self._reference_logits(kl.reference_post, kl.post_lse, rows)  # (B, K)
             # A common shift leaves the counts as they are: log-confidences do as well as logits.
             gate = target.gate_value(student, post, self._taken(kl.step, rows), kl.gate)
-        share = None
+        softmax_factor = None
         if lse is None or kl.over == "selection":
             mixed = target.mix(full, post, gate)
             value, sparse = target.selection_kl(student, mixed, self.log_weight, kl.temperature)
         else:
-            value, share, sparse = target.vocabulary_kl(student - lse[:, None], full, post, gate)
+            value, softmax_factor, sparse = target.vocabulary_kl(
+                student - lse[:, None], full, post, gate
+            )
         if kl.row_weight is not None:
             row_weight = self._taken(kl.row_weight, rows).to(value.dtype)  # (B,)
             value = value * row_weight
-            share = None if share is None else share * row_weight
+            softmax_factor = None if softmax_factor is None else softmax_factor * row_weight
             sparse = sparse * row_weight[:, None]
         if kl.kl_weight != 1.0:
-            share = None if share is None else share * kl.kl_weight
+            softmax_factor = None if softmax_factor is None else softmax_factor * kl.kl_weight
             sparse = sparse * kl.kl_weight
-        return RowKl(value, gate, student, share, sparse)
+        return RowKl(value, gate, student, softmax_factor, sparse)
 
     def _reference_logits(self, source: Tensor, lse: Tensor | None, rows: slice) -> Tensor:
         """(B, K) selected logits of the reference; log-confidences over the vocabulary."""

@@ -102,8 +102,8 @@ class RowLosses:
             values[1] = kl.kl
             if kl.gate is not None:
                 values[2] = kl.gate
-            if kl.share is not None:
-                alpha = alpha + kl.share
+            if kl.softmax_factor is not None:
+                alpha = alpha + kl.softmax_factor
         softmax = alpha if self.head.softcap is not None else alpha * self.head.logit_scale
         uniform = None
         if self.smoothing:

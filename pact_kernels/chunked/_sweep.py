@@ -1,7 +1,7 @@
 """Rows against the whole vocabulary, one tile of it at a time, each row of the head read once.
 
 A running maximum m and a running sum s (Milakov and Gimelshein, arXiv 1805.02867) carry the softmax
-from tile to tile, and with it the softmax's mean of the head's rows, which is its share of the
+from tile to tile, and with it the softmax's mean of the head's rows, which is its part of the
 hidden gradient (the scheme of Dao et al., arXiv 2205.14135, with the head as both key and value):
 
     Z = softcap(logit_scale * (H W_t^T + b_t))
@@ -122,8 +122,8 @@ class Sweep:
         num_rows, num_tiles = rows.shape[0], len(self.tiles)
         by_tile = self.wide.new_empty((3, num_tiles, num_rows, 1))
         run = _Running(
-            largest=by_tile[0].unbind(),
-            total=by_tile[1].unbind(),
+            max=by_tile[0].unbind(),
+            sum_exp=by_tile[1].unbind(),
             taken=by_tile[2].unbind(),
             shrink=by_tile.new_empty((num_rows, 1)),
             targets=None if target is None else _Targets(target, self.tile),
@@ -134,16 +134,16 @@ class Sweep:
         for number in range(num_tiles):
             self._sweep_tile(number, run, rows, out)
         self.shifts = by_tile[0]
-        last = run.largest[-1]  # (M, 1)
-        total = (self.shifts - last).exp_().mul_(by_tile[1]).sum(0)  # (M, 1)
-        lse = (total.log() + last).squeeze(1)
+        last = run.max[-1]  # (M, 1)
+        sum_exp = (self.shifts - last).exp_().mul_(by_tile[1]).sum(0)  # (M, 1)
+        lse = (sum_exp.log() + last).squeeze(1)
         uniform = run.uniform
         if self.head.softcap is None and uniform is not None:
             uniform = uniform.mul_(self.head.logit_scale).expand(num_rows, -1)
         at_target = None
         if run.targets is not None:
             at_target = by_tile[2].gather(0, run.targets.tile[None, :, None])[0, :, 0]
-        return Swept(lse, at_target, run.logit_sum, total.reciprocal_().squeeze(1), uniform)
+        return Swept(lse, at_target, run.logit_sum, sum_exp.reciprocal_().squeeze(1), uniform)
 
     def _sweep_tile(self, number: int, run: _Running, rows: Tensor, out: Tensor | None) -> None:
         """The tile of this number."""
@@ -156,11 +156,11 @@ class Sweep:
         if run.logit_sum is not None:
             run.logit_sum += z.sum(-1)
         slope = head.slope(z) if self.gradient else 1.0
-        shift = torch.amax(z, 1, keepdim=True, out=run.largest[number])  # (M, 1)
-        before = run.largest[number - 1] if number else self.lowest
+        shift = torch.amax(z, 1, keepdim=True, out=run.max[number])  # (M, 1)
+        before = run.max[number - 1] if number else self.lowest
         torch.maximum(before, shift, out=shift)
         z.sub_(shift).mul_(LOG2_E).exp2_()  # torch's exp takes two to four times as long
-        torch.sum(z, 1, keepdim=True, out=run.total[number])
+        torch.sum(z, 1, keepdim=True, out=run.sum_exp[number])
         if not self.gradient:
             return
         if isinstance(slope, Tensor):
@@ -231,19 +231,19 @@ class Sweep:
         """Add factor * softmax * slope + uniform_factor * slope, by the head's raw products."""
         rows = rows.to(self.dtype)
         scaled = self.scaled[: rows.shape[0]]  # (M, D)
-        shares = self.shifts.sub_(lse[:, None]).exp_().mul_(factor[:, None])  # (tiles, M, 1)
-        for (low, high), share in zip(self.tiles, shares.unbind(), strict=True):
+        scales = self.shifts.sub_(lse[:, None]).exp_().mul_(factor[:, None])  # (tiles, M, 1)
+        for (low, high), scale in zip(self.tiles, scales.unbind(), strict=True):
             tile = self._tile(rows.shape[0], low, high)  # (M, T)
             if self.narrow or self.lent is not None:
                 tile = self._copied(tile)
             if grad_weight is not None:
-                torch.mul(rows, share, out=scaled)
+                torch.mul(rows, scale, out=scaled)
                 if first:
                     torch.mm(tile.T, scaled, out=grad_weight[low:high])
                 else:
                     grad_weight[low:high].addmm_(tile.T, scaled)
             if grad_bias is not None:
-                grad_bias[low:high].addmv_(tile.T, share.squeeze(1))
+                grad_bias[low:high].addmv_(tile.T, scale.squeeze(1))
         if uniform_factor is not None:
             self._add_uniform_gradient_(grad_weight, grad_bias, rows, uniform_factor)
 
@@ -282,8 +282,8 @@ def tile_tokens(vocabulary: int, hidden: Tensor, num_rows: int, limit_bytes: int
 class _Running:
     """What a sweep carries from tile to tile; lists have an entry for each."""
 
-    largest: Sequence[Tensor]  # (M, 1) of all logits up to and with the tile's
-    total: Sequence[Tensor]  # (M, 1) sums of exp(z - largest) over the tile
+    max: Sequence[Tensor]  # (M, 1) of all logits up to and with the tile's
+    sum_exp: Sequence[Tensor]  # (M, 1) sums of exp(z - max) over the tile
     taken: Sequence[Tensor]  # (M, 1) the target's logit, in the tile that has it
     shrink: Tensor  # (M, 1)
     targets: _Targets | None

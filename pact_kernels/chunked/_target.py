@@ -17,10 +17,10 @@ from pact_kernels.types import GateConfig
 
 
 class VocabularyKl(NamedTuple):
-    """KL of K + 1 classes; its gradient by the logits: share * P, plus `sparse` at the K ids."""
+    """KL of K + 1 classes, and its gradient by the logits: softmax_factor * P + sparse."""
 
     kl: Tensor  # (M,)
-    share: Tensor  # (M,)
+    softmax_factor: Tensor  # (M,)
     sparse: Tensor  # (M, K)
 
 
@@ -78,10 +78,11 @@ def vocabulary_kl(
 
     With r = q_rest / P_rest, or 0 where the student's rest is clamped and passes no gradient,
 
-        d kl / d z_v = share P_v (+ r P_v - q_v on the K tokens),   share = sum_k (q_k - r P_k)
+        d kl / d z_v = softmax_factor P_v (+ r P_v - q_v on the K tokens)
+        softmax_factor = sum_k (q_k - r P_k)
 
-    The share is 1 - r where nothing is clamped, and formed as that it would keep few digits: with K
-    of many tokens both sums are small.
+    The factor is 1 - r where nothing is clamped, and formed as that it would keep few digits: with
+    K of many tokens both sums are small.
     """
     mass = student.exp()  # (M, K)
     rest = 1.0 - mass.sum(-1, keepdim=True)  # (M, 1)

@@ -10,7 +10,7 @@ tokens of a row, and is added to it:
     dH  = alpha A - (onehot + smoothing) W + (sparse KL entries) W
     dW += P^T (alpha H_m) + ...                    2 M D V flops, a trainable head alone
 
-alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's share where it runs
+alpha is a scale per row: 1 for the cross-entropy, + 2 z_loss lse, + the KL's factor where it runs
 over the vocabulary. The KL adds K entries per row and no product with the vocabulary.
 
 Legend: R positions, N rows (positions whose target is not ignored), D hidden size, V vocabulary,
@@ -33,8 +33,8 @@ from pact_kernels.common.results import HeadLoss
 from pact_kernels.common.rows import kept_rows
 from pact_kernels.types import Head
 
-BLOCK_SHARE = 4
-"""The part of the workspace, one over this, for what blocks of rows add to a chunk's sums."""
+BLOCK_FRACTION = 1 / 4
+"""The part of the workspace, for what blocks of rows add to a chunk's sums."""
 
 
 def head_loss(
@@ -128,7 +128,7 @@ class _Chunks:
         left = bytes_left(limit_bytes, rows.shared_bytes())
         # A block's row takes so much: `_finish_` gathers the targets' rows of the head.
         block_bytes = rows.row_bytes() + width * (narrow + wide * (narrow < wide))
-        self.block_rows = max(1, min(left // BLOCK_SHARE // block_bytes, num_rows))
+        self.block_rows = max(1, min(int(left * BLOCK_FRACTION) // block_bytes, num_rows))
         left -= self.block_rows * block_bytes
         tile = tile_tokens(vocabulary, hidden, num_rows, left)
         row_bytes = narrow * width if self.kept is not None else 0  # gathered states
@@ -193,7 +193,7 @@ class _Chunks:
     def _add_head_gradient_(
         self, states: Tensor, index: slice, lse: Tensor, factors: RowFactors
     ) -> None:
-        """Add a chunk's share to the gradients by weight and bias."""
+        """Add a chunk's part to the gradients by weight and bias."""
         _, grad_weight, grad_bias = self.gradients
         first = index.start == 0
         self.sweep.add_weight_gradient_(

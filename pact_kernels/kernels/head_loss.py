@@ -2,7 +2,7 @@
 
     Z   = H_m W^T                        the vendor's product, into the chunk      2 M D V flops
     softmax, term                        `chunk_loss`: one read of the chunk
-    KL, share, sparse entries            `pact_kl`: nothing of size V
+    KL, softmax_factor, sparse entries            `pact_kl`: nothing of size V
     G   = d loss / d Z, in place         `chunk_gradient`: one read and write of the chunk
     dH  = G W                            the vendor's product, into its place     2 M D V flops
     dW += G^T H_m in fp32                a trainable head alone                   2 M D V flops
@@ -41,8 +41,8 @@ ROW_MULTIPLE = 128
 """Chunks of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT_BYTES = 16
 """What a chunk's rows are aligned to: the widest access of a thread."""
-COPY_SHARE = 8
-"""The part of the workspace, one over this, for fp32 copies of a 16-bit chunk's gradient."""
+COPY_FRACTION = 1 / 8
+"""The part of the workspace, for fp32 copies of a 16-bit chunk's gradient."""
 
 
 def head_loss(
@@ -143,7 +143,7 @@ class _Loop:
             )
             value = out.lse
             if with_target:
-                value = (out.largest - out.at_target) + out.total.log()
+                value = (out.max - out.at_target) + out.sum_exp.log()
             if with_target and term.z_loss:
                 value = value + term.z_loss * out.lse.square()
             ignored = None if target is None else target == term.ignore_index
@@ -184,19 +184,19 @@ class _Loop:
         term, head = self.term, self.head
         target = None if self.target is None else self.target[index]
         row_grad = None if self.row_grad is None else self.row_grad[index]
-        largest, total, unused = values.new_empty((3, rows.shape[0]))  # (M,) each
-        softmax = Softmax(largest, total)
+        row_max, sum_exp, unused = values.new_empty((3, rows.shape[0]))  # (M,) each
+        softmax = Softmax(row_max, sum_exp)
         losses = unused if term.kind == "none" else values[0]
         launch_chunk_loss(z, head, target, losses, softmax, request=term)
         sparse = None
         if self.kl_rows is not None and self.token_ids is not None:
             shape = rows.shape[0], self.token_ids.numel()
-            share = torch.empty_like(total) if self.over_vocabulary else None
-            sparse = SparseKl(self.token_ids, values.new_empty(shape), share)
+            softmax_factor = torch.empty_like(sum_exp) if self.over_vocabulary else None
+            sparse = SparseKl(self.token_ids, values.new_empty(shape), softmax_factor)
             self.kl_rows(
                 rows,
                 index,
-                KlOut(values[1], values[2], None, sparse.sparse, share),
+                KlOut(values[1], values[2], None, sparse.sparse, softmax_factor),
                 softmax=softmax if self.over_vocabulary else None,
                 target=target,
                 ignore_index=term.ignore_index,
@@ -265,6 +265,6 @@ def add_by_copies_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: i
         return
     rows = rows.to(total.dtype)
     row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
-    tile = max(1, limit_bytes // COPY_SHARE // row_bytes)
+    tile = max(1, int(limit_bytes * COPY_FRACTION) // row_bytes)
     for low, high in chunks(total.shape[0], tile):
         total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

@@ -24,4 +24,4 @@ def selected_log_confidences(
     out = launch_linear_logsumexp(
         unit_stride(hidden), in_unit_stride(head), None, token_ids, limit_bytes=limit_bytes
     )
-    return (out.selected - out.largest[:, None]).sub_(out.total.log()[:, None])
+    return (out.selected - out.max[:, None]).sub_(out.sum_exp.log()[:, None])

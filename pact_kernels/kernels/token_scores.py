@@ -32,7 +32,7 @@ def token_scores(
     def model(hidden: Tensor, head: Head) -> Model:
         hidden, head = unit_stride(hidden), in_unit_stride(head)
         out = launch_linear_logsumexp(hidden, head, limit_bytes=limit_bytes)
-        return Model(hidden, head, out.largest, out.total.log())
+        return Model(hidden, head, out.max, out.sum_exp.log())
 
     return launch_token_scores(
         model(aligned_hidden, aligned),

@@ -144,18 +144,18 @@ def confidences(lead: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Te
 def test_the_share_of_the_softmax(lead: float) -> None:
     """1 - q_rest / P_rest, or 1 - q_rest where the rest is clamped and passes no gradient."""
     student, full = confidences(lead, torch.float64)
-    kl, share, sparse = vocabulary_kl(student, full, None, None)
+    kl, softmax_factor, sparse = vocabulary_kl(student, full, None, None)
     p_rest, q_rest = (1 - x.exp().sum(-1) for x in (student, full))
     assert bool((p_rest < LEAST_REST).all()) == (lead > 0)
     assert bool((kl > 0).all())
-    torch.testing.assert_close(share, 1 - (q_rest if lead else q_rest / p_rest))
+    torch.testing.assert_close(softmax_factor, 1 - (q_rest if lead else q_rest / p_rest))
     # Over all tokens the gradient sums to zero: a common shift of the logits changes nothing.
-    torch.testing.assert_close(share + sparse.sum(-1), torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(softmax_factor + sparse.sum(-1), torch.zeros(6, dtype=torch.float64))
 
 
 def test_the_share_keeps_its_digits_where_the_tokens_have_little_mass() -> None:
     """As 50 tokens of many thousands have: 1 - q_rest / P_rest would be right to 1e-7 alone."""
-    exact = vocabulary_kl(*confidences(-12.0, torch.float64), None, None).share
-    share = vocabulary_kl(*confidences(-12.0, torch.float32), None, None).share
+    exact = vocabulary_kl(*confidences(-12.0, torch.float64), None, None).softmax_factor
+    softmax_factor = vocabulary_kl(*confidences(-12.0, torch.float32), None, None).softmax_factor
     assert float(exact.abs().max()) < 1e-5
-    torch.testing.assert_close(share.double(), exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(softmax_factor.double(), exact, rtol=1e-4, atol=0)

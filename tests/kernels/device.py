@@ -103,7 +103,7 @@ def _vocabulary_kl_kernel(
     student_ptr,  # (N, K) fp32 log-confidences
     mixed_ptr,  # (N, K) fp32 likewise, of one reference
     kl_ptr,  # (N,) fp32
-    share_ptr,  # (N,) fp32
+    softmax_factor_ptr,  # (N,) fp32
     sparse_ptr,  # (N, K) fp32
     num_rows,
     num_tokens,
@@ -114,9 +114,9 @@ def _vocabulary_kl_kernel(
     student = _load(student_ptr, num_rows, num_tokens, ROWS, TOKENS)
     mixed = _load(mixed_ptr, num_rows, num_tokens, ROWS, TOKENS)
     mixed_rest, _ = target.log_rest(mixed, is_token)
-    kl, share, sparse = target.vocabulary_kl(student, mixed, mixed_rest, is_token)
+    kl, softmax_factor, sparse = target.vocabulary_kl(student, mixed, mixed_rest, is_token)
     tl.store(kl_ptr + rows, kl, mask=rows < num_rows)
-    tl.store(share_ptr + rows, share, mask=rows < num_rows)
+    tl.store(softmax_factor_ptr + rows, softmax_factor, mask=rows < num_rows)
     _store(sparse_ptr, sparse, num_rows, num_tokens, ROWS, TOKENS)
 
 
@@ -169,8 +169,8 @@ def selection_kl(
 
 
 def vocabulary_kl(student: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, K) log-confidences of each -> KL (N,), share (N,) and sparse entries (N, K), fp32."""
-    kl, share = torch.full((2, *student.shape[:1]), torch.nan)
+    """(N, K) log-confidences of each -> KL and its factor (N,), sparse entries (N, K), fp32."""
+    kl, softmax_factor = torch.full((2, *student.shape[:1]), torch.nan)
     sparse = torch.full(student.shape, torch.nan)
     _launch(
         _vocabulary_kl_kernel,
@@ -178,10 +178,10 @@ def vocabulary_kl(student: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, T
         student_ptr=student.float(),
         mixed_ptr=reference.float(),
         kl_ptr=kl,
-        share_ptr=share,
+        softmax_factor_ptr=softmax_factor,
         sparse_ptr=sparse,
     )
-    return kl, share, sparse
+    return kl, softmax_factor, sparse
 
 
 def _launch(kernel: Any, logits: Tensor, **arguments: Any) -> None:

@@ -17,8 +17,8 @@ from pact_kernels.common.results import SelectionKl
 from pact_kernels.kernels._launch.runtime import TARGETS, Launch, recording
 from pact_kernels.kernels.selection_kl import selection_kl
 from pact_kernels.types import Head
-from tests.kernels.precision import assert_at_most_twice
 from tests.ops.compare import outcome
+from tests.ops.precision import assert_at_most_twice
 from tests.ops.test_precision import near_a_jump
 
 

@@ -1,8 +1,8 @@
 """The gradient of a chunk's row losses in place of its raw products, against autograd in float64.
 
-The KL enters as what `pact_kl` hands over: share * lse and sparse * z have the gradients by the
-logits that share and the sparse entries stand for. Every chunk holds NaN beyond its last column and
-in its ignored rows.
+The KL enters as what `pact_kl` hands over: softmax_factor * lse and sparse * z have the gradients
+by the logits that these stand for. Every chunk holds NaN beyond its last column and in its ignored
+rows.
 
 Legend: M chunk rows, V vocabulary, K selected tokens.
 """
@@ -45,14 +45,16 @@ def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     round_to_nearest(monkeypatch)
 
 
-def kl_of(target: Tensor, vocabulary: int, share: bool = True, tokens: int = 19) -> SparseKl:
+def kl_of(
+    target: Tensor, vocabulary: int, softmax_factor: bool = True, tokens: int = 19
+) -> SparseKl:
     """Random entries; the first and the last token are selected, and the first row's target."""
     g = torch.Generator().manual_seed(2)
     ids = torch.randperm(vocabulary, generator=g)[:tokens]
     ids = torch.cat((torch.tensor([0, vocabulary - 1]), target[:1], ids)).unique()
     ids = ids[ids >= 0].flip(0)  # in no order
     sparse = randn(target.numel(), ids.numel(), seed=3)
-    return SparseKl(ids, sparse, randn(target.numel(), seed=4).abs() if share else None)
+    return SparseKl(ids, sparse, randn(target.numel(), seed=4).abs() if softmax_factor else None)
 
 
 def gradient(
@@ -69,8 +71,8 @@ def gradient(
     loss = row_terms(z, target, spec)
     if kl is not None:
         loss = loss + (kl.sparse.double() * z[:, kl.token_ids]).sum(-1)
-        if kl.share is not None:
-            loss = loss + kl.share.double() * z.logsumexp(-1)
+        if kl.softmax_factor is not None:
+            loss = loss + kl.softmax_factor.double() * z.logsumexp(-1)
     (loss if row_grad is None else loss * row_grad.double()).sum().backward()
     assert leaf.grad is not None
     if target is not None:
@@ -80,8 +82,8 @@ def gradient(
 
 def softmax_of(z: Tensor) -> Softmax:
     """What `chunk_loss` hands over, from float64 logits (M, V)."""
-    largest = z.amax(-1)
-    return Softmax(largest.float(), (z - largest[:, None]).exp().sum(-1).float())
+    row_max = z.amax(-1)
+    return Softmax(row_max.float(), (z - row_max[:, None]).exp().sum(-1).float())
 
 
 def check(
@@ -121,7 +123,7 @@ def test_gradients(dtype: torch.dtype, name: str) -> None:
 
 PARTS: dict[str, dict[str, Any]] = {
     "no KL": {"kl": None},
-    "no share": {"share": False},
+    "no softmax factor": {"softmax_factor": False},
     "no row_grad": {"row_grad": None},
     "no bias": {"bias": None},
     "alone": {"kl": None, "row_grad": None, "bias": None},
@@ -134,9 +136,9 @@ def test_parts_left_out(name: str) -> None:
     given = {
         "bias": randn(VOCABULARY, seed=1),
         "row_grad": torch.linspace(-1.0, 2.0, ROWS),
-        "kl": kl_of(target, VOCABULARY, share=PARTS[name].get("share", True)),
+        "kl": kl_of(target, VOCABULARY, softmax_factor=PARTS[name].get("softmax_factor", True)),
     }
-    given |= {part: value for part, value in PARTS[name].items() if part != "share"}
+    given |= {part: value for part, value in PARTS[name].items() if part != "softmax_factor"}
     spec = head_spec(label_smoothing=0.1)
     check(random_chunk(torch.float32), target=target, spec=spec, **given)
 

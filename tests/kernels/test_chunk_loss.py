@@ -35,11 +35,11 @@ def losses(
     z: Tensor, bias: Tensor | None, target: Tensor | None, spec: RowSpec
 ) -> tuple[Tensor, Tensor]:
     """Terms and log-sum-exps (M,) that the kernel leaves in buffers of NaN."""
-    term, largest, total = torch.full((3, z.shape[0]), torch.nan)
+    term, row_max, sum_exp = torch.full((3, z.shape[0]), torch.nan)
     launch_chunk_loss(
-        z, spec.head(bias), target, term, Softmax(largest, total), request=spec.request
+        z, spec.head(bias), target, term, Softmax(row_max, sum_exp), request=spec.request
     )
-    return term, largest + total.log()
+    return term, row_max + sum_exp.log()
 
 
 def check(

@@ -23,8 +23,8 @@ from tests.kernels.head_case import (
     kl_spec,
     run,
 )
-from tests.kernels.loss_problem import rounded
 from tests.kernels.poison import poison
+from tests.ops.rounded_problem import rounded
 
 overs = pytest.mark.parametrize("over", [None, "selection", "vocabulary"])
 IGNORED = {"some ignored": 0.4, "none ignored": 0.0, "all ignored": 1.0}
@@ -117,7 +117,7 @@ def test_a_kl_without_gradients(over: str) -> None:
 def test_more_selected_tokens_than_fit_in_registers(over: str | None) -> None:
     """In fp32 past 128: logits and KL in launches of their own, in three chunks."""
     p = rounded(rows=9, selected=150, ignored=0.0)
-    # The softmax's share is a difference of two sums of 150 terms: off by either.
+    # The softmax's factor is a difference of two sums of 150 terms: off by either.
     assert_near(run(p, over, limit_bytes=14_000), run(p, over, exact=True), 2 * TOLERANCE)
 
 

@@ -20,8 +20,8 @@ from pact_kernels.kernels.head_loss import add_by_copies_, rows_per_chunk
 from pact_kernels.types import Head
 from tests.kernels.chunk import head_spec
 from tests.kernels.head_case import NONE, PLENTY, ROWS, TOLERANCE, assert_near, run
-from tests.kernels.loss_problem import rounded
 from tests.ops.compare import relative_error
+from tests.ops.rounded_problem import rounded
 
 overs = pytest.mark.parametrize("over", [None, "selection", "vocabulary"])
 

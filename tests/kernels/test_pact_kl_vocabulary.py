@@ -1,4 +1,4 @@
-"""The fused KL over the vocabulary, whose gradient is a share of the softmax and sparse entries."""
+"""The fused KL over the vocabulary: its gradient is a factor on the softmax, and sparse entries."""
 
 from __future__ import annotations
 
@@ -40,20 +40,22 @@ def vocabulary_rows(
     )
     num_rows = c.hidden.shape[0]
     rows = KlRows(kl, Head(c.weight[ids].to(dtype)), None, num_rows)
-    kl_out, gate_out, share = torch.full((3, num_rows), torch.nan)
-    out = KlOut(kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), share)
-    largest = c.hidden.amax(-1)
-    total = (c.hidden - largest[:, None]).exp().sum(-1)
+    kl_out, gate_out, softmax_factor = torch.full((3, num_rows), torch.nan)
+    out = KlOut(
+        kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), softmax_factor
+    )
+    row_max = c.hidden.amax(-1)
+    sum_exp = (c.hidden - row_max[:, None]).exp().sum(-1)
     rows(
         c.hidden.to(dtype),
         slice(0, num_rows),
         out,
-        softmax=Softmax(largest.float(), total.float()),
+        softmax=Softmax(row_max.float(), sum_exp.float()),
         target=torch.where(ignored, -1, 0),
         ignore_index=-1,
     )
-    # Their sum is the gradient by all logits: share * P, and the sparse entries on the tokens.
-    gradient = share.double()[:, None] * c.hidden.softmax(-1)
+    # Their sum is the gradient by all logits: softmax_factor * P, and the K sparse entries.
+    gradient = softmax_factor.double()[:, None] * c.hidden.softmax(-1)
     assert out.gradient is not None
     gradient[:, ids] += out.gradient
     return {"kl": kl_out, "gate": gate_out, "gradient": gradient}
@@ -107,7 +109,7 @@ def test_over_the_vocabulary(
 
 
 def test_little_mass_on_the_tokens() -> None:
-    """As 50 of many thousands have: the share is a small difference, right to its digits."""
+    """As 50 of many thousands have: the factor is a small difference, right to its digits."""
     c = case(torch.float32, width=VOCABULARY, reference_width=VOCABULARY, selected=11)
     c.weight = torch.eye(VOCABULARY, dtype=torch.float64)
     c.token_ids = torch.arange(11)

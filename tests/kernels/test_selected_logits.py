@@ -25,7 +25,6 @@ from pact_kernels.kernels._launch.runtime import (
 from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
 from pact_kernels.naive.selected_logits import selected_logits as naive
 from pact_kernels.types import Head
-from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.problem import (
     DTYPES,
     EVEN_WIDTH,
@@ -40,6 +39,7 @@ from tests.kernels.problem import (
     with_exact_sums,
     with_head,
 )
+from tests.ops.precision import assert_at_most_twice
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -184,7 +184,7 @@ VOCABULARY = 40
 @pytest.mark.parametrize("reference_rest", ["some", "clamped"])
 @pytest.mark.parametrize("student_rest", ["some", "clamped"])
 def test_vocabulary_kl(student_rest: str, reference_rest: str) -> None:
-    """KL, and its gradient by all V logits: share * P plus the sparse entries."""
+    """KL, and its gradient by all V logits: softmax_factor * P plus the sparse entries."""
     z, reference = 1.5 * randn(2, ROWS, VOCABULARY, seed=2)
     for logits, rest in ((z, student_rest), (reference, reference_rest)):
         # A confidence of 1 - e^-18 or so: the rest is 1e-8, below its least value and fp32's reach.
@@ -199,24 +199,26 @@ def test_vocabulary_kl(student_rest: str, reference_rest: str) -> None:
     log_q = with_rest(log_r).log_softmax(-1)
     expected = (log_q.exp() * (log_q - with_rest(log_p))).sum(-1)
     expected.sum().backward()
-    kl, share, sparse = device.vocabulary_kl(log_p.detach(), log_r)
-    gradient = share.double()[:, None] * z.detach().softmax(-1)
+    kl, softmax_factor, sparse = device.vocabulary_kl(log_p.detach(), log_r)
+    gradient = softmax_factor.double()[:, None] * z.detach().softmax(-1)
     gradient[:, :SELECTED] += sparse
     # The rest is a difference of 1 and a sum that is off by three roundings or so, 2e-7: by 2e-5 of
     # 0.01, and a ratio of rests with it.
     torch.testing.assert_close(kl, expected.detach().float(), rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(gradient, z.grad, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(share + sparse.sum(-1), torch.zeros(ROWS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        softmax_factor + sparse.sum(-1), torch.zeros(ROWS), rtol=0, atol=1e-5
+    )
 
 
 def test_confidences_that_sum_to_one_less_1e_8() -> None:
     """The student's rest is clamped: it passes no gradient, and its logarithm is that of 1e-6."""
     p = torch.tensor([[0.25, 0.5, 0.25 - 1e-8]], dtype=torch.float64)
     q = torch.tensor([[0.25, 0.25, 0.25]], dtype=torch.float64)  # and a rest of 0.25
-    kl, share, sparse = device.vocabulary_kl(p.log(), q.log())
+    kl, softmax_factor, sparse = device.vocabulary_kl(p.log(), q.log())
     expected = 0.25 * (torch.tensor(0.5).log() + torch.tensor(0.25 / LEAST_REST).log())
     torch.testing.assert_close(kl, expected[None])
-    torch.testing.assert_close(share, torch.tensor([0.75]))
+    torch.testing.assert_close(softmax_factor, torch.tensor([0.75]))
     torch.testing.assert_close(sparse, -q.float())
 
 
@@ -227,16 +229,16 @@ def test_a_confidence_of_zero(little: float) -> None:
     log_q = torch.tensor([[0.3, 0.3, 0.1], [0.3, 0.3, 0.1]]).log()
     log_q[:, 2] = little
     log_p[1, 2] = little
-    kl, share, sparse = device.vocabulary_kl(log_p, log_q)
+    kl, softmax_factor, sparse = device.vocabulary_kl(log_p, log_q)
     rest = torch.tensor([0.2, 0.3])  # of the student
     three = 0.3 * torch.tensor(0.3 / 0.5).log() + 0.3 * torch.tensor(0.3 / 0.2).log()
     torch.testing.assert_close(kl, three + 0.4 * (0.4 / rest).log())
-    torch.testing.assert_close(share, 1.0 - 0.4 / rest)
+    torch.testing.assert_close(softmax_factor, 1.0 - 0.4 / rest)
     torch.testing.assert_close(sparse[:, 2], (0.4 / rest) * torch.tensor([0.1, 0.0]))
 
 
 def test_equal_confidences_have_no_kl_and_no_gradient() -> None:
     log_p = randn(ROWS, VOCABULARY, seed=3).log_softmax(-1)[:, :SELECTED]
-    kl, share, sparse = device.vocabulary_kl(log_p, log_p)
-    for value in (kl, share, sparse):
+    kl, softmax_factor, sparse = device.vocabulary_kl(log_p, log_p)
+    for value in (kl, softmax_factor, sparse):
         assert float(value.abs().max()) < 2e-6

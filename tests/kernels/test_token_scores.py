@@ -23,7 +23,6 @@ from pact_kernels.kernels._launch.runtime import (
 from pact_kernels.kernels.token_scores import token_scores
 from pact_kernels.naive.token_scores import token_scores as naive
 from pact_kernels.types import Head
-from tests.kernels.precision import assert_at_most_twice
 from tests.kernels.problem import (
     DTYPES,
     EVEN_WIDTH,
@@ -39,6 +38,7 @@ from tests.kernels.problem import (
     with_head,
 )
 from tests.ops.compare import relative_error
+from tests.ops.precision import assert_at_most_twice
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -91,13 +91,14 @@ def exactly_added(c: Case) -> Case:
     return c._replace(aligned=with_exact_sums(c.aligned), base=with_exact_sums(c.base))
 
 
-def scores(c: Case, **options: Any) -> tuple[Tensor, Tensor]:
-    """The kernel's, from the rows' shares."""
+def scores(c: Case, *, biased: bool = True, **options: Any) -> tuple[Tensor, Tensor]:
+    """The kernel's, of a mean over samples of means over their rows."""
     _, group, counts = c.sample.unique(return_inverse=True, return_counts=True)
     row_weight = 1.0 / (counts[group] * counts.numel()).double()
     temperature = options.pop("temperature", 1.0)
     (aligned, options), (base, _) = (
-        with_head(m.weight, m.bias, {**OPTIONS, **options}) for m in (c.aligned, c.base)
+        with_head(m.weight, m.bias if biased else None, {**OPTIONS, **options})
+        for m in (c.aligned, c.base)
     )
     return token_scores(
         c.aligned.hidden,
@@ -166,7 +167,7 @@ def test_without_biases() -> None:
     c.base.bias.zero_()
     with_zeros = scores(c)
     assert_scores(c, with_zeros)
-    without = scores(c, aligned_bias=None, base_bias=None)
+    without = scores(c, biased=False)
     assert all(torch.equal(a, b) for a, b in zip(without, with_zeros, strict=True))
 
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import pact_kernels as pk
 import pact_kernels.ops._operators.backend as backend_module
 from pact_kernels.dispatch import DEFAULT_WORKSPACE_MIB, is_naive, workspace_bytes
-from tests.ops.test_operators import leaves, ops
+from tests.ops.every_op import NAMES, every_op, leaves_of, small, value_of
 
 settings = sys.modules["pact_kernels.dispatch"]  # `pk.implementation` is the function
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -80,12 +80,16 @@ def test_a_workspace_is_positive(mib: float) -> None:
 
 
 Ran = list[tuple[str, str, object]]
-OPS = ops("none", torch.float32)  # by row
-RUN_AGAIN = ("linear_cross_entropy", "selected_logits", "linear_logsumexp")
+OPS = every_op(small())
+BY_ROW = [
+    name for name in NAMES if name.startswith(("selected", "linear_logsumexp")) or "by row" in name
+]
+"""Ops that return a value of every row."""
+RUN_AGAIN = ("linear_cross_entropy by row", "selected_logits", "linear_logsumexp")
 """Ops whose backward runs the rows again."""
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", BY_ROW)
 @pytest.mark.parametrize(
     ("forward", "backward"),
     [
@@ -100,10 +104,10 @@ def test_a_backward_runs_as_its_forward_did(
     name: str, forward: str | None, backward: str | None, ran: Ran
 ) -> None:
     """Wherever it is called: the implementation and the cap are those of the forward's block."""
-    h, w, b = leaves(torch.float32)
+    h, w, b = leaves_of(small())
     with block(forward), pk.workspace(0.01):
-        loss = OPS[name](h, w, b).sum()
-        again = OPS[name](h, w, b).sum()
+        loss = value_of(OPS[name](h, w, b)).sum()
+        again = value_of(OPS[name](h, w, b)).sum()
     ran_forward = len(ran)
     assert (ran_forward > 0) == (forward != "naive")
     with block(backward):
@@ -121,15 +125,18 @@ def test_a_backward_runs_as_its_forward_did(
         assert len(ran) > ran_forward  # there is what to see
 
 
-REDUCED = ops("mean", torch.float32)
-SUMS = [name for name in REDUCED if name.startswith(("linear_cross_entropy", "pact"))]
+SUMS = [
+    name
+    for name in NAMES
+    if name.startswith(("linear_cross_entropy", "pact")) and "by row" not in name
+]
 
 
 @pytest.mark.parametrize("name", SUMS)
 def test_a_reduced_loss_forms_its_gradients_in_the_forward(name: str, ran: Ran) -> None:
-    h, w, b = leaves(torch.float32)
+    h, w, b = leaves_of(small())
     with pk.implementation("triton"):
-        loss = REDUCED[name](h, w, b)
+        loss = value_of(OPS[name](h, w, b))
     assert packages(ran) == {"kernels"}
     ran.clear()
     (3.0 * loss).backward()
@@ -139,9 +146,9 @@ def test_a_reduced_loss_forms_its_gradients_in_the_forward(name: str, ran: Ran) 
 @pytest.mark.parametrize("name", RUN_AGAIN)
 def test_a_backward_in_another_thread(name: str, ran: Ran) -> None:
     """As autograd's own threads of a GPU are: none inherits the caller's blocks."""
-    h, w, b = leaves(torch.float32)
+    h, w, b = leaves_of(small())
     with pk.implementation("triton"):
-        loss = OPS[name](h, w, b).sum()
+        loss = value_of(OPS[name](h, w, b)).sum()
     with pk.implementation("chunked"):
         thread = Thread(target=loss.backward)
         thread.start()
@@ -154,10 +161,10 @@ def test_a_compiled_backward_runs_as_its_forward_did(name: str, ran: Ran) -> Non
     """A call in another block is compiled anew."""
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda h, w, b: OPS[name](h, w, b).sum(), fullgraph=True, backend="aot_eager"
+        lambda h, w, b: value_of(OPS[name](h, w, b)).sum(), fullgraph=True, backend="aot_eager"
     )
     for forward, backward, expected in (("triton", "chunked", "kernels"), (None, None, "chunked")):
-        h, w, b = leaves(torch.float32)
+        h, w, b = leaves_of(small())
         with block(forward):
             loss = compiled(h, w, b)
         with block(backward):
@@ -172,7 +179,7 @@ def test_what_a_checkpoint_computes_again_follows_the_block_it_is_in(
     name: str, reentrant: bool, ran: Ran
 ) -> None:
     """Its backward is the first forward's, but with `use_reentrant` that of the second."""
-    h, w, b = leaves(torch.float32)
+    h, w, b = leaves_of(small())
     with pk.implementation("triton"):
         loss = checkpoint(OPS[name], h, w, b, use_reentrant=reentrant).sum()
     assert packages(ran) == {"kernels"}

@@ -16,23 +16,10 @@ from torch import Tensor
 
 import pact_kernels as pk
 from tests.ops.compare import outcome
+from tests.ops.precision import FLOOR, near_a_jump
 from tests.ops.problem import Problem, problem
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FLOOR = {
-    # Eight roundings of 2^-24, the depth of the tree that adds some 2^8 terms, where eager happens
-    # to make none: the error of one number has no mean to lie near.
-    torch.float32: 5e-7,
-    torch.bfloat16: 1e-3,  # a quarter of a rounding (2^-8)
-    torch.float16: 1e-4,  # a quarter of one (2^-11)
-}
-NEAR = 1e-5
-
-
-def near_a_jump(logits: Tensor, gate: pk.GateConfig) -> Tensor:
-    """Rows where a cumulative sum of the sorted softmax lies within NEAR of top_p."""
-    mass = (logits / gate.temperature).softmax(-1).sort(-1, descending=True).values.cumsum(-1)
-    return ((mass - gate.top_p).abs() < NEAR).any(-1)
 
 
 def rounded_problem(dtype: torch.dtype) -> Problem:

@@ -56,7 +56,7 @@ def logit_slope(z, head):
 
 @triton.jit
 def load_bias(head, tokens, num_tokens):
-    """(1, TOKENS) fp32 bias of some tokens, or 0."""
+    """(1, BLOCK_N) fp32 bias of some tokens, or 0."""
     if head.bias is not None:
         bias = tl.load(head.bias + tokens, mask=tokens < num_tokens, other=0.0)
         bias = bias.to(tl.float32)[None, :]
@@ -66,13 +66,13 @@ def load_bias(head, tokens, num_tokens):
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr):
-    """total + a @ b in fp32; numpy knows no bf16, so the interpreter widens the operands."""
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in fp32; numpy knows no bf16, so the interpreter widens the operands."""
     if PRECISION == "interpreted":
-        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     else:
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    return total
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -82,18 +82,18 @@ def load_tile(
     first_column,  # int
     num_rows,
     num_columns,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
-    EVEN_COLUMNS: tl.constexpr,  # COLUMNS divides num_columns
+    EVEN_COLUMNS: tl.constexpr,  # BLOCK_COLUMNS divides num_columns
 ):
-    """A (ROWS, COLUMNS) tile: 0 past the last column, anything finite past the last row."""
+    """A tile of the matrix: 0 past the last column, anything finite past the last row."""
     if DESCRIPTOR:
         tile = source.tiles.load([first_row, first_column])
     else:
         # Rows past the end repeat the last one, which costs no mask; who stores knows better.
-        rows = tl.minimum(first_row + tl.arange(0, ROWS), num_rows - 1)
-        columns = first_column + tl.arange(0, COLUMNS)
+        rows = tl.minimum(first_row + tl.arange(0, BLOCK_ROWS), num_rows - 1)
+        columns = first_column + tl.arange(0, BLOCK_COLUMNS)
         pointers = source.tiles + rows.to(tl.int64)[:, None] * source.stride + columns[None, :]
         if EVEN_COLUMNS:
             tile = tl.load(pointers)
@@ -114,23 +114,23 @@ def product_tile(
     TILE: tl.constexpr,  # ProductTile
 ):
     """left[first_left:][:rows] @ right[first_right:][:columns].T, (rows, columns) in fp32."""
-    ROWS: tl.constexpr = TILE.rows
-    COLUMNS: tl.constexpr = TILE.columns
-    WIDTH: tl.constexpr = TILE.width
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
+    BLOCK_K: tl.constexpr = TILE.width
     LEFT_DESCRIPTOR: tl.constexpr = TILE.left_descriptor
     RIGHT_DESCRIPTOR: tl.constexpr = TILE.right_descriptor
     EVEN_WIDTH: tl.constexpr = TILE.even_width
     PRECISION: tl.constexpr = TILE.precision
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for column in tl.range(0, width, WIDTH):
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for column in tl.range(0, width, BLOCK_K):
         a = load_tile(
             left,
             first_left,
             column,
             num_left,
             width,
-            ROWS,
-            WIDTH,
+            BLOCK_M,
+            BLOCK_K,
             LEFT_DESCRIPTOR,
             EVEN_WIDTH,
         )
@@ -140,13 +140,13 @@ def product_tile(
             column,
             num_right,
             width,
-            COLUMNS,
-            WIDTH,
+            BLOCK_N,
+            BLOCK_K,
             RIGHT_DESCRIPTOR,
             EVEN_WIDTH,
         )
-        total = dot(a, tl.trans(b), total, PRECISION)
-    return total
+        acc = dot(a, tl.trans(b), acc, PRECISION)
+    return acc
 
 
 @triton.jit
@@ -162,7 +162,7 @@ def logit_tile(
     TILE: tl.constexpr,  # ProductTile
 ):
     """(rows, columns) logits in fp32; anything finite past the last row or token."""
-    TOKENS: tl.constexpr = TILE.columns
+    BLOCK_N: tl.constexpr = TILE.columns
     x = product_tile(hidden, head.weight, first_row, first_token, num_rows, num_tokens, width, TILE)
-    tokens = first_token + tl.arange(0, TOKENS)
+    tokens = first_token + tl.arange(0, BLOCK_N)
     return finish_logits(x, load_bias(head, tokens, num_tokens), numbers)

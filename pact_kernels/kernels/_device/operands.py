@@ -50,11 +50,11 @@ class ProductTile(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """What makes probabilities of a row's logits: P_v = exp(z_v - largest) / total."""
+    """What makes probabilities of a row's logits: P_v = exp(z_v - max) / sum_exp."""
 
-    largest: Any
+    max: Any
     """(N,) fp32"""
-    total: Any
+    sum_exp: Any
     """(N,) fp32"""
 
 
@@ -100,7 +100,7 @@ class KlOut(NamedTuple):
     """(N, D) like hidden; a `Matrix` on the device."""
     gradient: Any
     """(N, K) fp32, see `launch_pact_kl`."""
-    share: Any
+    softmax_factor: Any
     """(N,) fp32, times row_weight and kl_weight."""
 
 
@@ -111,5 +111,5 @@ class SparseKl(NamedTuple):
     """(K,) int64"""
     sparse: Any
     """(M, K) fp32"""
-    share: Any
+    softmax_factor: Any
     """(M,) fp32, or None."""

@@ -23,13 +23,13 @@ def selected_tile(
     TILE: tl.constexpr,  # ProductTile
 ):
     """(rows, columns) fp32 logits of the selected tokens, formed from states or read."""
-    ROWS: tl.constexpr = TILE.rows
-    TOKENS: tl.constexpr = TILE.columns
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
     if head.weight is not None:
         z = logit_tile(inputs, head, numbers, first_row, 0, num_rows, num_tokens, width, TILE)
     else:
-        tokens = tl.arange(0, TOKENS)
-        rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+        tokens = tl.arange(0, BLOCK_N)
+        rows = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)
         mask = (rows < num_rows)[:, None] & (tokens < num_tokens)[None, :]
         pointers = inputs.tiles + rows[:, None] * inputs.stride + tokens[None, :]
         z = tl.load(pointers, mask=mask, other=0.0)
@@ -38,7 +38,7 @@ def selected_tile(
 
 @triton.jit
 def load_rows(pointer, rows, num_rows, other):
-    """(ROWS,) fp32 entries of a row tensor, or `other` where there is none."""
+    """(BLOCK_M,) fp32 entries of a row tensor, or `other` where there is none."""
     if pointer is not None:
         values = tl.load(pointer + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
     else:
@@ -59,30 +59,30 @@ def store_grad_hidden(
     TILE: tl.constexpr,  # ProductTile of the student
 ):
     """(g @ weight) * scale by row: the scale stays outside, where fp16 cannot underflow by it."""
-    ROWS: tl.constexpr = TILE.rows
-    TOKENS: tl.constexpr = TILE.columns
-    WIDTH: tl.constexpr = TILE.width
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
+    BLOCK_K: tl.constexpr = TILE.width
     DESCRIPTOR: tl.constexpr = TILE.right_descriptor
     EVEN_WIDTH: tl.constexpr = TILE.even_width
     PRECISION: tl.constexpr = TILE.precision
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    rows = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)
     dtype = grad_hidden.tiles.dtype.element_ty
     g = g.to(dtype)
-    for column in tl.range(0, width, WIDTH):
+    for column in tl.range(0, width, BLOCK_K):
         w = load_tile(
             weight,
             0,
             column,
             num_tokens,
             width,
-            TOKENS,
-            WIDTH,
+            BLOCK_N,
+            BLOCK_K,
             DESCRIPTOR,
             EVEN_WIDTH,
         )
-        d = dot(g, w, tl.zeros([ROWS, WIDTH], tl.float32), PRECISION)
+        d = dot(g, w, tl.zeros([BLOCK_M, BLOCK_K], tl.float32), PRECISION)
         d = d * scale[:, None]
-        columns = column + tl.arange(0, WIDTH)
+        columns = column + tl.arange(0, BLOCK_K)
         mask = (rows < num_rows)[:, None] & (columns < width)[None, :]
         pointers = grad_hidden.tiles + rows[:, None] * grad_hidden.stride + columns[None, :]
         tl.store(pointers, d.to(dtype), mask=mask)

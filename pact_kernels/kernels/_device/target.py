@@ -1,8 +1,8 @@
 """Device functions of the KL: top-p counts, gate, mixed target, KL and its gradient by the logits.
 
-Each works on a (ROWS, TOKENS) tile in registers, TOKENS the K selected tokens padded to a power of
-two; `is_token` (1, TOKENS) marks the K. A padded entry holds any finite value and counts nowhere.
-The formulas are those of `chunked._target`.
+Each works on a (BLOCK_M, BLOCK_N) tile in registers, BLOCK_N the K selected tokens padded to a
+power of two; `is_token` (1, BLOCK_N) marks the K. A padded entry holds any finite value and counts
+nowhere. The formulas are those of `chunked._target`.
 
 Legend: K selected tokens.
 """
@@ -37,7 +37,7 @@ class Gate(NamedTuple):
 
 @triton.jit
 def top_p_count(x, is_token, num_tokens, top_p, temperature):
-    """(ROWS,) least number of entries of softmax(x / temperature), largest first, to reach top_p.
+    """(BLOCK_M,) least number of entries of softmax(x / temperature) that reach top_p.
 
     No sort: with e = exp((x - max) / temperature) in [0, 1], the last entry needed is the largest
     value whose equals and betters sum to top_p of the whole. Positive floats order as their bits
@@ -46,7 +46,7 @@ def top_p_count(x, is_token, num_tokens, top_p, temperature):
     x = tl.where(is_token, x / temperature, float("-inf"))
     e = exp(x - tl.max(x, 1)[:, None])
     bits = e.to(tl.int32, bitcast=True)
-    needed = tl.sum(e, 1) * top_p  # (ROWS,)
+    needed = tl.sum(e, 1) * top_p  # (BLOCK_M,)
     low = tl.zeros_like(needed).to(tl.int32)
     high = low + (ONE_BITS + 1)
     for _ in tl.range(0, BISECTIONS):
@@ -64,15 +64,15 @@ def top_p_count(x, is_token, num_tokens, top_p, temperature):
 
 @triton.jit
 def gate_value(
-    student,  # (ROWS, TOKENS) logits
-    post,  # (ROWS, TOKENS)
-    step,  # (ROWS,)
+    student,  # (BLOCK_M, BLOCK_N) logits
+    post,  # (BLOCK_M, BLOCK_N)
+    step,  # (BLOCK_M,)
     is_token,
     num_tokens,
     gate,  # Gate
     DECAY: tl.constexpr,  # decay_tau > 0; else a hard cut
 ):
-    """(ROWS,) the gate c."""
+    """(BLOCK_M,) the gate c."""
     count = top_p_count(student, is_token, num_tokens, gate.top_p, gate.temperature)
     count -= top_p_count(post, is_token, num_tokens, gate.top_p, gate.temperature)
     x = gate.alpha * (count.to(tl.float32) / num_tokens - gate.bias)
@@ -86,7 +86,7 @@ def gate_value(
 
 @triton.jit
 def selection_kl(student, mixed, log_weight, is_token, temperature):
-    """KL over the K tokens (ROWS,) and its gradient T (softmax(u / T) - q) (ROWS, TOKENS).
+    """KL over the K tokens (BLOCK_M,) and its gradient T (softmax(u / T) - q) (BLOCK_M, BLOCK_N).
 
     q = softmax(m / T + log w), with `log_weight` -inf where a weight is not positive.
     """
@@ -103,29 +103,29 @@ def selection_kl(student, mixed, log_weight, is_token, temperature):
 
 @triton.jit
 def log_rest(log_confidence, is_token):
-    """(ROWS,) log of the mass beside the K tokens, and whether it is clamped."""
+    """(BLOCK_M,) log of the mass beside the K tokens, and whether it is clamped."""
     rest = 1.0 - tl.sum(tl.where(is_token, exp(log_confidence), 0.0), 1)
     return log(tl.maximum(rest, LEAST_REST)), rest <= LEAST_REST
 
 
 @triton.jit
 def vocabulary_kl(
-    student,  # (ROWS, TOKENS) log-confidences
-    mixed,  # (ROWS, TOKENS) the references' log-confidences mixed by the gate
-    mixed_rest,  # (ROWS,) their log-rests mixed likewise
+    student,  # (BLOCK_M, BLOCK_N) log-confidences
+    mixed,  # (BLOCK_M, BLOCK_N) the references' log-confidences mixed by the gate
+    mixed_rest,  # (BLOCK_M,) their log-rests mixed likewise
     is_token,
 ):
-    """KL of the K + 1 classes, the softmax's share in its gradient, and the K sparse entries.
+    """KL of the K + 1 classes, the softmax's factor in its gradient, and the K sparse entries.
 
-    d kl / d z_v is share * P_v, plus the sparse entry on a selected v. The sparse entries are
-    r P_v - q_v with r = q_rest / P_rest, or 0 where the rest is clamped, and the share is minus
-    their sum: 1 - r where nothing is clamped, but with more digits.
+    d kl / d z_v is softmax_factor * P_v, plus the sparse entry on a selected v. The sparse entries
+    are r P_v - q_v with r = q_rest / P_rest, or 0 where the rest is clamped, and the factor is
+    minus their sum: 1 - r where nothing is clamped, but with more digits.
     """
     rest, clamped = log_rest(student, is_token)
     m = tl.where(is_token, mixed, float("-inf"))
-    largest = tl.maximum(tl.max(m, 1), mixed_rest)  # (ROWS,)
-    total = tl.sum(exp(m - largest[:, None]), 1) + exp(mixed_rest - largest)
-    shift = largest + log(total)
+    row_max = tl.maximum(tl.max(m, 1), mixed_rest)  # (BLOCK_M,)
+    sum_exp = tl.sum(exp(m - row_max[:, None]), 1) + exp(mixed_rest - row_max)
+    shift = row_max + log(sum_exp)
     q = exp(m - shift[:, None])
     q_rest = exp(mixed_rest - shift)
     terms = tl.where(q > 0.0, q * (m - shift[:, None] - student), 0.0)

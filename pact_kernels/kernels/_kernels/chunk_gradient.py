@@ -3,9 +3,9 @@
     P_v = exp(z_v - m) / l
     g_v = (a P_v - (1 - e) [v = y] - e / V + s_v) slope_v row_grad
 
-With m and l from `chunk_loss` and lse = m + log l,
-a = 1 + 2 z_loss lse + share for a cross-entropy, 1 + share for a log-sum-exp, share for a KL alone;
-share and the K sparse entries s come from `pact_kl` and are 0 elsewhere; e is the label smoothing.
+m and l come from `chunk_loss`, with lse = m + log l; f, the KL's factor on the softmax, and its K
+sparse entries s from `pact_kl`, 0 without one. The factor a is 1 + 2 z_loss lse + f for a
+cross-entropy, 1 + f for a log-sum-exp and f for a KL alone; e is the label smoothing.
 The raw products of the K tokens are read before the row is overwritten and their entries written
 after it, behind a barrier, so each is rounded once. Every row is stored, an ignored one as zeros:
 the products that follow never read what a chunk held before.
@@ -57,9 +57,9 @@ def _load_logits(row_ptr, head, tokens, mask):
 
 
 @triton.jit
-def _gradient(z, tokens, target, alpha, largest, sparse, scale, numbers, head):
+def _gradient(z, tokens, target, alpha, row_max, sparse, scale, numbers, head):
     """g of some tokens of a row, from their logits."""
-    g = alpha * exp(z - largest) - numbers.smoothing + sparse
+    g = alpha * exp(z - row_max) - numbers.smoothing + sparse
     g = tl.where(tokens == target, g - numbers.one_hot, g)
     return g * logit_slope(z, head) * scale
 
@@ -75,7 +75,7 @@ def _chunk_gradient_kernel(
     numbers,  # GradientNumbers
     num_tokens,
     BLOCK: tl.constexpr,
-    TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = chunk.tiles + row * chunk.stride
@@ -89,31 +89,31 @@ def _chunk_gradient_kernel(
             zeros = tl.zeros([BLOCK], dtype)
             tl.store(row_ptr + tokens, zeros, mask=tokens < chunk.columns)
     else:
-        largest = tl.load(softmax.largest + row)
-        total = tl.load(softmax.total + row)
-        alpha = numbers.term_scale * (1.0 + 2.0 * numbers.z_loss * (largest + log(total)))
+        row_max = tl.load(softmax.max + row)
+        sum_exp = tl.load(softmax.sum_exp + row)
+        alpha = numbers.term_scale * (1.0 + 2.0 * numbers.z_loss * (row_max + log(sum_exp)))
         if kl is not None:
-            if kl.share is not None:
-                alpha += tl.load(kl.share + row)
-        alpha = alpha / total
+            if kl.softmax_factor is not None:
+                alpha += tl.load(kl.softmax_factor + row)
+        alpha = alpha / sum_exp
         scale = 1.0
         if row_grad_ptr is not None:
             scale = tl.load(row_grad_ptr + row).to(tl.float32)
         if kl is not None:
-            places = tl.arange(0, TOKENS)
+            places = tl.arange(0, BLOCK_N)
             is_place = places < num_tokens
             ids = tl.load(kl.token_ids + places, mask=is_place, other=0)
             at_ids = _load_logits(row_ptr, head, ids, is_place)
             sparse = tl.load(kl.sparse + row * num_tokens + places, mask=is_place, other=0.0)
             selected = _gradient(
-                at_ids, ids, target, alpha, largest, sparse, scale, numbers, head
+                at_ids, ids, target, alpha, row_max, sparse, scale, numbers, head
             ).to(dtype)
             tl.debug_barrier()  # every thread has read before one overwrites
         for first in tl.range(0, chunk.columns, BLOCK):
             tokens = first + tl.arange(0, BLOCK)
             is_token = tokens < chunk.columns
             z = _load_logits(row_ptr, head, tokens, is_token)
-            g = _gradient(z, tokens, target, alpha, largest, 0.0, scale, numbers, head)
+            g = _gradient(z, tokens, target, alpha, row_max, 0.0, scale, numbers, head)
             tl.store(row_ptr + tokens, g.to(dtype), mask=is_token)
         if kl is not None:
             tl.debug_barrier()  # the row is written before its K entries are
@@ -159,5 +159,5 @@ def launch_chunk_gradient(
         ),
         num_tokens=num_tokens,
         BLOCK=config.block,
-        TOKENS=padded_tokens(max(num_tokens, 1)),
+        BLOCK_N=padded_tokens(max(num_tokens, 1)),
     )

@@ -48,12 +48,12 @@ def _chunk_loss_kernel(
         target = tl.load(target_ptr + row)
     if target == ignore_index:
         tl.store(term_ptr + row, 0.0)
-        tl.store(softmax.largest + row, 0.0)
-        tl.store(softmax.total + row, 1.0)
+        tl.store(softmax.max + row, 0.0)
+        tl.store(softmax.sum_exp + row, 1.0)
     else:
         row_ptr = chunk.tiles + row * chunk.stride
-        largest = float("-inf")
-        total = 0.0
+        row_max = float("-inf")
+        sum_exp = 0.0
         logits = 0.0  # their sum
         for first in tl.range(0, chunk.columns, BLOCK):
             tokens = first + tl.arange(0, BLOCK)
@@ -66,12 +66,12 @@ def _chunk_loss_kernel(
             if SMOOTHED:
                 logits += tl.sum(tl.where(is_token, z, 0.0), 0)
             z = tl.where(is_token, z, float("-inf"))
-            new = tl.maximum(largest, tl.max(z, 0))
+            new = tl.maximum(row_max, tl.max(z, 0))
             shift = tl.where(new == float("-inf"), 0.0, new)
-            total = total * exp(largest - shift) + tl.sum(exp(z - shift), 0)
-            largest = new
-        log_total = log(total)
-        lse = largest + log_total
+            sum_exp = sum_exp * exp(row_max - shift) + tl.sum(exp(z - shift), 0)
+            row_max = new
+        log_sum_exp = log(sum_exp)
+        lse = row_max + log_sum_exp
         term = lse
         if CROSS_ENTROPY:
             bias = 0.0
@@ -80,13 +80,13 @@ def _chunk_loss_kernel(
             x = tl.load(row_ptr + target).to(tl.float32)
             # One element, as a vector: what finishes tiles takes no scalar.
             z = finish_logits(tl.zeros([1], tl.float32) + x, bias, head)
-            term = (largest - tl.sum(z, 0)) + log_total
+            term = (row_max - tl.sum(z, 0)) + log_sum_exp
             if SMOOTHED:
-                term += label_smoothing * ((largest - logits / chunk.columns) + log_total - term)
+                term += label_smoothing * ((row_max - logits / chunk.columns) + log_sum_exp - term)
             term += z_loss * lse * lse
         tl.store(term_ptr + row, term)
-        tl.store(softmax.largest + row, largest)
-        tl.store(softmax.total + row, total)
+        tl.store(softmax.max + row, row_max)
+        tl.store(softmax.sum_exp + row, sum_exp)
 
 
 def launch_chunk_loss(

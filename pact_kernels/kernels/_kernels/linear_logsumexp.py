@@ -1,6 +1,6 @@
 """Streaming log-sum-exp: one pass over the vocabulary in tiles, no logits in memory.
 
-    z   = softcap(logit_scale (hidden weight^T + bias))      a (ROWS, TOKENS) tile at a time
+    z   = softcap(logit_scale (hidden weight^T + bias))      a (BLOCK_M, BLOCK_N) tile at a time
     m_s = max z over split s,  l_s = sum exp(z - m_s)         per row, online over the split's tiles
     lse = m + log sum_s l_s exp(m_s - m),  m = max_s m_s      the finaliser
 
@@ -13,9 +13,9 @@ items, `GROUP` row tiles side by side on one split, so that the programs of a wa
 of the weight in L2. What is written has one writer each: no atomics, no locks, the same bits on
 every run; the cut depends on V alone, so a row's bits do not depend on how many rows there are.
 
-Flops 2 N D V. Bytes, at least: N D + V D read once from memory; from L2, (N / ROWS) V D of the
-weight and (V / (TILES_PER_SPLIT TOKENS)) N D of the states; partials 16 N V / (TILES_PER_SPLIT
-TOKENS) written and read.
+Flops 2 N D V. Bytes, at least: N D + V D read once from memory; from L2, (N / BLOCK_M) V D of the
+weight and (V / (TILES_PER_SPLIT BLOCK_N)) N D of the states; partials 16 N V / (TILES_PER_SPLIT
+BLOCK_N) written and read.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens, S splits.
 """
@@ -61,15 +61,15 @@ class StreamTile(NamedTuple):
 class Streamed(NamedTuple):
     """What one pass over the vocabulary gives; a part that was not asked for is empty."""
 
-    largest: Tensor  # (N,) fp32, the largest logit
-    total: Tensor  # (N,) fp32, sum_v exp(z_v - largest)
+    max: Tensor  # (N,) fp32, the largest logit
+    sum_exp: Tensor  # (N,) fp32, sum_v exp(z_v - max)
     at_target: Tensor  # (N,) fp32, 0 where the target is no token
     selected: Tensor  # (N, K) fp32
 
     @property
     def lse(self) -> Tensor:
-        """(N,) fp32 log-sum-exp; beside large logits exp(z - largest) / total is more exact."""
-        return self.largest + self.total.log()
+        """(N,) fp32 log-sum-exp; beside large logits exp(z - max) / sum_exp is more exact."""
+        return self.max + self.sum_exp.log()
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -89,18 +89,18 @@ def _linear_logsumexp_kernel(
     SELECTED: tl.constexpr = TILE.selected
     GROUP: tl.constexpr = TILE.group
     TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
-    ROWS: tl.constexpr = TILE.product.rows
-    row_tiles = tl.cdiv(num_rows, ROWS)
+    BLOCK_M: tl.constexpr = TILE.product.rows
+    row_tiles = tl.cdiv(num_rows, BLOCK_M)
     columns = num_splits  # of work items in a row tile
     if selected is not None:
         columns += 1
     for item in tl.range(tl.program_id(0), row_tiles * columns, tl.num_programs(0)):
         first_tile = item // (GROUP * columns) * GROUP
         in_group = tl.minimum(row_tiles - first_tile, GROUP)
-        first_row = (first_tile + item % (GROUP * columns) % in_group) * ROWS
+        first_row = (first_tile + item % (GROUP * columns) % in_group) * BLOCK_M
         split = item % (GROUP * columns) // in_group
         if split < num_splits:
-            largest, total = _stream_split(
+            row_max, sum_exp = _stream_split(
                 hidden,
                 head,
                 target_ptr,
@@ -111,10 +111,10 @@ def _linear_logsumexp_kernel(
                 vocabulary,
                 TILE,
             )
-            rows = first_row + tl.arange(0, ROWS)
+            rows = first_row + tl.arange(0, BLOCK_M)
             at = split.to(tl.int64) * num_rows + rows
-            tl.store(partial.largest + at, largest, mask=rows < num_rows)
-            tl.store(partial.total + at, total, mask=rows < num_rows)
+            tl.store(partial.max + at, row_max, mask=rows < num_rows)
+            tl.store(partial.sum_exp + at, sum_exp, mask=rows < num_rows)
         elif selected is not None:
             _store_selected(
                 hidden, selected, out.selected, first_row, num_rows, num_selected, SELECTED
@@ -133,41 +133,41 @@ def _stream_split(
     vocabulary,
     TILE: tl.constexpr,  # StreamTile
 ):
-    """Maximum and sum of exponentials (ROWS,) over a split; on the way, the target's logits."""
+    """Maximum and sum of exponentials (BLOCK_M,) over a split; on the way, the target's logits."""
     PRODUCT: tl.constexpr = TILE.product
     TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
-    ROWS: tl.constexpr = TILE.product.rows
-    TOKENS: tl.constexpr = TILE.product.columns
-    rows = first_row + tl.arange(0, ROWS)
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    BLOCK_M: tl.constexpr = TILE.product.rows
+    BLOCK_N: tl.constexpr = TILE.product.columns
+    rows = first_row + tl.arange(0, BLOCK_M)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sum_exp = tl.zeros([BLOCK_M], tl.float32)
     if target_ptr is not None:
         target = tl.load(target_ptr + rows, mask=rows < num_rows, other=-1)
-    tiles = tl.minimum(first_tile + TILES_IN_SPLIT, tl.cdiv(vocabulary, TOKENS))
+    tiles = tl.minimum(first_tile + TILES_IN_SPLIT, tl.cdiv(vocabulary, BLOCK_N))
     for tile in tl.range(first_tile, tiles):
         z = logit_tile(
             hidden,
             head,
             head,
             first_row,
-            tile * TOKENS,
+            tile * BLOCK_N,
             num_rows,
             vocabulary,
             hidden.columns,
             PRODUCT,
         )
-        tokens = tile * TOKENS + tl.arange(0, TOKENS)
+        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         if target_ptr is not None:
-            here = (target >= tile * TOKENS) & (target < (tile + 1) * TOKENS)
+            here = (target >= tile * BLOCK_N) & (target < (tile + 1) * BLOCK_N)
             at = tl.sum(tl.where(tokens[None, :] == target[:, None], z, 0.0), 1)
             tl.store(at_target_ptr + rows, at, mask=(rows < num_rows) & here)
         z = tl.where(tokens[None, :] < vocabulary, z, float("-inf"))
-        new = tl.maximum(largest, tl.max(z, 1))
+        new = tl.maximum(row_max, tl.max(z, 1))
         # A row whose logits are all -inf so far has no finite maximum to subtract.
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * exp(largest - shift) + tl.sum(exp(z - shift[:, None]), 1)
-        largest = new
-    return largest, total
+        sum_exp = sum_exp * exp(row_max - shift) + tl.sum(exp(z - shift[:, None]), 1)
+        row_max = new
+    return row_max, sum_exp
 
 
 @triton.jit
@@ -181,10 +181,10 @@ def _store_selected(
     TILE: tl.constexpr,  # ProductTile
 ):
     """The K selected logits of a row tile: its last work item, in tiles of the same products."""
-    ROWS: tl.constexpr = TILE.rows
-    TOKENS: tl.constexpr = TILE.columns
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
-    for first in tl.range(0, num_selected, TOKENS):
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
+    rows = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)
+    for first in tl.range(0, num_selected, BLOCK_N):
         z = logit_tile(
             hidden,
             selected,
@@ -196,7 +196,7 @@ def _store_selected(
             hidden.columns,
             TILE,
         )
-        tokens = first + tl.arange(0, TOKENS)
+        tokens = first + tl.arange(0, BLOCK_N)
         mask = (rows < num_rows)[:, None] & (tokens < num_selected)[None, :]
         tl.store(out_ptr + rows[:, None] * num_selected + tokens[None, :], z, mask=mask)
 
@@ -207,22 +207,22 @@ def _finish_logsumexp_kernel(
     out,  # Softmax of (N,) fp32
     num_rows,
     num_splits,
-    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = rows < num_rows
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sum_exp = tl.zeros([BLOCK_M], tl.float32)
     for split in tl.range(0, num_splits):
         at = tl.cast(split, tl.int64) * num_rows + rows
-        part = tl.load(partial.largest + at, mask=is_row, other=float("-inf"))
-        new = tl.maximum(largest, part)
+        part = tl.load(partial.max + at, mask=is_row, other=float("-inf"))
+        new = tl.maximum(row_max, part)
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * exp(largest - shift)
-        total += tl.load(partial.total + at, mask=is_row, other=0.0) * exp(part - shift)
-        largest = new
-    tl.store(out.largest + rows, largest, mask=is_row)
-    tl.store(out.total + rows, total, mask=is_row)
+        sum_exp = sum_exp * exp(row_max - shift)
+        sum_exp += tl.load(partial.sum_exp + at, mask=is_row, other=0.0) * exp(part - shift)
+        row_max = new
+    tl.store(out.max + rows, row_max, mask=is_row)
+    tl.store(out.sum_exp + rows, sum_exp, mask=is_row)
 
 
 def launch_linear_logsumexp(
@@ -260,7 +260,7 @@ def launch_linear_logsumexp(
                 Streamed(*(tensor[index] for tensor in out)),
                 config=config,
             )
-            _launch_finish(partial, Softmax(out.largest[index], out.total[index]))
+            _launch_finish(partial, Softmax(out.max[index], out.sum_exp[index]))
 
     crowded = target is not None or token_ids is not None or head.softcap is not None
     even = width % LEAST_EVEN_WIDTH == 0
@@ -271,7 +271,7 @@ def launch_linear_logsumexp(
 
 
 def _launch_finish(partial: Tensor, out: Softmax) -> None:
-    """(2, S, N) partials into the rows' largest logits and totals, (N,) each."""
+    """(2, S, N) partials into the rows' largest logits and sums, (N,) each."""
     _, splits, num_rows = partial.shape
     launch(
         _finish_logsumexp_kernel,
@@ -282,7 +282,7 @@ def _launch_finish(partial: Tensor, out: Softmax) -> None:
         out=out,
         num_rows=num_rows,
         num_splits=splits,
-        ROWS=FINAL_ROWS,
+        BLOCK_M=FINAL_ROWS,
     )
 
 

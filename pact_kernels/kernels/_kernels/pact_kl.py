@@ -1,18 +1,18 @@
 """The KL of a tile of rows in one launch: logits, counts, gate, target, KL and its gradient.
 
-    u, f, p = hidden W_S^T, full_hidden R_S^T, post_hidden R_S^T      (ROWS, TOKENS) each, fp32
+    u, f, p = hidden W_S^T, full_hidden R_S^T, post_hidden R_S^T      (BLOCK_M, BLOCK_N) each, fp32
     c       = sigmoid(alpha (k(u)/K - k(p)/K - bias)) decay(t) boost  `target.gate_value`
     m       = (1 - c) f + c p
     kl, G   = KL of q(m) to the student, d kl / d u                   `target.selection_kl`
-    dHidden = (G slope) W_S                                           (ROWS, WIDTH) at a time
+    dHidden = (G slope) W_S                                           (BLOCK_M, BLOCK_K) at a time
 
 W_S and R_S are the heads' gathered rows of the K tokens. Every hidden state is read once; W_S and
 R_S come from L2. Logits may also be given instead of states: the student's where K is too large for
 registers beside a product, the reference's from a cache or a pass over its vocabulary.
 
 Over the vocabulary the logits become log-confidences by the rows' log-sum-exps, the KL has K + 1
-classes, and its gradient is share * P plus K sparse entries: the chunk loop adds both to the
-gradient of its chunk, so this kernel writes them instead of dHidden.
+classes, and its gradient is softmax_factor * P plus K sparse entries: the chunk loop adds both to
+the gradient of its chunk, so this kernel writes them instead of dHidden.
 
 Flops: 2 N D K per product, four at most; about 300 N K beside them for two counts. Bytes: three
 states and dHidden, 8 N D in 16 bits (4 N D with the reference's logits given).
@@ -93,17 +93,17 @@ def _pact_kl_kernel(
     STUDENT: tl.constexpr = TILE.student
     REFERENCE: tl.constexpr = TILE.reference
     DECAY: tl.constexpr = TILE.decay
-    ROWS: tl.constexpr = TILE.student.rows
-    TOKENS: tl.constexpr = TILE.student.columns
-    first_row = tl.program_id(0) * ROWS
-    row = first_row + tl.arange(0, ROWS)
+    BLOCK_M: tl.constexpr = TILE.student.rows
+    BLOCK_N: tl.constexpr = TILE.student.columns
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
     is_row = row < num_rows
-    tokens = tl.arange(0, TOKENS)
+    tokens = tl.arange(0, BLOCK_N)
     is_token = (tokens < num_tokens)[None, :]
     u = selected_tile(
         student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
     )
-    gate = tl.zeros([ROWS], tl.float32)
+    gate = tl.zeros([BLOCK_M], tl.float32)
     if post is not None:
         p = selected_tile(
             post, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
@@ -128,11 +128,11 @@ def _pact_kl_kernel(
         kept = target != rows.ignore_index
     row_weight = load_rows(rows.row_weight, row, num_rows, 1.0)
     if TILE.over_vocabulary:
-        u -= load_rows(rows.softmax.largest, row, num_rows, 0.0)[:, None]
-        u -= log(load_rows(rows.softmax.total, row, num_rows, 0.0))[:, None]
-        loss, share, g = vocabulary_kl(u, mixed, mixed_rest, is_token)
-        share = tl.where(kept, share * row_weight * kl.kl_weight, 0.0)
-        tl.store(out.share + row, share, mask=is_row)
+        u -= load_rows(rows.softmax.max, row, num_rows, 0.0)[:, None]
+        u -= log(load_rows(rows.softmax.sum_exp, row, num_rows, 0.0))[:, None]
+        loss, softmax_factor, g = vocabulary_kl(u, mixed, mixed_rest, is_token)
+        softmax_factor = tl.where(kept, softmax_factor * row_weight * kl.kl_weight, 0.0)
+        tl.store(out.softmax_factor + row, softmax_factor, mask=is_row)
     else:
         log_weight = tl.load(rows.log_weight + tokens, mask=tokens < num_tokens, other=0.0)
         loss, g = selection_kl(u, mixed, log_weight[None, :], is_token, kl.temperature)

@@ -1,8 +1,8 @@
 """Logits of K selected tokens from their gathered rows, and the gradient by the states.
 
-    z       = softcap(logit_scale (hidden W^T + bias))      (ROWS, TOKENS) a program, fp32
+    z       = softcap(logit_scale (hidden W^T + bias))      (BLOCK_M, BLOCK_N) a program, fp32
     raw     = grad dz/dx                                    (N, K) fp32, x the raw products
-    dHidden = raw W                                         (ROWS, WIDTH) a program, over all K
+    dHidden = raw W                                         (BLOCK_M, BLOCK_K) a program, over all K
 
 W are the head's gathered rows; products are summed in fp32. `raw` keeps the range and accuracy of
 fp32, which no tensor core multiplies by 16 bits, so it is cut into pieces that one does:
@@ -15,7 +15,7 @@ All of these compile to the tensor cores' own instructions. The gradients by W a
 over all rows, are formed by torch in fp32.
 
 Flops 2 N D K each way, times the pieces. Bytes, at least: N D + K D + 4 N K each way; W, `raw`, and
-the states where K > TOKENS are read again from L2.
+the states where K > BLOCK_N are read again from L2.
 
 Legend: N rows, D hidden size, K selected tokens.
 """
@@ -59,14 +59,14 @@ def _selected_logits_kernel(
     num_tokens,
     TILE: tl.constexpr,  # ProductTile
 ):
-    ROWS: tl.constexpr = TILE.rows
-    TOKENS: tl.constexpr = TILE.columns
-    first_row, first_token = tl.program_id(0) * ROWS, tl.program_id(1) * TOKENS
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
+    first_row, first_token = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     z = logit_tile(
         hidden, head, head, first_row, first_token, num_rows, num_tokens, hidden.columns, TILE
     )
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
-    tokens = first_token + tl.arange(0, TOKENS)
+    rows = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)
+    tokens = first_token + tl.arange(0, BLOCK_N)
     mask = (rows < num_rows)[:, None] & (tokens < num_tokens)[None, :]
     tl.store(out.tiles + rows[:, None] * out.stride + tokens[None, :], z, mask=mask)
 
@@ -80,46 +80,48 @@ def _selected_gradient_kernel(
     num_tokens,
     TILE: tl.constexpr,  # GradientTile
 ):
-    ROWS: tl.constexpr = TILE.rows
-    TOKENS: tl.constexpr = TILE.tokens
-    WIDTH: tl.constexpr = TILE.width
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.tokens
+    BLOCK_K: tl.constexpr = TILE.width
     DESCRIPTOR: tl.constexpr = TILE.weight_descriptor
     EVEN_WIDTH: tl.constexpr = TILE.even_width
     PRECISION: tl.constexpr = TILE.precision
-    first_row, first_column = tl.program_id(0) * ROWS, tl.program_id(1) * WIDTH
-    total = tl.zeros([ROWS, WIDTH], tl.float32)
-    for first_token in tl.range(0, num_tokens, TOKENS):
+    first_row, first_column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_K
+    acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    for first_token in tl.range(0, num_tokens, BLOCK_N):
         # Tokens past the end: 0 times a finite row of W.
-        g = load_tile(raw, first_row, first_token, num_rows, num_tokens, ROWS, TOKENS, False, False)
+        g = load_tile(
+            raw, first_row, first_token, num_rows, num_tokens, BLOCK_M, BLOCK_N, False, False
+        )
         w = load_tile(
             weight,
             first_token,
             first_column,
             num_tokens,
             out.columns,
-            TOKENS,
-            WIDTH,
+            BLOCK_N,
+            BLOCK_K,
             DESCRIPTOR,
             EVEN_WIDTH,
         )
-        total = gradient_dot(g, w, total, PRECISION)
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
-    columns = first_column + tl.arange(0, WIDTH)
+        acc = gradient_dot(g, w, acc, PRECISION)
+    rows = (first_row + tl.arange(0, BLOCK_M)).to(tl.int64)
+    columns = first_column + tl.arange(0, BLOCK_K)
     mask = (rows < num_rows)[:, None] & (columns < out.columns)[None, :]
     pointers = out.tiles + rows[:, None] * out.stride + columns[None, :]
-    tl.store(pointers, total.to(out.tiles.dtype.element_ty), mask=mask)
+    tl.store(pointers, acc.to(out.tiles.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def gradient_dot(raw, w, total, PRECISION: tl.constexpr):
-    """total + raw @ w in fp32, `raw` in fp32 whatever the dtype of `w`."""
+def gradient_dot(raw, w, acc, PRECISION: tl.constexpr):
+    """acc + raw @ w in fp32, `raw` in fp32 whatever the dtype of `w`."""
     if w.dtype == tl.bfloat16:
         high = raw.to(tl.bfloat16)
         low = (raw - high.to(tl.float32)).to(tl.bfloat16)
-        total = dot(high, w, dot(low, w, total, PRECISION), PRECISION)
+        acc = dot(high, w, dot(low, w, acc, PRECISION), PRECISION)
     else:
-        total = dot(raw, w.to(tl.float32), total, PRECISION)
-    return total
+        acc = dot(raw, w.to(tl.float32), acc, PRECISION)
+    return acc
 
 
 def launch_selected_logits(

@@ -1,15 +1,15 @@
 """How far the aligned model's confidence in a token exceeds the base model's, without logits.
 
     z = softcap(logit_scale (hidden weight^T + bias)) / temperature             of each model
-    P = exp(z - m - log l)                                          (TOKENS, ROWS) at a time
-    difference_v = sum_n share_n (P_aligned - P_base)_nv                            "p_diff"
-                 = sum_n share_n (P_aligned (log P_base - log P_aligned))_nv        "pref_logratio"
-    confidence_v = sum_n share_n P_aligned_nv
+    P = exp(z - m - log l)                                          (BLOCK_N, BLOCK_M) at a time
+    difference_v = sum_n weight_n (P_aligned - P_base)_nv                            "p_diff"
+                 = sum_n weight_n (P_aligned (log P_base - log P_aligned))_nv        "pref_logratio"
+    confidence_v = sum_n weight_n P_aligned_nv
 
 Two passes over both heads: the streaming log-sum-exp of each model, then `_token_scores_kernel`,
 which forms the same logits again. A program owns a vocabulary tile on one split of the rows: it
 walks the split's row tiles, holds both models' tiles at once, and adds each row tile's sums to
-(TOKENS,) sums in registers. Tokens are the tile's first dimension, so that a sum over rows stays
+(BLOCK_N,) sums in registers. Tokens are the tile's first dimension, so that a sum over rows stays
 within a warp. The splits' sums are added at the end: no atomics, the same bits on every run.
 
 The splits of one vocabulary tile run side by side, about as many of them as vocabulary tiles, so
@@ -17,8 +17,8 @@ that the states and the heads' tiles are both shared in L2: a program that walke
 would read its tile of the heads from memory again at every row tile.
 
 Flops 4 N V (D + D'), half of them here. Bytes of this pass, at least: (N + V) (D + D') read once
-from memory; from L2, (N / ROWS) V (D + D') of the heads and (V / TOKENS) N (D + D') of the states;
-partials 8 S V written and read.
+from memory; from L2, (N / BLOCK_M) V (D + D') of the heads and (V / BLOCK_N) N (D + D') of the
+states; partials 8 S V written and read.
 
 Legend: N rows, D hidden size of the aligned model, D' of the base, V vocabulary, S row splits.
 """
@@ -48,7 +48,7 @@ class Model(NamedTuple):
     """(N, D); a `Matrix` on the device."""
     head: Head
     """(V, D)"""
-    largest: Any
+    max: Any
     """(N,) fp32, the largest logit m."""
     log_total: Any
     """(N,) fp32, log l of l = sum_v exp(z_v - m)."""
@@ -85,21 +85,21 @@ def _token_scores_kernel(
 ):
     ALIGNED: tl.constexpr = TILE.aligned
     BASE: tl.constexpr = TILE.base
-    ROWS: tl.constexpr = TILE.aligned.columns
-    TOKENS: tl.constexpr = TILE.aligned.rows
-    split, first_token = tl.program_id(0), tl.program_id(1) * TOKENS
-    difference = tl.zeros([TOKENS], tl.float32)
-    confidence = tl.zeros([TOKENS], tl.float32)
+    BLOCK_M: tl.constexpr = TILE.aligned.columns
+    BLOCK_N: tl.constexpr = TILE.aligned.rows
+    split, first_token = tl.program_id(0), tl.program_id(1) * BLOCK_N
+    difference = tl.zeros([BLOCK_N], tl.float32)
+    confidence = tl.zeros([BLOCK_N], tl.float32)
     first_tile = split * tiles_per_split
-    tiles = tl.minimum(first_tile + tiles_per_split, tl.cdiv(num_rows, ROWS))
+    tiles = tl.minimum(first_tile + tiles_per_split, tl.cdiv(num_rows, BLOCK_M))
     for tile in tl.range(first_tile, tiles):
         log_aligned = _log_confidences(
-            aligned, tile * ROWS, first_token, num_rows, vocabulary, ALIGNED
-        )  # (TOKENS, ROWS)
+            aligned, tile * BLOCK_M, first_token, num_rows, vocabulary, ALIGNED
+        )  # (BLOCK_N, BLOCK_M)
         log_base = _log_confidences(
-            base, tile * ROWS, first_token, num_rows, vocabulary, BASE
-        )  # (TOKENS, ROWS)
-        rows = tile * ROWS + tl.arange(0, ROWS)
+            base, tile * BLOCK_M, first_token, num_rows, vocabulary, BASE
+        )  # (BLOCK_N, BLOCK_M)
+        rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_weight = tl.load(row_weight_ptr + rows, mask=rows < num_rows, other=0.0)[None, :]
         p_aligned = exp(log_aligned)
         if TILE.log_ratio:
@@ -109,7 +109,7 @@ def _token_scores_kernel(
             change = p_aligned - exp(log_base)
         difference += tl.sum(row_weight * change, 1)
         confidence += tl.sum(row_weight * p_aligned, 1)
-    tokens = first_token + tl.arange(0, TOKENS)
+    tokens = first_token + tl.arange(0, BLOCK_N)
     at = split.to(tl.int64) * vocabulary + tokens
     tl.store(out.difference + at, difference, mask=tokens < vocabulary)
     tl.store(out.confidence + at, confidence, mask=tokens < vocabulary)
@@ -117,9 +117,9 @@ def _token_scores_kernel(
 
 @triton.jit
 def _log_confidences(model, first_row, first_token, num_rows, vocabulary, TILE: tl.constexpr):
-    """(TOKENS, ROWS) log-confidences of one model; -inf in rows past the end."""
-    TOKENS: tl.constexpr = TILE.rows
-    ROWS: tl.constexpr = TILE.columns
+    """(BLOCK_N, BLOCK_M) log-confidences of one model; -inf in rows past the end."""
+    BLOCK_N: tl.constexpr = TILE.rows
+    BLOCK_M: tl.constexpr = TILE.columns
     head = model.head
     x = product_tile(
         head.weight,
@@ -132,16 +132,16 @@ def _log_confidences(model, first_row, first_token, num_rows, vocabulary, TILE: 
         TILE,
     )
     if head.bias is not None:
-        tokens = first_token + tl.arange(0, TOKENS)
+        tokens = first_token + tl.arange(0, BLOCK_N)
         bias = tl.load(head.bias + tokens, mask=tokens < vocabulary, other=0.0)
         bias = bias.to(tl.float32)[:, None]
     else:
         bias = 0.0
-    rows = first_row + tl.arange(0, ROWS)
-    largest = tl.load(model.largest + rows, mask=rows < num_rows, other=float("inf"))
+    rows = first_row + tl.arange(0, BLOCK_M)
+    row_max = tl.load(model.max + rows, mask=rows < num_rows, other=float("inf"))
     log_total = tl.load(model.log_total + rows, mask=rows < num_rows, other=0.0)
     z = finish_logits(x, bias, head)
-    return (z - largest[None, :]) - log_total[None, :]
+    return (z - row_max[None, :]) - log_total[None, :]
 
 
 def launch_token_scores(

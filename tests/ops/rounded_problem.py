@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import pact_kernels as pk
+from tests.ops.precision import near_a_jump
 from tests.ops.problem import Problem, problem
-from tests.ops.test_precision import near_a_jump
 
 
 def rounded(dtype: torch.dtype = torch.float32, **sizes: Any) -> Problem:
