@@ -6,7 +6,7 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -53,6 +53,14 @@ class GateConfig:
                 raise ValueError(f"gate {name} must be {need}, got {getattr(self, name)}")
 
 
+class HeadOptions(TypedDict, total=False):
+    """All of a head but its weight, as the ops take it by name."""
+
+    bias: Tensor | None
+    softcap: float | None
+    logit_scale: float
+
+
 class Head(NamedTuple):
     """The output head: logits z = softcap * tanh(logit_scale (hidden weight^T + bias) / softcap).
 
@@ -69,7 +77,7 @@ class Head(NamedTuple):
     logit_scale: float = 1.0
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> HeadOptions:
         """All but the weight, as the ops take them."""
         return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
 

@@ -14,13 +14,16 @@ from pact_kernels.types import GateConfig, Head
 
 NeedsGrad = tuple[bool, bool, bool]
 """Whether the gradient by hidden, weight and bias is asked for."""
+TermKind = Literal["cross_entropy", "logsumexp", "none"]
+Over = Literal["selection", "vocabulary"]
+"""What the KL's classes are: the K tokens alone, or with the rest of the vocabulary as one more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TermRequest:
     """The term of the row loss beside the KL."""
 
-    kind: Literal["cross_entropy", "logsumexp", "none"]
+    kind: TermKind
     ignore_index: int = -100
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -43,6 +46,6 @@ class KlRequest:
     post_lse: Tensor | None  # (N,)
     row_weight: Tensor | None  # (N,)
     gate: GateConfig | None
-    over: Literal["selection", "vocabulary"]
+    over: Over
     temperature: float
     kl_weight: float

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from pact_kernels.naive.logits import logits, reduce_rows
+from pact_kernels.types import HeadOptions
 
 
 def linear_cross_entropy(
@@ -20,7 +21,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     num_items: int | float | Tensor | None = None,
-    **head: Any,
+    **head: Unpack[HeadOptions],
 ) -> Tensor:
     """(1 - e)(lse - z_y) + e (lse - mean z) + z_loss lse^2; 0 where the target is ignored."""
     z = logits(hidden, weight, **head)

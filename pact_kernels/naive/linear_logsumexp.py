@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from pact_kernels.naive.logits import logits
+from pact_kernels.types import HeadOptions
 
 
-def linear_logsumexp(hidden: Tensor, weight: Tensor, **head: Any) -> Tensor:
+def linear_logsumexp(hidden: Tensor, weight: Tensor, **head: Unpack[HeadOptions]) -> Tensor:
     """(..., D), (V, D) -> (...)."""
     return logits(hidden, weight, **head).logsumexp(-1)

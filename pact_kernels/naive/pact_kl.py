@@ -5,7 +5,7 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from pact_kernels.naive.linear_logsumexp import linear_logsumexp
 from pact_kernels.naive.logits import reduce_rows
 from pact_kernels.naive.selected_logits import selected_logits
-from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
+from pact_kernels.types import GateConfig, HeadOptions, ReferenceLogits, ReferenceStates
 
 
 def top_p_count(logits: Tensor, top_p: float, temperature: float) -> Tensor:
@@ -56,7 +56,7 @@ def pact_kl_rows(
     temperature: float,
     over: str,
     row_weight: Tensor | None = None,
-    **head: Any,
+    **head: Unpack[HeadOptions],
 ) -> tuple[Tensor, Tensor]:
     """-> KL (N,) and gate (N,)."""
     u = selected_logits(hidden, weight, token_ids, **head)
@@ -103,7 +103,7 @@ def _with_rest(log_confidence: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _reference_logits(
-    reference: ReferenceLogits | ReferenceStates, token_ids: Tensor, over: str, head: dict[str, Any]
+    reference: ReferenceLogits | ReferenceStates, token_ids: Tensor, over: str, head: HeadOptions
 ) -> ReferenceLogits:
     if isinstance(reference, ReferenceLogits):
         return reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from pact_kernels.naive.linear_cross_entropy import linear_cross_entropy
 from pact_kernels.naive.logits import reduce_rows
 from pact_kernels.naive.pact_kl import pact_kl_rows
-from pact_kernels.types import PactLoss
+from pact_kernels.types import HeadOptions, PactLoss
 
 
 def pact_loss(
@@ -28,7 +28,7 @@ def pact_loss(
     temperature: float,
     over: str,
     row_weight: Tensor | None = None,
-    **head: Any,
+    **head: Unpack[HeadOptions],
 ) -> PactLoss:
     """Rows are the positions whose target is not ignored; the KL's arguments follow their order."""
     keep = target != ignore_index

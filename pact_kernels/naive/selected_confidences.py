@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from pact_kernels.naive.logits import logits
 from pact_kernels.naive.selected_logits import selected_logits
+from pact_kernels.types import HeadOptions
 
 
 def selected_confidences(
@@ -17,7 +18,7 @@ def selected_confidences(
     *,
     over: str = "vocabulary",
     temperature: float = 1.0,
-    **head: Any,
+    **head: Unpack[HeadOptions],
 ) -> Tensor:
     """(..., D), (V, D), (K,) -> (..., K)."""
     if over == "selection":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from pact_kernels.naive.logits import logits
+from pact_kernels.types import HeadOptions
 
 
-def selected_logits(hidden: Tensor, weight: Tensor, token_ids: Tensor, **head: Any) -> Tensor:
+def selected_logits(
+    hidden: Tensor, weight: Tensor, token_ids: Tensor, **head: Unpack[HeadOptions]
+) -> Tensor:
     """(..., D), (V, D), (K,) -> (..., K)."""
     if hidden.dtype != torch.float64:
         hidden, weight = hidden.float(), weight.float()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,11 +19,13 @@ def token_scores(
     temperature: float = 1.0,
     aligned_bias: Tensor | None = None,
     base_bias: Tensor | None = None,
-    **head: Any,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean over a sample's rows, then over samples, of difference and P_aligned: (V,) each."""
-    z_aligned = logits(aligned_hidden, aligned_weight, bias=aligned_bias, **head) / temperature
-    z_base = logits(base_hidden, base_weight, bias=base_bias, **head) / temperature
+    numbers = softcap, logit_scale
+    z_aligned = logits(aligned_hidden, aligned_weight, aligned_bias, *numbers) / temperature
+    z_base = logits(base_hidden, base_weight, base_bias, *numbers) / temperature
     log_aligned, log_base = z_aligned.log_softmax(-1), z_base.log_softmax(-1)
     p_aligned = log_aligned.exp()
     if mode == "p_diff":

@@ -13,7 +13,7 @@ from pact_kernels.ops._checks.arguments import (
     check_target,
     num_rows_hint,
 )
-from pact_kernels.ops._operators.head_loss import head_loss
+from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
 from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.types import Head
 
@@ -85,15 +85,17 @@ def linear_cross_entropy(
             **head.options,
         )
     values = head_loss(
-        reduction != "none",
-        hidden.reshape(-1, hidden.shape[-1]),
-        head,
-        target=flat_target,
-        kind="cross_entropy",
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        num_rows=num_rows_hint(hidden, flat_target, ignore_index),
+        HeadLossArguments(
+            hidden.reshape(-1, hidden.shape[-1]),
+            head,
+            flat_target,
+            kind="cross_entropy",
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            num_rows=num_rows_hint(hidden, flat_target, ignore_index),
+        ),
+        reduce=reduction != "none",
         assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),

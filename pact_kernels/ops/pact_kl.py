@@ -5,8 +5,6 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from pact_kernels.dispatch import is_naive
@@ -16,11 +14,11 @@ from pact_kernels.ops._checks.arguments import (
     check_reduction,
 )
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
-from pact_kernels.ops._operators.head_loss import head_loss
-from pact_kernels.ops._operators.kl_request import gate_values
+from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
+from pact_kernels.ops._operators.kl_arguments import KlArguments, gate_values
 from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
-from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
-from pact_kernels.ops._operators.selection_kl import selection_kl
+from pact_kernels.ops._operators.references import in_one_dtype, reference_arguments
+from pact_kernels.ops._operators.selection_kl import SelectionKlArguments, selection_kl
 from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
 
 
@@ -128,24 +126,25 @@ def pact_kl(
             **head.options,
         )
         return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
-    given: dict[str, Any] = {
-        "step": step,
-        "token_weights": token_weights,
-        **reference_tensors(reference, token_ids, head, over=over),
-        "row_weight": row_weight,
-        "gate": gate_values(gate),
-        "assumed_grad_output": assumed_grad_output(
-            rows, reduction, lambda: rows.shape[0], num_items
-        ),
-    }
+    kl = KlArguments(
+        token_weights=token_weights,
+        step=step,
+        reference=reference_arguments(reference, token_ids, head, over=over),
+        row_weight=row_weight,
+        gate=gate_values(gate),
+        over=over,
+        temperature=temperature,
+    )
+    likely = assumed_grad_output(rows, reduction, lambda: rows.shape[0], num_items)
     reduce = reduction != "none"
     if over == "vocabulary":
-        loss = head_loss(
-            reduce, rows, head, kind="none", token_ids=token_ids, over=over, **given
-        ).loss
+        arguments = HeadLossArguments(rows, head, token_ids=token_ids, kl=kl)
+        loss = head_loss(arguments, reduce=reduce, assumed_grad_output=likely).loss
     else:
         rows, selected = autocast_inputs(rows, head.select(token_ids))
-        loss = selection_kl(reduce, rows, selected, temperature=temperature, **given)
+        loss = selection_kl(
+            SelectionKlArguments(rows, selected, kl), reduce=reduce, assumed_grad_output=likely
+        )
     if reduction == "none":
         return loss.reshape(hidden.shape[:-1])
     return mean_of(loss, rows.shape[0], num_items) if reduction == "mean" else loss

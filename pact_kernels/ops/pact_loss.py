@@ -20,10 +20,10 @@ from pact_kernels.ops._checks.arguments import (
     num_rows_hint,
 )
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
-from pact_kernels.ops._operators.head_loss import head_loss
-from pact_kernels.ops._operators.kl_request import gate_values
+from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
+from pact_kernels.ops._operators.kl_arguments import KlArguments, gate_values
 from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
-from pact_kernels.ops._operators.references import in_one_dtype, reference_tensors
+from pact_kernels.ops._operators.references import in_one_dtype, reference_arguments
 from pact_kernels.types import GateConfig, Head, PactLoss, ReferenceLogits, ReferenceStates
 
 
@@ -103,14 +103,6 @@ def pact_loss(
     )
     token_weights = token_weights.detach()
     hidden, head = autocast_inputs(hidden, head)
-    terms: dict[str, Any] = {
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "kl_weight": float(kl_weight),
-        "over": over,
-        "temperature": temperature,
-    }
     rows = hidden.reshape(-1, hidden.shape[-1])
     if is_naive():
         return _dense(
@@ -126,31 +118,45 @@ def pact_loss(
             gate=gate,
             reduction=reduction,
             num_items=num_items,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            kl_weight=kl_weight,
+            over=over,
+            temperature=temperature,
             **head.options,
-            **terms,
         )
     # Where they have an entry per position, the reference's other positions are not read either.
     counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
     num_rows = num_rows_hint(hidden, flat_target, ignore_index, step)
     values = head_loss(
-        reduction != "none",
-        rows,
-        head,
-        target=flat_target,
-        token_ids=token_ids,
-        token_weights=token_weights,
-        step=step,
-        **reference_tensors(
-            reference, token_ids, head, over=over, counted=counted, num_rows=num_rows
+        HeadLossArguments(
+            rows,
+            head,
+            flat_target,
+            token_ids,
+            KlArguments(
+                token_weights=token_weights,
+                step=step,
+                reference=reference_arguments(
+                    reference, token_ids, head, over=over, counted=counted, num_rows=num_rows
+                ),
+                row_weight=row_weight,
+                gate=gate_values(gate),
+                over=over,
+                temperature=temperature,
+                kl_weight=float(kl_weight),
+            ),
+            kind="cross_entropy",
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            num_rows=num_rows,
         ),
-        row_weight=row_weight,
-        kind="cross_entropy",
-        gate=gate_values(gate),
-        num_rows=num_rows,
+        reduce=reduction != "none",
         assumed_grad_output=assumed_grad_output(
             hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
         ),
-        **terms,
     )
     mean_gate = values.gate.sum() / values.num_rows.clamp(min=1)
     losses = [values.loss, values.term, values.kl]

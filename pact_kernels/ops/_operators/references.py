@@ -5,18 +5,17 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pact_kernels.ops._checks.arguments import autocast_inputs, check_head
 from pact_kernels.ops._operators.head_loss import streamed_logsumexp
+from pact_kernels.ops._operators.kl_arguments import ReferenceArguments
 from pact_kernels.types import Head, ReferenceLogits, ReferenceStates
 
 
 @torch.no_grad()
-def reference_tensors(
+def reference_arguments(
     reference: ReferenceLogits | ReferenceStates,
     token_ids: Tensor,
     head: Head,
@@ -24,7 +23,7 @@ def reference_tensors(
     over: str,
     counted: Tensor | None = None,
     num_rows: int | None = None,
-) -> dict[str, Tensor | None]:
+) -> ReferenceArguments:
     """Operator arguments of a flat reference: logits or states, its rows of the K tokens, and lse.
 
     From states the K logits are formed inside the operator; their log-sum-exp is streamed here,
@@ -32,36 +31,26 @@ def reference_tensors(
     reference's logits are capped and scaled as those of `head`, the student's.
     """
     if isinstance(reference, ReferenceLogits):
-        return {
-            "reference_full": reference.full,
-            "reference_post": reference.post,
-            "full_lse": reference.full_lse,
-            "post_lse": reference.post_lse,
-        }
+        full, post, full_lse, post_lse = reference
+        return ReferenceArguments(full, post, full_lse=full_lse, post_lse=post_lse)
     if reference.bias is None:
         reference = reference._replace(bias=head.bias)
-    lse: dict[str, Tensor | None] = {}
+    full_lse = post_lse = None
     if over == "vocabulary":
         reference = in_one_dtype(reference)
         full, post, weight, bias = reference
         own = head._replace(weight=weight, bias=bias)
-        rows: dict[str, Any] = {}
-        if counted is not None:
-            rows = {"target": torch.where(counted, 0, -100), "num_rows": num_rows}
+        target = None if counted is None else torch.where(counted, 0, -100)
+        hint = None if counted is None else num_rows
         check_head(full, own, "reference.full_hidden")
-        lse["full_lse"] = streamed_logsumexp(full, own, **rows)
-        lse["post_lse"] = None if post is None else streamed_logsumexp(post, own, **rows)
+        full_lse = streamed_logsumexp(full, own, target=target, num_rows=hint)
+        if post is not None:
+            post_lse = streamed_logsumexp(post, own, target=target, num_rows=hint)
     selected = Head(reference.weight, reference.bias).select(token_ids)
     full, post, weight, bias = in_one_dtype(
         reference._replace(weight=selected.weight, bias=selected.bias)
     )
-    return {
-        "reference_full": full,
-        "reference_post": post,
-        "reference_weight": weight,
-        "reference_bias": bias,
-        **lse,
-    }
+    return ReferenceArguments(full, post, weight, bias, full_lse, post_lse)
 
 
 def in_one_dtype(states: ReferenceStates) -> ReferenceStates:
