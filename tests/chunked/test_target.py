@@ -16,7 +16,7 @@ from pact_kernels.chunked._target import (
     top_p_count,
     vocabulary_kl,
 )
-from tests.ops.test_precision import near_a_jump
+from tests.ops.precision import near_a_jump
 
 
 def counted(logits: list[float], top_p: float, temperature: float) -> int:

@@ -13,7 +13,7 @@ from pact_kernels.kernels._kl_rows import KlRows
 from pact_kernels.naive.pact_kl import pact_kl_rows
 from pact_kernels.types import Head
 from tests.kernels.kl_case import Case, case
-from tests.ops.test_precision import near_a_jump
+from tests.ops.precision import near_a_jump
 
 VOCABULARY = 60  # the states are the logits themselves, by a head of the identity
 

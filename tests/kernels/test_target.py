@@ -15,7 +15,7 @@ import pact_kernels as pk
 from pact_kernels.common.constants import LEAST_REST
 from pact_kernels.naive import pact_kl as naive
 from tests.kernels import device
-from tests.ops.test_precision import NEAR, near_a_jump
+from tests.ops.precision import NEAR, near_a_jump
 
 ROWS = 100  # no power of two: the last rows of the tile are padding
 
