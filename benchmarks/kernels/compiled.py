@@ -39,8 +39,8 @@ class Configuration:
     kernel: str
     target: str
     options: Options
-    signature: tuple[tuple[str, str], ...]
-    """Type of each argument."""
+    signature: tuple[tuple[str, str | tuple[Any, ...]], ...]
+    """Type of each argument; of a tuple, those of its entries."""
     constants: tuple[tuple[tuple[int, ...], Any], ...]
     """Values known to the compiler, by position."""
     attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
@@ -82,7 +82,14 @@ def specialise(launch: Launch, target: Target) -> Configuration:
 
 
 def compile_configuration(configuration: Configuration) -> Compiled:
-    """Compile; Triton's cache on disk answers when it has been done before."""
+    """Compile; Triton's cache on disk answers when it has been done before.
+
+    Raises:
+        TypeError: it would compile, and Triton before 3.9 could not launch it.
+    """
+    for name, kind in configuration.signature:
+        if isinstance(kind, tuple) and "tensordesc" in str(kind):
+            raise TypeError(f"{name} holds a tensor descriptor: pass it as a parameter of its own")
     kernel = getattr(import_module(configuration.module), configuration.kernel)
     source = ASTSource(
         kernel,

@@ -18,8 +18,7 @@ from pact_kernels.kernels._launch.runtime import TARGETS, Launch, recording
 from pact_kernels.kernels.selection_kl import selection_kl
 from pact_kernels.types import Head
 from tests.ops.compare import outcome
-from tests.ops.precision import assert_at_most_twice
-from tests.ops.precision import near_a_jump
+from tests.ops.precision import assert_at_most_twice, near_a_jump
 
 
 @dataclass(kw_only=True)

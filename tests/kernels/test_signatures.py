@@ -1,4 +1,7 @@
-"""Kernels take nouns, not lists of pointers: no signature is longer than a dozen names."""
+"""Kernels take nouns, not lists of pointers: no signature has more than a dozen.
+
+Tiles do not count: Triton before 3.9 wants a tensor descriptor beside its matrix.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +24,6 @@ def test_signatures(path: Path) -> None:
     module = import_module(f"{package.__name__}.{name}".removesuffix(".__init__"))
     for function in vars(module).values():
         if isinstance(function, JITFunction) and function.fn.__module__ == module.__name__:
-            assert len(inspect.signature(function.fn).parameters) <= MOST, function.fn.__name__
+            names = inspect.signature(function.fn).parameters
+            nouns = [name for name in names if not name.endswith("_tiles")]
+            assert len(nouns) <= MOST, function.fn.__name__

@@ -5,6 +5,10 @@ field that is None is known to the compiler, which leaves out what depends on it
 a `tl.constexpr` as a whole is known to it altogether. `pact_kernels.types.Head` is an operand too:
 its weight a `Matrix`, its bias a pointer or None, its softcap a number or None.
 
+Triton before 3.9 launches a tensor descriptor as a parameter of its own alone: a kernel that may
+get one for a matrix `x` takes `x_tiles` beside its `Layout` and puts the two together. Nor does it
+compare a tuple that holds a None: whether there is one is asked of a field.
+
 Legend: N rows, D hidden size, K selected tokens.
 """
 
@@ -30,6 +34,13 @@ class Matrix(NamedTuple):
     def has_descriptor(self) -> bool:
         """Whether tiles are fetched by the bulk copy engine."""
         return not isinstance(self.tiles, Tensor)
+
+
+class Layout(NamedTuple):
+    """A matrix whose tiles are launched beside it."""
+
+    stride: int
+    columns: int
 
 
 class ProductTile(NamedTuple):
@@ -113,3 +124,6 @@ class SparseKl(NamedTuple):
     """(M, K) fp32"""
     softmax_factor: Any
     """(M,) fp32, or None."""
+
+
+NO_KL = SparseKl(None, None, None)

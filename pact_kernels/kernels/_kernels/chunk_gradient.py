@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pact_kernels.common.requests import TermRequest
 from pact_kernels.kernels._device.arithmetic import exp, finish_logits, log, logit_slope
-from pact_kernels.kernels._device.operands import Softmax, SparseKl
+from pact_kernels.kernels._device.operands import NO_KL, Softmax, SparseKl
 from pact_kernels.kernels._launch.configs import chunk_config, padded_tokens
 from pact_kernels.kernels._launch.operands import matrix, without_weight
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
@@ -71,7 +71,7 @@ def _chunk_gradient_kernel(
     target_ptr,  # (M,) int64, or None
     softmax,  # Softmax (M,)
     row_grad_ptr,  # (M,), or None
-    kl,  # SparseKl, or None
+    kl,  # SparseKl
     numbers,  # GradientNumbers
     num_tokens,
     BLOCK: tl.constexpr,
@@ -92,14 +92,13 @@ def _chunk_gradient_kernel(
         row_max = tl.load(softmax.max + row)
         sum_exp = tl.load(softmax.sum_exp + row)
         alpha = numbers.term_scale * (1.0 + 2.0 * numbers.z_loss * (row_max + log(sum_exp)))
-        if kl is not None:
-            if kl.softmax_factor is not None:
-                alpha += tl.load(kl.softmax_factor + row)
+        if kl.softmax_factor is not None:
+            alpha += tl.load(kl.softmax_factor + row)
         alpha = alpha / sum_exp
         scale = 1.0
         if row_grad_ptr is not None:
             scale = tl.load(row_grad_ptr + row).to(tl.float32)
-        if kl is not None:
+        if kl.token_ids is not None:
             places = tl.arange(0, BLOCK_N)
             is_place = places < num_tokens
             ids = tl.load(kl.token_ids + places, mask=is_place, other=0)
@@ -115,7 +114,7 @@ def _chunk_gradient_kernel(
             z = _load_logits(row_ptr, head, tokens, is_token)
             g = _gradient(z, tokens, target, alpha, row_max, 0.0, scale, numbers, head)
             tl.store(row_ptr + tokens, g.to(dtype), mask=is_token)
-        if kl is not None:
+        if kl.token_ids is not None:
             tl.debug_barrier()  # the row is written before its K entries are
             tl.store(row_ptr + ids, selected, mask=is_place)
 
@@ -149,7 +148,7 @@ def launch_chunk_gradient(
         target_ptr=target,
         softmax=softmax,
         row_grad_ptr=row_grad,
-        kl=kl,
+        kl=kl or NO_KL,
         numbers=GradientNumbers(
             ignore_index=request.ignore_index,
             term_scale=0.0 if request.kind == "none" else 1.0,

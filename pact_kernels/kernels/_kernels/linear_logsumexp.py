@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pact_kernels.common.chunks import chunks
 from pact_kernels.kernels._device.arithmetic import exp, logit_tile
-from pact_kernels.kernels._device.operands import ProductTile, Softmax
+from pact_kernels.kernels._device.operands import Matrix, ProductTile, Softmax
 from pact_kernels.kernels._launch.configs import STREAM_VARIATIONS, StreamConfig, stream_config
 from pact_kernels.kernels._launch.operands import product
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch, target_of
@@ -75,9 +75,12 @@ class Streamed(NamedTuple):
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear_logsumexp_kernel(
     hidden,  # Matrix (N, D)
+    hidden_tiles,
     head,  # (V, D)
+    head_weight_tiles,
     target_ptr,  # (N,) int64, or None
     selected,  # Head (K, D), or None
+    selected_weight_tiles,
     partial,  # Softmax of (S, N) fp32
     out,  # Streamed
     num_rows,
@@ -90,9 +93,15 @@ def _linear_logsumexp_kernel(
     GROUP: tl.constexpr = TILE.group
     TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
     BLOCK_M: tl.constexpr = TILE.product.rows
+    hidden = Matrix(hidden_tiles, hidden.stride, hidden.columns)
+    weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
+    head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    if selected_weight_tiles is not None:
+        weight = Matrix(selected_weight_tiles, selected.weight.stride, selected.weight.columns)
+        selected = Head(weight, selected.bias, selected.softcap, selected.logit_scale)  # type: ignore[arg-type]
     row_tiles = tl.cdiv(num_rows, BLOCK_M)
     columns = num_splits  # of work items in a row tile
-    if selected is not None:
+    if selected_weight_tiles is not None:
         columns += 1
     for item in tl.range(tl.program_id(0), row_tiles * columns, tl.num_programs(0)):
         first_tile = item // (GROUP * columns) * GROUP
@@ -115,7 +124,7 @@ def _linear_logsumexp_kernel(
             at = split.to(tl.int64) * num_rows + rows
             tl.store(partial.max + at, row_max, mask=rows < num_rows)
             tl.store(partial.sum_exp + at, sum_exp, mask=rows < num_rows)
-        elif selected is not None:
+        elif selected_weight_tiles is not None:
             _store_selected(
                 hidden, selected, out.selected, first_row, num_rows, num_selected, SELECTED
             )

@@ -79,10 +79,15 @@ class KlTile(NamedTuple):
 @triton.jit(do_not_specialize=["num_rows"])
 def _pact_kl_kernel(
     student,  # Matrix: states (N, D), or logits (N, K) where its head has no weight
+    student_tiles,
     head,  # (K, D)
+    head_weight_tiles,
     full,  # Matrix: states (N, D'), or logits (N, K)
+    full_tiles,
     post,  # likewise, or None without a gate
+    post_tiles,
     reference,  # its head (K, D'), capped and scaled as the student's
+    reference_weight_tiles,
     rows,  # RowTensors
     out,  # KlOut
     kl,  # KlNumbers
@@ -95,6 +100,14 @@ def _pact_kl_kernel(
     DECAY: tl.constexpr = TILE.decay
     BLOCK_M: tl.constexpr = TILE.student.rows
     BLOCK_N: tl.constexpr = TILE.student.columns
+    student = Matrix(student_tiles, student.stride, student.columns)
+    if head_weight_tiles is not None:
+        weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
+        head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    full = Matrix(full_tiles, full.stride, full.columns)
+    if reference_weight_tiles is not None:
+        weight = Matrix(reference_weight_tiles, reference.weight.stride, reference.weight.columns)
+        reference = Head(weight, reference.bias, reference.softcap, reference.logit_scale)  # type: ignore[arg-type]
     first_row = tl.program_id(0) * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     is_row = row < num_rows
@@ -104,9 +117,16 @@ def _pact_kl_kernel(
         student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
     )
     gate = tl.zeros([BLOCK_M], tl.float32)
-    if post is not None:
+    if post_tiles is not None:
         p = selected_tile(
-            post, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
+            Matrix(post_tiles, post.stride, post.columns),
+            reference,
+            head,
+            first_row,
+            num_rows,
+            num_tokens,
+            full.columns,
+            REFERENCE,
         )
         step = tl.load(rows.step + row, mask=is_row, other=0)
         gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, DECAY)
@@ -116,11 +136,11 @@ def _pact_kl_kernel(
     if TILE.over_vocabulary:
         mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
         mixed_rest, _ = log_rest(mixed, is_token)
-        if post is not None:
+        if post_tiles is not None:
             p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
             post_rest, _ = log_rest(p, is_token)
             mixed_rest += gate * (post_rest - mixed_rest)
-    if post is not None:
+    if post_tiles is not None:
         mixed += gate[:, None] * (p - mixed)
     kept = is_row
     if rows.target is not None:

@@ -28,7 +28,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pact_kernels.kernels._device.arithmetic import dot, load_tile, logit_tile
+from pact_kernels.kernels._device.arithmetic import (
+    dot,
+    load_tile,
+    logit_tile,
+)
+from pact_kernels.kernels._device.operands import Matrix
 from pact_kernels.kernels._kernels.linear_logsumexp import LEAST_EVEN_WIDTH
 from pact_kernels.kernels._launch.configs import dot_precision, gradient_config, selected_config
 from pact_kernels.kernels._launch.operands import matrix, product
@@ -53,7 +58,9 @@ class GradientTile(NamedTuple):
 @triton.jit
 def _selected_logits_kernel(
     hidden,  # Matrix (N, D)
+    hidden_tiles,
     head,  # (K, D)
+    head_weight_tiles,
     out,  # Matrix (N, K) fp32
     num_rows,
     num_tokens,
@@ -61,6 +68,9 @@ def _selected_logits_kernel(
 ):
     BLOCK_M: tl.constexpr = TILE.rows
     BLOCK_N: tl.constexpr = TILE.columns
+    hidden = Matrix(hidden_tiles, hidden.stride, hidden.columns)
+    weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
+    head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
     first_row, first_token = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     z = logit_tile(
         hidden, head, head, first_row, first_token, num_rows, num_tokens, hidden.columns, TILE
@@ -75,6 +85,7 @@ def _selected_logits_kernel(
 def _selected_gradient_kernel(
     raw,  # Matrix (N, K) fp32
     weight,  # Matrix (K, D)
+    weight_tiles,
     out,  # Matrix (N, D)
     num_rows,
     num_tokens,
@@ -86,6 +97,7 @@ def _selected_gradient_kernel(
     DESCRIPTOR: tl.constexpr = TILE.weight_descriptor
     EVEN_WIDTH: tl.constexpr = TILE.even_width
     PRECISION: tl.constexpr = TILE.precision
+    weight = Matrix(weight_tiles, weight.stride, weight.columns)
     first_row, first_column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for first_token in tl.range(0, num_tokens, BLOCK_N):
@@ -163,7 +175,7 @@ def launch_selected_gradient(
     (num_rows, num_tokens), width = raw.shape, weight.shape[1]
     even = width % LEAST_EVEN_WIDTH == 0
     config = gradient_config(target_of(raw), weight.dtype, even=even)
-    weight_tiles = matrix(weight, [config.tokens, config.width])
+    rows_of_weight = matrix(weight, [config.tokens, config.width])
     row_tiles = triton.cdiv(num_rows, config.rows)
     launch(
         _selected_gradient_kernel,
@@ -175,7 +187,7 @@ def launch_selected_gradient(
             row_tiles=row_tiles,
         ),
         raw=matrix(raw),
-        weight=weight_tiles,
+        weight=rows_of_weight,
         out=matrix(out),
         num_rows=num_rows,
         num_tokens=num_tokens,
@@ -184,7 +196,7 @@ def launch_selected_gradient(
             tokens=config.tokens,
             width=config.width,
             even_width=width % config.width == 0,
-            weight_descriptor=weight_tiles.has_descriptor,
+            weight_descriptor=rows_of_weight.has_descriptor,
             precision=dot_precision(raw),
         ),
     )

@@ -32,8 +32,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pact_kernels.kernels._device.arithmetic import exp, finish_logits, product_tile
-from pact_kernels.kernels._device.operands import ProductTile
+from pact_kernels.kernels._device.arithmetic import (
+    exp,
+    finish_logits,
+    product_tile,
+)
+from pact_kernels.kernels._device.operands import Matrix, ProductTile
 from pact_kernels.kernels._kernels.linear_logsumexp import LEAST_EVEN_WIDTH
 from pact_kernels.kernels._launch.configs import ScoreConfig, dot_precision, score_config
 from pact_kernels.kernels._launch.operands import matrix, numbers
@@ -50,7 +54,7 @@ class Model(NamedTuple):
     """(V, D)"""
     max: Any
     """(N,) fp32, the largest logit m."""
-    log_total: Any
+    log_sum_exp: Any
     """(N,) fp32, log l of l = sum_v exp(z_v - m)."""
 
 
@@ -75,7 +79,11 @@ class ScoreTile(NamedTuple):
 @triton.jit
 def _token_scores_kernel(
     aligned,  # Model
+    aligned_hidden_tiles,
+    aligned_head_weight_tiles,
     base,  # Model
+    base_hidden_tiles,
+    base_head_weight_tiles,
     row_weight_ptr,  # (N,) fp32
     out,  # Scores
     num_rows,
@@ -87,6 +95,16 @@ def _token_scores_kernel(
     BASE: tl.constexpr = TILE.base
     BLOCK_M: tl.constexpr = TILE.aligned.columns
     BLOCK_N: tl.constexpr = TILE.aligned.rows
+    hidden, head = aligned.hidden, aligned.head
+    hidden = Matrix(aligned_hidden_tiles, hidden.stride, hidden.columns)
+    weight = Matrix(aligned_head_weight_tiles, head.weight.stride, head.weight.columns)
+    head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    aligned = Model(hidden, head, aligned.max, aligned.log_sum_exp)
+    hidden, head = base.hidden, base.head
+    hidden = Matrix(base_hidden_tiles, hidden.stride, hidden.columns)
+    weight = Matrix(base_head_weight_tiles, head.weight.stride, head.weight.columns)
+    head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    base = Model(hidden, head, base.max, base.log_sum_exp)
     split, first_token = tl.program_id(0), tl.program_id(1) * BLOCK_N
     difference = tl.zeros([BLOCK_N], tl.float32)
     confidence = tl.zeros([BLOCK_N], tl.float32)
@@ -139,9 +157,9 @@ def _log_confidences(model, first_row, first_token, num_rows, vocabulary, TILE: 
         bias = 0.0
     rows = first_row + tl.arange(0, BLOCK_M)
     row_max = tl.load(model.max + rows, mask=rows < num_rows, other=float("inf"))
-    log_total = tl.load(model.log_total + rows, mask=rows < num_rows, other=0.0)
+    log_sum_exp = tl.load(model.log_sum_exp + rows, mask=rows < num_rows, other=0.0)
     z = finish_logits(x, bias, head)
-    return (z - row_max[None, :]) - log_total[None, :]
+    return (z - row_max[None, :]) - log_sum_exp[None, :]
 
 
 def launch_token_scores(

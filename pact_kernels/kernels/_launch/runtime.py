@@ -11,6 +11,7 @@ depends on where its tensors live:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from pact_kernels.kernels._device.operands import Layout, Matrix
 
 KIB = 1024
 
@@ -179,9 +182,14 @@ def _gpu_target(index: int) -> Target:
 def launch(
     kernel: Any, grid: tuple[int, ...], options: Options, cost: Cost, **arguments: Any
 ) -> None:
-    """Run `kernel` over `grid`, or note that it would run."""
+    """Run `kernel` over `grid`, or note that it would run.
+
+    The tiles of a matrix among the arguments, or within one of them, go to the kernel's parameter
+    named after its path, `head_weight_tiles` for head.weight, where there is one.
+    """
     if 0 in grid:
         return
+    arguments = _with_tiles_beside(kernel, arguments)
     tensor = next(tensors(arguments.values()))
     if tensor.device.type == "meta" and _recorder is not None:
         _recorder.launches.append(Launch(kernel, grid, options, cost, arguments))
@@ -190,6 +198,34 @@ def launch(
     else:
         with torch.cuda.device(tensor.device):
             kernel[grid](**arguments, **options.keywords())
+
+
+def _with_tiles_beside(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with tiles taken out of their matrices to parameters of their own."""
+    tiles: dict[str, Any] = dict.fromkeys(_tile_parameters(kernel))
+    if not tiles:
+        return arguments
+
+    def without(value: Any, path: str) -> Any:
+        if isinstance(value, Matrix):
+            name = f"{path}_tiles"
+            if name not in tiles:
+                assert not value.has_descriptor, f"{kernel.fn.__name__} takes no {name}"
+                return value
+            tiles[name] = value.tiles
+            return Layout(value.stride, value.columns)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            pairs = zip(value._fields, value, strict=True)
+            return type(value)(*(without(entry, f"{path}_{name}") for name, entry in pairs))
+        return value
+
+    return {name: without(value, name) for name, value in arguments.items()} | tiles
+
+
+@cache
+def _tile_parameters(kernel: Any) -> tuple[str, ...]:
+    names = inspect.signature(kernel.fn).parameters
+    return tuple(name for name in names if name.endswith("_tiles"))
 
 
 def tensors(operands: Iterable[Any]) -> Iterator[Tensor]:

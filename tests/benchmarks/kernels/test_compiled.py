@@ -15,7 +15,15 @@ from benchmarks.kernels.cases import CASES, meta
 from benchmarks.kernels.compiled import Compiled, compile_all, compile_or_error, specialise
 from benchmarks.kernels.gpus import GPUS, has_tensor_operation
 from benchmarks.kernels.readings import problems, read
-from pact_kernels.kernels._launch.runtime import TARGETS, Cost, Launch, Options, recording
+from pact_kernels.kernels._device.operands import Matrix
+from pact_kernels.kernels._launch.runtime import (
+    TARGETS,
+    Cost,
+    Launch,
+    Options,
+    descriptor,
+    recording,
+)
 
 CASE = next(case for case in CASES if str(case) == "linear_logsumexp bf16 lse")
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -45,6 +53,16 @@ def _centre_kernel(
     at = tl.arange(0, SIZE)
     x = tl.load(x_ptr + at, mask=at < length, other=0.0)
     tl.store(out_ptr + at, x - tl.sum(x, 0) / length, mask=at < length)
+
+
+@triton.jit
+def _copy_kernel(
+    source,  # Matrix
+    out_ptr,  # (SIZE, SIZE)
+    SIZE: tl.constexpr,
+):
+    at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out_ptr + at, source.tiles.load([0, 0]))
 
 
 def launch_of(kernel: Any, warps: int = 4, **arguments: Any) -> Launch:
@@ -141,3 +159,16 @@ def test_a_compiler_that_aborts_is_a_complaint_and_no_crash(
     assert compile_all([aborting], jobs=1) == {
         aborting: "the compiler aborted; its complaint is on stderr"
     }
+
+
+def test_a_descriptor_within_a_tuple_is_caught() -> None:
+    """It compiles, and Triton 3.6 fails an assertion when it is launched."""
+    tile = descriptor(meta(16, 16, dtype=torch.float16), [16, 16], TARGETS["sm_90"])
+    launch = launch_of(
+        _copy_kernel,
+        source=Matrix(tile, 16, 16),
+        out_ptr=meta(16, 16, dtype=torch.float16),
+        SIZE=16,
+    )
+    (problem,) = found_problems(launch, "sm_90")
+    assert "source holds a tensor descriptor" in problem
