@@ -61,7 +61,7 @@ def _list(args: argparse.Namespace, _: str) -> None:
                 absent.setdefault(each.name, reason)
         took_s = case_s(plan.case, willing, device)
         total_s += took_s
-        names = ", ".join(each.name for each in willing if not each.yardstick)
+        names = ", ".join(each.name for each in willing if not each.is_floor)
         print(f"{took_s:6.1f} s  {plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
     print(f"{len(planned)} cases, about {total_s / 60:.1f} minutes on {device.type}")
     for peer in PEERS:
@@ -151,14 +151,14 @@ def _planned(args: argparse.Namespace) -> list[Plan]:
 def _memory_limit_bytes(args: argparse.Namespace, device: torch.device) -> int:
     import torch
 
-    from benchmarks.measuring.entries import GIB, MEMORY_SHARE
+    from benchmarks.measuring.entries import GIB, MEMORY_FRACTION
     from benchmarks.measuring.machine import total_memory_bytes
 
     if args.memory_gib is not None:
         return int(args.memory_gib * GIB)
     if device.type == "cuda" and not torch.cuda.is_available():
         return 0  # nothing runs
-    return int(MEMORY_SHARE * total_memory_bytes(device))
+    return int(MEMORY_FRACTION * total_memory_bytes(device))
 
 
 def _parser() -> argparse.ArgumentParser:

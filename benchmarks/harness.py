@@ -34,7 +34,7 @@ class Rounds(NamedTuple):
     least: int
     most: int
     enough_ms: float
-    """Past the least, no more rounds than this time holds."""
+    """Beyond `least`, rounds are taken only while their time stays within this."""
 
     def of(self, round_ms: float) -> int:
         """How many rounds of this length are taken."""
@@ -73,7 +73,7 @@ def measure(plan: Plan, bench: Bench) -> list[Result]:
             reasons[each.name] = reason
     willing = [each for each in candidates if each.name not in reasons]
     found: dict[str, Result] = {}
-    if any(not each.yardstick for each in willing):
+    if any(not each.is_floor for each in willing):
         try:
             found = _measure_willing(willing, plan, bench, reasons)
         except torch.OutOfMemoryError as error:  # of the inputs, the oracle, or all together
@@ -112,7 +112,7 @@ def _measure_willing(
 
 
 def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
-    if ready.entry.yardstick:
+    if ready.entry.is_floor:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
@@ -150,7 +150,7 @@ def _measured(
         extra_mib=memory.extra_mib,
         output_mib=ready.output_mib,
         error=None if verdict is None else verdict.error,
-        error_share=None if verdict is None else verdict.share,
+        error_share=None if verdict is None else verdict.fraction,
         checked_rows=ready.checked_rows,
     )
 

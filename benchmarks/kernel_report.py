@@ -79,7 +79,7 @@ def cells(reading: Reading) -> list[str]:
         f"{code.spills}",
         f"{compiled.shared_bytes / KIB:.1f}/{limit // KIB}",
         f"{occupancy.programs}",
-        f"{occupancy.share:.0%}",
+        f"{occupancy.fraction:.0%}",
         _counted(code.tensor_operations) + ("*" if older else ""),
         _counted(code.copies),
         f"{code.widest_load_bytes or '-'}",

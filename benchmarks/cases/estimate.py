@@ -69,7 +69,7 @@ def case_s(case: Case, entries: Sequence[Entry], device: torch.device) -> float:
     for each, call_s, count in zip(entries, calls_s, settings, strict=True):
         trials = count + (2 if count > 1 or on_gpu else 0)
         total_s += call_s * (rounds + trials)
-        if not each.yardstick:
+        if not each.is_floor:
             start_s = speed.start_s + speed.compile_s * (each.name in COMPILED[device.type])
             total_s += CALLS * call_s + count * (check_s + start_s)
             total_s += 0.0 if on_gpu else inputs_s  # of the process that measures memory
@@ -77,10 +77,10 @@ def case_s(case: Case, entries: Sequence[Entry], device: torch.device) -> float:
 
 
 def _call_s(case: Case, entry: Entry, speed: Speed) -> float:
-    """Products, and passes over logits: none of yardsticks, a few of ours, more of others."""
+    """Products, and passes over logits: none of floors, a few of ours, more of others."""
     passes = PASSES
-    if entry.yardstick or entry.name == OURS:
-        passes = 0 if entry.yardstick else OWN_PASSES
+    if entry.is_floor or entry.name == OURS:
+        passes = 0 if entry.is_floor else OWN_PASSES
     if entry.name in EVERY_COLUMN:
         positions = entry.name in OF_ALL_POSITIONS
         share = 0.0 if positions else case.prompt_share

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("evidence.md.in")
 PROTOCOL_FILE = "protocol.json"
-"""Beside the records: what all cells share. Its numbers are told where it is there."""
+"""A file beside the records with what all cells share; without it those numbers are left out."""
 NO_LINES = "Not measured."
 UNRECORDED = "an unrecorded number of"
 MAIN = (

@@ -62,7 +62,7 @@ class Occupancy:
 
     programs: int
     warps: int
-    share: float
+    fraction: float
     """The part that is held of the warps that it could hold."""
 
 

@@ -36,10 +36,8 @@ class Spills:
         return self.stack_bytes + self.local_bytes
 
     def __bool__(self) -> bool:
-        return bool(
-            self.bytes or self.loads or self.stores or self.vector_registers
-            or self.scalar_registers
-        )  # fmt: skip
+        counts = self.bytes, self.loads, self.stores, self.vector_registers, self.scalar_registers
+        return any(counts)
 
     def __str__(self) -> str:
         if not self:

@@ -1,4 +1,4 @@
-"""Who takes part in a plan: the peers of its case, and the yardsticks."""
+"""Who takes part in a plan: the peers of its case, and the floors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import RegisteredPeer
 
 GIB = 2**30
-MEMORY_SHARE = 0.6
+MEMORY_FRACTION = 0.6
 """The part of the machine's or the card's memory that an implementation may need at most."""
 NEEDS_A_GPU = "needs a GPU"
 BYTES_PER_LOGIT = {
@@ -36,12 +36,12 @@ class Entry(NamedTuple):
     other_objective: str = ""
     """What it computes in place of the case's objective; empty where its result must equal the
     oracle's."""
-    yardstick: bool = False
+    is_floor: bool = False
     """Whether it is there to divide by: its memory is not measured."""
 
     @property
     def compared(self) -> bool:
-        return not self.yardstick and not self.other_objective
+        return not self.is_floor and not self.other_objective
 
     @property
     def name(self) -> str:
@@ -49,14 +49,14 @@ class Entry(NamedTuple):
 
 
 def entries(plan: Plan, peers: Sequence[RegisteredPeer]) -> list[Entry]:
-    """Those of a plan, the package's own first, the yardsticks last."""
+    """Those of a plan, the package's own first, the floors last."""
     taking_part = [peer for peer in peers if not plan.only or peer.name in plan.only]
     taking_part.sort(key=lambda peer: peer.name != OURS)
     found = [Entry(peer, peer.other_objective(plan.case) or "") for peer in taking_part]
-    yardsticks: list[Peer] = [Gemms()]
+    floors: list[Peer] = [Gemms()]
     if plan.case.op == "pact_loss":
-        yardsticks += [CrossEntropyAlone(peer) for peer in taking_part if peer.name == OURS]
-    return [*found, *(Entry(peer, yardstick=True) for peer in yardsticks)]
+        floors += [CrossEntropyAlone(peer) for peer in taking_part if peer.name == OURS]
+    return [*found, *(Entry(peer, is_floor=True) for peer in floors)]
 
 
 def needed_bytes(name: str, case: Case) -> int:
@@ -71,7 +71,7 @@ def refusal(entry: Entry, case: Case, device: torch.device, limit_bytes: int) ->
     if device.type == "cuda" and not torch.cuda.is_available():
         return NEEDS_A_GPU
     reason = peer.unavailable(case, device)
-    if reason is not None or entry.yardstick:
+    if reason is not None or entry.is_floor:
         return reason
     needed = needed_bytes(peer.name, case)
     if needed > limit_bytes:

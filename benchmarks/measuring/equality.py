@@ -42,17 +42,17 @@ class Verdict(NamedTuple):
 
     error: float
     """The largest relative error of its tensors."""
-    share: float
-    """The largest share of its bound that an error takes up."""
+    fraction: float
+    """The largest fraction of its bound that an error takes up."""
     name: str
-    """The tensor with that share."""
+    """The tensor with that fraction."""
 
     @property
     def right(self) -> bool:
-        return self.share <= 1.0
+        return self.fraction <= 1.0
 
     def __str__(self) -> str:
-        return f"{self.name} is off by {self.error:.2g}, {self.share:.3g} of what is allowed"
+        return f"{self.name} is off by {self.error:.2g}, {self.fraction:.3g} of what is allowed"
 
 
 class Truth(NamedTuple):
@@ -89,7 +89,7 @@ def judge(outputs: Mapping[str, Tensor], truth: Truth) -> Verdict:
         error, step = relative_error(outputs[name], tensor), _step(outputs[name])
         bound = truth.bounds[name] + (step if step > truth.steps[name] else 0.0)
         verdicts.append(Verdict(error, error / bound, name))
-    worst = max(verdicts, key=lambda verdict: verdict.share)
+    worst = max(verdicts, key=lambda verdict: verdict.fraction)
     return worst._replace(error=max(verdict.error for verdict in verdicts))
 
 

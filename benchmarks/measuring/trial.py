@@ -110,7 +110,7 @@ class Trial:
             verdicts.append(_refuse_wrong(checker.judge(outputs)))
         elif entry.compared and (of_rows := checker.judge_sample(outputs)) is not None:
             verdicts.append(_refuse_wrong(of_rows))
-        worst = max(verdicts, key=lambda verdict: verdict.share, default=None)
+        worst = max(verdicts, key=lambda verdict: verdict.fraction, default=None)
         rows = checker.case.rows if entry.compared else 0
         return Ready(entry, call, setting, quick_ms, output_mib(outputs), worst, rows)
 

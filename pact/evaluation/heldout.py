@@ -20,7 +20,7 @@ from pact.evaluation.intervals import Rate
 from pact.models import output_head
 
 SPARE_TOKENS = 8
-"""Beyond the longest expected answer: its end of turn, and room to see that an answer goes on."""
+"""Tokens beyond the longest expected answer: its end of turn, and room to see it go on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from benchmarks.kernels.machine_code import MachineCode, Spills
 from benchmarks.kernels.readings import Reading, problems, read, record
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost, Options
+from pact_kernels.types import Head
 
 SPILLS = Spills(
     stack_bytes=0, local_bytes=0, loads=0, stores=0, vector_registers=0, scalar_registers=0
@@ -42,9 +43,7 @@ def case(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     def launch() -> object:
         return launch_linear_logsumexp(
             meta(num_rows, 64, dtype=dtype),
-            meta(192, 64, dtype=dtype),
-            softcap=None,
-            logit_scale=1.0,
+            Head(meta(192, 64, dtype=dtype)),
             limit_bytes=1024,  # two fp32 partials of 128 rows: a row tile is a chunk
         )
 

@@ -18,7 +18,7 @@ from pact_kernels.types import Head
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 7  # odd
 VOCABULARY = 301  # prime to 8 and 16, within one block
-SPECS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothed": {"label_smoothing": 0.1},
     "z-loss": {"z_loss": 0.01},
@@ -31,8 +31,8 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSpec:
-    """A head's numbers and a row loss."""
+class LossOptions:
+    """A head's numbers and a row loss: as it stands, a cross-entropy without extras."""
 
     term: str = "cross_entropy"
     ignore_index: int = -100
@@ -56,14 +56,9 @@ class RowSpec:
         )
 
 
-def head_spec(**options: Any) -> RowSpec:
-    """A cross-entropy without extras; a keyword replaces a part."""
-    return RowSpec(**options)
-
-
-def two_blocks(dtype: torch.dtype, spec: RowSpec) -> int:
+def two_blocks(dtype: torch.dtype, options: LossOptions) -> int:
     """A vocabulary of one block of the row kernels and a ragged one."""
-    return chunk_config(dtype, crowded=spec.softcap is not None).block + 37
+    return chunk_config(dtype, crowded=options.softcap is not None).block + 37
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -93,20 +88,20 @@ def targets(rows: int, vocabulary: int, *, ignored: bool = True) -> Tensor:
     return target
 
 
-def logits(raw: Tensor, bias: Tensor | None, spec: RowSpec) -> Tensor:
+def logits(raw: Tensor, bias: Tensor | None, options: LossOptions) -> Tensor:
     """softcap * tanh(logit_scale (raw + bias) / softcap)."""
-    z = (raw if bias is None else raw + bias.double()) * spec.logit_scale
-    return z if spec.softcap is None else spec.softcap * torch.tanh(z / spec.softcap)
+    z = (raw if bias is None else raw + bias.double()) * options.logit_scale
+    return z if options.softcap is None else options.softcap * torch.tanh(z / options.softcap)
 
 
-def row_terms(z: Tensor, target: Tensor | None, spec: RowSpec) -> Tensor:
+def row_terms(z: Tensor, target: Tensor | None, options: LossOptions) -> Tensor:
     """(M,) row losses of logits (M, V) beside the KL; of rows that are ignored, too."""
     lse = z.logsumexp(-1)
-    if spec.term == "none":
+    if options.term == "none":
         return 0.0 * lse
-    if spec.term == "logsumexp" or target is None:
+    if options.term == "logsumexp" or target is None:
         return lse
     at_target = z.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
-    e = spec.label_smoothing
+    e = options.label_smoothing
     smoothed = e * (lse - z.mean(-1)) if e else 0.0
-    return (1 - e) * (lse - at_target) + smoothed + spec.z_loss * lse.square()
+    return (1 - e) * (lse - at_target) + smoothed + options.z_loss * lse.square()

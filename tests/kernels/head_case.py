@@ -13,7 +13,7 @@ from pact_kernels.chunked import head_loss as chunked
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.common.results import HeadLoss
 from pact_kernels.kernels import head_loss as kernels
-from tests.kernels.chunk import RowSpec, head_spec
+from tests.kernels.chunk import LossOptions
 from tests.ops.problem import Problem
 
 ROWS = 37  # of `problem`
@@ -40,7 +40,7 @@ def kl_spec(
     dtype: torch.dtype,
     *,
     by_position: bool = False,
-    spec: RowSpec | None = None,
+    options: LossOptions | None = None,
 ) -> KlRequest:
     """The whole KL: gate, row weights, a kl_weight, a reference in states."""
     full, post, weight, bias = p.states
@@ -56,7 +56,7 @@ def kl_spec(
     }
     if by_position:
         rows = {name: spread(tensor, p.target != -100) for name, tensor in rows.items()}
-    reference = (spec or head_spec()).head(bias.to(dtype), weight.to(dtype))
+    reference = (options or LossOptions()).head(bias.to(dtype), weight.to(dtype))
     return KlRequest(
         token_weights=p.token_weights.to(dtype),
         reference_head=reference.select(p.token_ids),
@@ -74,7 +74,7 @@ def run(
     *,
     exact: bool = False,
     by_position: bool = False,
-    spec: RowSpec | None = None,
+    options: LossOptions | None = None,
     target: bool = True,
     needs_grad: tuple[bool, bool, bool] = ALL,
     row_grad: Tensor | None = None,
@@ -82,15 +82,17 @@ def run(
     num_rows: int | None = None,
 ) -> HeadLoss:
     """The kernels' loop in fp32, or with `exact` the pure-torch one in float64."""
-    spec = spec or head_spec(label_smoothing=0.1, z_loss=0.01)
+    options = options or LossOptions(label_smoothing=0.1, z_loss=0.01)
     dtype, module = (torch.float64, chunked) if exact else (torch.float32, kernels)
     return module.head_loss(
         p.hidden.to(dtype),
-        spec.head(p.bias.to(dtype), p.weight.to(dtype)),
+        options.head(p.bias.to(dtype), p.weight.to(dtype)),
         p.target if target else None,
         None if over is None else p.token_ids,
-        term=spec.request,
-        kl=None if over is None else kl_spec(p, over, dtype, by_position=by_position, spec=spec),
+        term=options.request,
+        kl=None
+        if over is None
+        else kl_spec(p, over, dtype, by_position=by_position, options=options),
         row_grad=None if row_grad is None else row_grad.to(dtype),
         needs_grad=needs_grad,
         limit_bytes=limit_bytes,

@@ -127,9 +127,9 @@ def case(
 
 
 def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlRequest]:
-    """Positional arguments and spec of the launchers, the reference as states."""
+    """Positional arguments and options of the launchers, the reference as states."""
     full, post, other, other_bias = (t.to(dtype) for t in c.states)
-    spec = {
+    options = {
         "token_weights": c.token_weights.to(dtype),
         "step": c.step,
         "reference_full": full,
@@ -144,7 +144,7 @@ def rows_of(c: Case, dtype: torch.dtype, **given: Any) -> tuple[Any, KlRequest]:
         "kl_weight": 1.0,
     }
     head = Head(c.weight.to(dtype), c.bias.to(dtype)).select(c.token_ids)
-    return (c.hidden.to(dtype), head), KlRequest(**{**spec, **given})
+    return (c.hidden.to(dtype), head), KlRequest(**{**options, **given})
 
 
 def selection(
@@ -155,7 +155,7 @@ def selection(
     limit_bytes: int = 1,
     **given: Any,
 ) -> SelectionKl:
-    """The launcher itself; a keyword more replaces part of the spec."""
+    """The launcher itself; a keyword more replaces part of the options."""
     args, kl = rows_of(c, c.dtype, **given)
     return selection_kl(
         *args,
@@ -174,7 +174,7 @@ def recorded(
     limit_bytes: int = 2**20,
     **given: Any,
 ) -> list[Launch]:
-    """The launches of the launcher on meta tensors; a keyword more replaces part of the spec."""
+    """The launches of the launcher on meta tensors; a keyword more replaces part of the options."""
     args, kl = rows_of(c, c.dtype, **given)
 
     def nowhere(value: Any) -> Any:

@@ -20,12 +20,11 @@ from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
 from pact_kernels.kernels._launch.configs import chunk_config
 from tests.kernels.chunk import (
     DTYPES,
+    OPTIONS,
     ROWS,
-    SPECS,
     VOCABULARY,
-    RowSpec,
+    LossOptions,
     chunk,
-    head_spec,
     logits,
     randn,
     random_chunk,
@@ -63,12 +62,12 @@ def gradient(
     target: Tensor | None,
     row_grad: Tensor | None,
     kl: SparseKl | None,
-    spec: RowSpec,
+    options: LossOptions,
 ) -> Tensor:
     """What autograd makes of the raw products (M, V), in float64."""
     leaf = raw.double().requires_grad_()
-    z = logits(leaf, bias, spec)
-    loss = row_terms(z, target, spec)
+    z = logits(leaf, bias, options)
+    loss = row_terms(z, target, options)
     if kl is not None:
         loss = loss + (kl.sparse.double() * z[:, kl.token_ids]).sum(-1)
         if kl.softmax_factor is not None:
@@ -76,7 +75,7 @@ def gradient(
     (loss if row_grad is None else loss * row_grad.double()).sum().backward()
     assert leaf.grad is not None
     if target is not None:
-        leaf.grad[target == spec.ignore_index] = 0.0
+        leaf.grad[target == options.ignore_index] = 0.0
     return leaf.grad
 
 
@@ -92,18 +91,20 @@ def check(
     target: Tensor | None,
     row_grad: Tensor | None,
     kl: SparseKl | None,
-    spec: RowSpec,
+    options: LossOptions,
     *,
     atol: float = 4e-6,  # logits of up to 15 nats, each rounded to fp32, exponentiated
 ) -> None:
-    expected = gradient(raw, bias, target, row_grad, kl, spec)
-    softmax = softmax_of(logits(raw.double(), bias, spec))
+    expected = gradient(raw, bias, target, row_grad, kl, options)
+    softmax = softmax_of(logits(raw.double(), bias, options))
     if target is not None:
-        ignored = target == spec.ignore_index
+        ignored = target == options.ignore_index
         for rows in (raw, *softmax, row_grad, *(kl or ())[1:]):
             if rows is not None:
                 rows[ignored] = torch.nan
-    launch_chunk_gradient(raw, spec.head(bias), target, softmax, row_grad, kl, request=spec.request)
+    launch_chunk_gradient(
+        raw, options.head(bias), target, softmax, row_grad, kl, request=options.request
+    )
     beyond = raw.as_strided(
         (raw.shape[0], raw.stride(0) - raw.shape[1]), raw.stride(), raw.shape[1]
     )
@@ -111,14 +112,14 @@ def check(
     torch.testing.assert_close(raw.double(), expected, rtol=ROUNDING[raw.dtype], atol=atol)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 def test_gradients(dtype: torch.dtype, name: str) -> None:
     """With a KL over the vocabulary, and a factor of its own for each row."""
     raw, bias = random_chunk(dtype), randn(VOCABULARY, seed=1).to(dtype)
     target = targets(ROWS, VOCABULARY)
     kl, row_grad = kl_of(target, VOCABULARY), torch.linspace(-1.0, 2.0, ROWS)
-    check(raw, bias, target, row_grad, kl, head_spec(**SPECS[name]))
+    check(raw, bias, target, row_grad, kl, LossOptions(**OPTIONS[name]))
 
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -139,26 +140,26 @@ def test_parts_left_out(name: str) -> None:
         "kl": kl_of(target, VOCABULARY, softmax_factor=PARTS[name].get("softmax_factor", True)),
     }
     given |= {part: value for part, value in PARTS[name].items() if part != "softmax_factor"}
-    spec = head_spec(label_smoothing=0.1)
-    check(random_chunk(torch.float32), target=target, spec=spec, **given)
+    options = LossOptions(label_smoothing=0.1)
+    check(random_chunk(torch.float32), target=target, options=options, **given)
 
 
 @pytest.mark.parametrize("term", ["logsumexp", "none"])
 def test_without_targets(term: str) -> None:
     kl = kl_of(torch.full((ROWS,), -100), VOCABULARY)
-    check(random_chunk(torch.float32), None, None, None, kl, head_spec(term=term))
+    check(random_chunk(torch.float32), None, None, None, kl, LossOptions(term=term))
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 def test_more_than_one_block(dtype: torch.dtype, name: str) -> None:
     """Targets and selected tokens in both."""
-    spec = head_spec(**SPECS[name])
-    vocabulary = two_blocks(dtype, spec)
+    options = LossOptions(**OPTIONS[name])
+    vocabulary = two_blocks(dtype, options)
     bias, target = randn(vocabulary, seed=1).to(dtype), targets(3, vocabulary)
     kl = kl_of(target, vocabulary)
     assert bool((kl.token_ids > vocabulary - 37).any())
-    check(random_chunk(dtype, 3, vocabulary), bias, target, None, kl, spec)
+    check(random_chunk(dtype, 3, vocabulary), bias, target, None, kl, options)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 300])
@@ -167,27 +168,29 @@ def test_numbers_of_selected_tokens(tokens: int) -> None:
     target = targets(ROWS, VOCABULARY, ignored=False)
     ids = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(0))[:tokens]
     kl = SparseKl(ids, randn(ROWS, tokens), None)
-    check(random_chunk(torch.bfloat16), None, target, None, kl, head_spec())
+    check(random_chunk(torch.bfloat16), None, target, None, kl, LossOptions())
 
 
 @pytest.mark.parametrize("rows, vocabulary", [(0, 5), (1, 1), (2, WHOLE_BLOCK)])
 def test_sizes(rows: int, vocabulary: int) -> None:
     raw = random_chunk(torch.bfloat16, rows, vocabulary)
-    check(raw, None, targets(rows, vocabulary, ignored=False), None, None, head_spec())
+    check(raw, None, targets(rows, vocabulary, ignored=False), None, None, LossOptions())
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0, 5])
 def test_the_ignored_target_may_be_a_token(ignore_index: int) -> None:
     target = torch.tensor([ignore_index, 3, 300, 7, ignore_index, 8, 9])
-    spec = head_spec(ignore_index=ignore_index)
-    check(random_chunk(torch.float32), None, target, None, None, spec)
+    options = LossOptions(ignore_index=ignore_index)
+    check(random_chunk(torch.float32), None, target, None, None, options)
 
 
 def test_all_rows_ignored() -> None:
     raw = chunk(torch.full((ROWS, VOCABULARY), torch.nan), torch.bfloat16)
     target, softmax = torch.full((ROWS,), -100), Softmax(torch.zeros(ROWS), torch.ones(ROWS))
-    spec = head_spec()
-    launch_chunk_gradient(raw, spec.head(None), target, softmax, None, None, request=spec.request)
+    options = LossOptions()
+    launch_chunk_gradient(
+        raw, options.head(None), target, softmax, None, None, request=options.request
+    )
     assert torch.equal(raw, torch.zeros_like(raw))
 
 
@@ -199,8 +202,10 @@ def test_tokens_ruled_out_by_the_bias_have_no_gradient() -> None:
     expected = (raw.double() + bias).softmax(-1)
     keep = target != -100
     expected[keep, target[keep]] -= 1.0
-    spec = head_spec()
-    launch_chunk_gradient(raw, spec.head(bias), target, softmax, None, None, request=spec.request)
+    options = LossOptions()
+    launch_chunk_gradient(
+        raw, options.head(bias), target, softmax, None, None, request=options.request
+    )
     torch.testing.assert_close(raw.double(), expected * keep[:, None], rtol=1e-5, atol=1e-6)
     assert not raw[:, -20:].any()
 
@@ -214,6 +219,6 @@ def test_extreme_logits() -> None:
     values[6, ::2] = -1e4
     target = torch.tensor([3, 3, 3, 3, 150, 7, 7])
     for dtype in (torch.float32, torch.bfloat16):
-        check(chunk(values, dtype), None, target, None, None, head_spec())
-    spec = head_spec(softcap=30.0)  # flat at its ends: a token far beyond has no gradient
-    check(chunk(values, torch.float32), None, target, None, None, spec, atol=1e-5)
+        check(chunk(values, dtype), None, target, None, None, LossOptions())
+    options = LossOptions(softcap=30.0)  # flat at its ends: a token far beyond has no gradient
+    check(chunk(values, torch.float32), None, target, None, None, options, atol=1e-5)

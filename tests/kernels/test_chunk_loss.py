@@ -14,12 +14,11 @@ from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
 from pact_kernels.kernels._launch.configs import chunk_config
 from tests.kernels.chunk import (
     DTYPES,
+    OPTIONS,
     ROWS,
-    SPECS,
     VOCABULARY,
-    RowSpec,
+    LossOptions,
     chunk,
-    head_spec,
     logits,
     randn,
     random_chunk,
@@ -32,12 +31,12 @@ WHOLE_BLOCK = chunk_config(torch.bfloat16, crowded=False).block
 
 
 def losses(
-    z: Tensor, bias: Tensor | None, target: Tensor | None, spec: RowSpec
+    z: Tensor, bias: Tensor | None, target: Tensor | None, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """Terms and log-sum-exps (M,) that the kernel leaves in buffers of NaN."""
     term, row_max, sum_exp = torch.full((3, z.shape[0]), torch.nan)
     launch_chunk_loss(
-        z, spec.head(bias), target, term, Softmax(row_max, sum_exp), request=spec.request
+        z, options.head(bias), target, term, Softmax(row_max, sum_exp), request=options.request
     )
     return term, row_max + sum_exp.log()
 
@@ -46,75 +45,75 @@ def check(
     raw: Tensor,
     bias: Tensor | None,
     target: Tensor | None,
-    spec: RowSpec,
+    options: LossOptions,
     *,
     atol: float = 4e-6,  # logits of up to 15 nats, each rounded to fp32
 ) -> None:
-    z = logits(raw.double(), bias, spec)
+    z = logits(raw.double(), bias, options)
     ignored = torch.zeros(raw.shape[0], dtype=torch.bool)
     if target is not None:
-        ignored = target == spec.ignore_index
+        ignored = target == options.ignore_index
     raw[ignored] = torch.nan
     before = raw.clone()
-    term, lse = losses(raw, bias, target, spec)
+    term, lse = losses(raw, bias, target, options)
     assert torch.equal(raw.nan_to_num(), before.nan_to_num())  # the chunk is read alone
-    if spec.term != "none":
-        expected = row_terms(z, target, spec).masked_fill(ignored, 0.0)
+    if options.term != "none":
+        expected = row_terms(z, target, options).masked_fill(ignored, 0.0)
         torch.testing.assert_close(term.double(), expected, rtol=1e-6, atol=atol)
     expected = z.logsumexp(-1).masked_fill(ignored, 0.0)
     torch.testing.assert_close(lse.double(), expected, rtol=1e-6, atol=atol)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 def test_terms(dtype: torch.dtype, name: str) -> None:
     raw, bias = random_chunk(dtype), randn(VOCABULARY, seed=1).to(dtype)
-    check(raw, bias, targets(ROWS, VOCABULARY), head_spec(**SPECS[name]))
+    check(raw, bias, targets(ROWS, VOCABULARY), LossOptions(**OPTIONS[name]))
 
 
 def test_without_bias_or_target() -> None:
-    for spec in (head_spec(), head_spec(term="logsumexp"), head_spec(term="none")):
-        check(random_chunk(torch.bfloat16), None, None, spec)
-    check(random_chunk(torch.bfloat16), None, targets(ROWS, VOCABULARY), head_spec())
+    for options in (LossOptions(), LossOptions(term="logsumexp"), LossOptions(term="none")):
+        check(random_chunk(torch.bfloat16), None, None, options)
+    check(random_chunk(torch.bfloat16), None, targets(ROWS, VOCABULARY), LossOptions())
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 def test_more_than_one_block(dtype: torch.dtype, name: str) -> None:
     """Three rows: the first token, the last one, which lies in the ragged block, and any other."""
-    spec = head_spec(**SPECS[name])
-    vocabulary = two_blocks(dtype, spec)
+    options = LossOptions(**OPTIONS[name])
+    vocabulary = two_blocks(dtype, options)
     bias = randn(vocabulary, seed=1).to(dtype)
     raw = random_chunk(dtype, 3, vocabulary)
     raw[0, -1] = 18.0  # this row's maximum lies in the second block, the others' in the first
-    check(raw, bias, targets(3, vocabulary), spec)
+    check(raw, bias, targets(3, vocabulary), options)
 
 
 @pytest.mark.parametrize("rows, vocabulary", [(0, 5), (1, 1), (1, 2), (2, WHOLE_BLOCK)])
 def test_sizes(rows: int, vocabulary: int) -> None:
     """No row; one token, whose loss is 0; a whole block."""
     raw = random_chunk(torch.bfloat16, rows, vocabulary)
-    check(raw, None, targets(rows, vocabulary, ignored=False), head_spec())
+    check(raw, None, targets(rows, vocabulary, ignored=False), LossOptions())
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0, 5])
 def test_the_ignored_target_may_be_a_token(ignore_index: int) -> None:
     target = torch.tensor([ignore_index, 3, 300, 7, ignore_index, 8, 9])
-    check(random_chunk(torch.float32), None, target, head_spec(ignore_index=ignore_index))
+    check(random_chunk(torch.float32), None, target, LossOptions(ignore_index=ignore_index))
 
 
 def test_all_rows_ignored() -> None:
     target = torch.full((ROWS,), -100)
     raw = torch.full((ROWS, VOCABULARY), torch.nan)
-    for value in losses(raw, None, target, head_spec(label_smoothing=0.1)):
+    for value in losses(raw, None, target, LossOptions(label_smoothing=0.1)):
         assert torch.equal(value, torch.zeros(ROWS))
 
 
 @pytest.mark.parametrize("ruled_out", ["last", "first block", "second block", "all but one"])
 def test_tokens_ruled_out_by_the_bias(ruled_out: str) -> None:
     """A bias of -inf, as on a padded vocabulary, and blocks that hold nothing else."""
-    spec = head_spec()
-    vocabulary = two_blocks(torch.float32, spec)
+    options = LossOptions()
+    vocabulary = two_blocks(torch.float32, options)
     bias = randn(vocabulary, seed=1)
     block = vocabulary - 37
     bias[
@@ -127,7 +126,7 @@ def test_tokens_ruled_out_by_the_bias(ruled_out: str) -> None:
     ] = -torch.inf
     allowed = bias.isfinite().nonzero().squeeze(1)
     target = allowed[torch.tensor([0, -1, 0])]
-    check(random_chunk(torch.float32, 3, vocabulary), bias, target, spec)
+    check(random_chunk(torch.float32, 3, vocabulary), bias, target, options)
 
 
 def test_extreme_logits() -> None:
@@ -141,8 +140,8 @@ def test_extreme_logits() -> None:
     target = torch.tensor([3, 3, 3, 3, 150, 7, 7])
     for dtype in (torch.float32, torch.bfloat16):
         raw = chunk(values, dtype)
-        check(raw.clone(), None, target, head_spec(), atol=2e-3)
-        term, lse = losses(raw, None, target, head_spec())
+        check(raw.clone(), None, target, LossOptions(), atol=2e-3)
+        term, lse = losses(raw, None, target, LossOptions())
         assert bool(torch.isfinite(term).all() and torch.isfinite(lse).all())
         log_v = torch.tensor(VOCABULARY).log()
         torch.testing.assert_close(term[0], log_v, rtol=0, atol=2e-6)
@@ -153,5 +152,5 @@ def test_extreme_logits() -> None:
 def test_a_cap_bounds_extreme_logits(value: float) -> None:
     values = 3.0 * randn(ROWS, VOCABULARY)
     values[:, 5] = value
-    spec = head_spec(softcap=30.0)
-    check(chunk(values, torch.float32), None, targets(ROWS, VOCABULARY), spec, atol=1e-5)
+    options = LossOptions(softcap=30.0)
+    check(chunk(values, torch.float32), None, targets(ROWS, VOCABULARY), options, atol=1e-5)

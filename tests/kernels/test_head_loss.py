@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pact_kernels.kernels import head_loss as kernels
-from tests.kernels.chunk import head_spec
+from tests.kernels.chunk import LossOptions
 from tests.kernels.head_case import (
     ALL,
     NONE,
@@ -45,7 +45,7 @@ def test_targets(over: str | None, ignored: str) -> None:
 @overs
 def test_without_targets_every_position_is_a_row(over: str | None, term: str) -> None:
     p = rounded(ignored=0.0)
-    options: dict[str, Any] = {"spec": head_spec(term=term), "target": False}
+    options: dict[str, Any] = {"options": LossOptions(term=term), "target": False}
     got = run(p, over, **options)
     assert_near(got, run(p, over, exact=True, **options))
     assert int(got.num_rows) == ROWS
@@ -134,7 +134,7 @@ def test_poisoned_buffers(over: str | None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_strides() -> None:
     """Every second entry of vectors, a row_grad of one number expanded, a head column by column."""
     p = rounded(rows=9, ignored=0.0)
-    options: dict[str, Any] = {"spec": head_spec(), "row_grad": torch.ones(9)}
+    options: dict[str, Any] = {"options": LossOptions(), "row_grad": torch.ones(9)}
     expected = run(p, "selection", **options), run(p, None, needs_grad=NONE, **options)
     for name in ("target", "step", "bias", "row_weight"):
         vector = getattr(p, name)
@@ -150,16 +150,16 @@ def test_strides() -> None:
 def test_a_plain_loss_is_what_is_left_without_the_kl() -> None:
     """kl_weight 0: the value is reported, the gradient is the cross-entropy's."""
     p = rounded()
-    spec = kl_spec(p, "vocabulary", torch.float32)
-    head = head_spec().head(p.bias.float(), p.weight.float())
+    kl = kl_spec(p, "vocabulary", torch.float32)
+    head = LossOptions().head(p.bias.float(), p.weight.float())
     args = (p.hidden.float(), head, p.target)
     options: dict[str, Any] = {
-        "term": head_spec().request,
+        "term": LossOptions().request,
         "row_grad": None,
         "needs_grad": ALL,
         "limit_bytes": PLENTY,
     }
-    off = kernels.head_loss(*args, p.token_ids, kl=replace(spec, kl_weight=0.0), **options)
+    off = kernels.head_loss(*args, p.token_ids, kl=replace(kl, kl_weight=0.0), **options)
     without = kernels.head_loss(*args, None, kl=None, **options)
     assert bool(off.kl.any())
     for name in ("term", "grad_hidden", "grad_weight", "grad_bias"):

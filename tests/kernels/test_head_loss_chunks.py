@@ -18,7 +18,7 @@ from pact_kernels.kernels import head_loss as kernels
 from pact_kernels.kernels._launch.runtime import TARGETS, Launch, recording, tensors
 from pact_kernels.kernels.head_loss import add_by_copies_, rows_per_chunk
 from pact_kernels.types import Head
-from tests.kernels.chunk import head_spec
+from tests.kernels.chunk import LossOptions
 from tests.kernels.head_case import NONE, PLENTY, ROWS, TOLERANCE, assert_near, run
 from tests.ops.compare import relative_error
 from tests.ops.rounded_problem import rounded
@@ -71,7 +71,7 @@ def test_rows_of_a_chunk_start_at_multiples_of_16_bytes(
     kernels.head_loss(
         hidden,
         Head(weight),
-        term=head_spec(term="logsumexp").request,
+        term=LossOptions(term="logsumexp").request,
         needs_grad=(True, False, False),
         limit_bytes=PLENTY,
     )
@@ -104,11 +104,11 @@ def test_streaming_gives_the_chunks_values(term: str, in_place: bool, chunks: li
     """Without gradients there is no chunk."""
     p = rounded()
     num_rows = ROWS if in_place else None
-    spec = head_spec(term=term, z_loss=0.01 if term == "cross_entropy" else 0.0, softcap=4.0)
-    streamed = run(p, None, spec=spec, needs_grad=NONE, num_rows=num_rows)
+    options = LossOptions(term=term, z_loss=0.01 if term == "cross_entropy" else 0.0, softcap=4.0)
+    streamed = run(p, None, options=options, needs_grad=NONE, num_rows=num_rows)
     assert not chunks
-    assert_near(streamed, run(p, None, spec=spec, needs_grad=NONE, exact=True))
-    in_chunks = run(p, None, spec=spec, needs_grad=(True, False, False), num_rows=num_rows)
+    assert_near(streamed, run(p, None, options=options, needs_grad=NONE, exact=True))
+    in_chunks = run(p, None, options=options, needs_grad=(True, False, False), num_rows=num_rows)
     assert chunks
     assert relative_error(streamed.term, in_chunks.term) <= 2 * TOLERANCE  # each off by one
 
@@ -118,9 +118,9 @@ def test_streaming_in_a_tiny_workspace(ignored: float) -> None:
     """Kept rows are gathered 128 at a time, however little room there is: 144 of 240 make two."""
     p = rounded(rows=240, vocabulary=67, ignored=ignored)
     assert kernels.ROW_MULTIPLE < p.step.numel() < 2 * kernels.ROW_MULTIPLE
-    spec = head_spec()
-    streamed = run(p, None, spec=spec, needs_grad=NONE, limit_bytes=1)
-    assert_near(streamed, run(p, None, spec=spec, needs_grad=NONE, exact=True))
+    options = LossOptions()
+    streamed = run(p, None, options=options, needs_grad=NONE, limit_bytes=1)
+    assert_near(streamed, run(p, None, options=options, needs_grad=NONE, exact=True))
 
 
 NUM_ROWS = 1000
@@ -158,7 +158,7 @@ def recorded(over: str | None, *, num_tokens: int = 50, trained: bool = False) -
             Head(meta(TOKENS, 128)),
             meta(NUM_ROWS, dtype=torch.int64),
             None if over is None else meta(num_tokens, dtype=torch.int64),
-            term=head_spec().request,
+            term=LossOptions().request,
             kl=kl,
             row_grad=None,
             needs_grad=(True, trained, False),

@@ -33,7 +33,7 @@ class HeadLossArguments(NamedTuple):
     """(K,); None: no KL."""
     kl: KlArguments = KlArguments()
     kind: str = "none"
-    """Of the term beside the KL: "cross_entropy", "logsumexp" or "none"."""
+    """The term beside the KL: "cross_entropy", "logsumexp" or "none"."""
     ignore_index: int = -100
     label_smoothing: float = 0.0
     z_loss: float = 0.0

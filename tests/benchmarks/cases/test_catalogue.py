@@ -47,7 +47,7 @@ def expected_s(planned: list[Plan], device: str, names: set[str]) -> float:
     total_s = 0.0
     for plan in planned:
         found = entries(plan, peers_for(plan.case))
-        willing = [each for each in found if each.yardstick or each.name in names]
+        willing = [each for each in found if each.is_floor or each.name in names]
         total_s += case_s(plan.case, willing, torch.device(device))
     return total_s
 
@@ -66,7 +66,7 @@ def test_an_estimate_grows_with_whoever_takes_part() -> None:
     everyone = [
         each
         for each in entries(plan, peers_for(plan.case))
-        if each.yardstick or each.name in ON_A_CPU
+        if each.is_floor or each.name in ON_A_CPU
     ]
     alone: list[Entry] = everyone[:1]
     cpu = torch.device("cpu")

@@ -34,7 +34,7 @@ def outputs_of(peer: Peer, case: Case, checker_inputs: object) -> Outputs:
 def test_an_error_is_of_norms_and_a_share_of_its_bound() -> None:
     truth = Truth({"loss": torch.tensor([3.0, 4.0]).double()}, {"loss": 0.5}, {"loss": 2.0**-23})
     verdict = judge({"loss": torch.tensor([3.0, 5.0])}, truth)
-    assert (verdict.error, verdict.share, verdict.name) == (0.2, 0.4, "loss")
+    assert (verdict.error, verdict.fraction, verdict.name) == (0.2, 0.4, "loss")
     assert verdict.right
     assert not judge({"loss": torch.tensor([3.0, 7.0])}, truth).right
 
