@@ -12,7 +12,10 @@ from torch import Tensor
 
 IMPLEMENTATIONS = ("naive", "chunked", "triton")
 MIB = 2**20
-DEFAULT_WORKSPACE_MIB = {"cpu": 64.0, "cuda": 256.0}
+DEFAULT_WORKSPACE_MIB = {"cpu": 64.0, "cuda": 1024.0}
+GRADIENT_FRACTION = 1 / 2
+"""The least of a GPU's default cap, as a part of a trained head's fp32 gradient: each chunk reads
+and writes the whole of it, so chunks are few."""
 
 _override: str | None = None
 _autotuning = False
@@ -57,7 +60,8 @@ def workspace(mib: float) -> Iterator[None]:
     """Cap the memory that an op may take beyond its inputs and outputs inside the block.
 
     Args:
-        mib: the cap in MiB; the default is 64 on a CPU and 256 on a GPU. However small it is, an
+        mib: the cap in MiB; the default is 64 on a CPU and 1024 on a GPU, or half of a trained
+            head's fp32 gradient where that is more. However small it is, an
             op holds one row of the vocabulary (on a CPU 64 tokens of it, unless the head is
             trainable), the head's K selected rows in fp32, and some 50 bytes per row of the input.
             What the library takes within a matrix product is not in it: on a processor without
@@ -120,7 +124,11 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def workspace_bytes(device: torch.device) -> int:
-    """The cap in force for `device`, in bytes."""
-    mib = _workspace_mib or DEFAULT_WORKSPACE_MIB.get(device.type, DEFAULT_WORKSPACE_MIB["cuda"])
-    return int(mib * MIB)
+def workspace_bytes(device: torch.device, gradient_bytes: int = 0) -> int:
+    """The cap in force for `device`, in bytes; `gradient_bytes` are those of a trained head's."""
+    if _workspace_mib is not None:
+        return int(_workspace_mib * MIB)
+    mib = DEFAULT_WORKSPACE_MIB.get(device.type, DEFAULT_WORKSPACE_MIB["cuda"])
+    if device.type == "cpu":
+        gradient_bytes = 0
+    return max(int(mib * MIB), int(gradient_bytes * GRADIENT_FRACTION))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.common.rows import check_rows
-from pact_kernels.kernels._device.operands import KlOut, RowTensors, Selected, Softmax
+from pact_kernels.kernels._device.operands import KlOut, MixedTarget, RowTensors, Selected, Softmax
 from pact_kernels.kernels._kernels.pact_kl import fits_registers, launch_pact_kl
 from pact_kernels.kernels._kernels.selected_logits import (
     launch_selected_gradient,
@@ -53,6 +53,15 @@ class KlRows:
         heads = head, self.reference
         self.in_one_launch = fits_registers(*(h.weight for h in heads if h.weight is not None))
 
+    @property
+    def num_tokens(self) -> int:
+        """K"""
+        return self.log_weight.numel()
+
+    def row_weight(self, rows: slice) -> Tensor | None:
+        """(B,) of some rows."""
+        return self._maybe_taken(self.kl.row_weight, rows)
+
     def row_bytes(self) -> int:
         """Memory of a row of a block: its gradient, and gathered or formed logits."""
         num_tokens = self.log_weight.numel()
@@ -66,7 +75,7 @@ class KlRows:
         self,
         states: Tensor,  # (B, D)
         rows: slice,
-        out: KlOut,
+        out: KlOut | MixedTarget,
         *,
         softmax: Softmax | None = None,  # of the student, over the vocabulary
         target: Tensor | None = None,  # (B,); rows of ignore_index come out 0
@@ -81,19 +90,20 @@ class KlRows:
         post = None
         if kl.gate is not None and kl.reference_post is not None:
             post = self._source(kl.reference_post, rows)
-        gradient = out.gradient
+        grad_hidden = gradient = None
+        if isinstance(out, KlOut):
+            grad_hidden, gradient = out.grad_hidden, out.gradient
         if not self.in_one_launch:
             student, full = self._formed(student), self._formed(full)
             post = None if post is None else self._formed(post)
-            if out.grad_hidden is not None and gradient is None:
-                gradient = torch.empty_like(student.inputs)  # (B, K)
+            if isinstance(out, KlOut) and grad_hidden is not None:
+                gradient = torch.empty_like(student.inputs) if gradient is None else gradient
+                out = out._replace(gradient=gradient, grad_hidden=None)  # (B, K)
         launch_pact_kl(
             student,
             full,
             post,
-            out._replace(
-                gradient=gradient, grad_hidden=out.grad_hidden if self.in_one_launch else None
-            ),
+            out,
             kl=kl,
             rows=RowTensors(
                 log_weight=self.log_weight,
@@ -108,8 +118,8 @@ class KlRows:
             ),
             by_product=by_product,
         )
-        if out.grad_hidden is not None and gradient is not None and not self.in_one_launch:
-            launch_selected_gradient(gradient, head.weight, out.grad_hidden)
+        if grad_hidden is not None and gradient is not None and not self.in_one_launch:
+            launch_selected_gradient(gradient, head.weight, grad_hidden)
 
     def _source(self, values: Tensor, rows: slice) -> Selected:
         return Selected(self._taken(values, rows), self.reference)

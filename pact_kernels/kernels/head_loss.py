@@ -20,8 +20,6 @@ K selected tokens, M chunk rows.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -30,10 +28,12 @@ from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
 from pact_kernels.common.results import HeadLoss
 from pact_kernels.common.rows import kept_rows
 from pact_kernels.kernels._device.operands import KlOut, Softmax, SparseKl
+from pact_kernels.kernels._exponential_chunks import ExponentialChunks, takes_exponentials
 from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
 from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels._kl_rows import KlRows
+from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.runtime import unit_stride
 from pact_kernels.types import Head
 
@@ -78,8 +78,12 @@ def head_loss(
     )
     if kept is not None and needs_grad[0]:
         gradients[0].zero_()  # the ignored rows
-    loop = _Loop(hidden, head, token_ids, target, row_grad, kept, term, kl)
-    if any(needs_grad) or kl is not None or term.label_smoothing:
+    given = hidden, head, token_ids, target, row_grad, kept, term, kl
+    loop = _Loop(*given)
+    passes = any(needs_grad) or kl is not None or bool(term.label_smoothing)
+    if passes and takes_exponentials(hidden, head, target, term, kl):
+        ExponentialChunks(*given).run(values, gradients, needs_grad, limit_bytes)
+    elif passes:
         loop.run(values, gradients, needs_grad, limit_bytes)
     elif term.kind != "none":
         loop.stream(values[0], limit_bytes)
@@ -173,7 +177,7 @@ class _Loop:
                 if self.kept is None and self.target is not None:  # 0 times NaN is no gradient
                     ignored = self.target[index] == self.term.ignore_index
                     rows = rows.masked_fill(ignored[:, None], 0.0)
-                _add_weight_gradient_(grad_weight, z, rows, limit_bytes)
+                add_product_(grad_weight, z, rows, limit_bytes)
             if needs_grad[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
 
@@ -215,7 +219,7 @@ class _Loop:
             row_bytes += 2 * size * width  # copied states, and the product of the gradient
         if self.kl_rows is not None:
             row_bytes += self.kl_rows.row_bytes()
-        if trained and not _accumulates_in_gemm(hidden):
+        if trained and not accumulates_in_gemm(hidden):
             row_bytes += 4 * width
         rows = rows_per_chunk(self.num_rows, limit_bytes // row_bytes)
         return hidden.new_empty((min(rows, self.num_rows), stride))[:, :vocabulary], rows
@@ -228,43 +232,3 @@ def rows_per_chunk(num_rows: int, most: int) -> int:
         most -= most % ROW_MULTIPLE
     rows = max(1, -(-num_rows // max(1, -(-num_rows // most))))
     return rows if most < ROW_MULTIPLE else -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def _accumulates_in_gemm(tensor: Tensor) -> bool:
-    """Whether the vendor's product of 16-bit operands adds to an fp32 matrix here."""
-    return tensor.is_cuda and tensor.dtype.itemsize == 2 and _gemm_accumulates(tensor.device.index)
-
-
-@cache
-def _gemm_accumulates(index: int) -> bool:
-    """Tried once: neither every torch nor every vendor's library offers it."""
-    total = torch.zeros((16, 16), device=f"cuda:{index}")
-    try:
-        _gemm_accumulate_(total, total.bfloat16(), total.bfloat16())
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-
-
-def _add_weight_gradient_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
-    """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32."""
-    if _accumulates_in_gemm(rows):
-        _gemm_accumulate_(total, gradient.T, rows)
-    else:
-        add_by_copies_(total, gradient, rows, limit_bytes)
-
-
-def add_by_copies_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
-    """The same where no product of the inputs' dtype sums in fp32: from fp32 copies of tiles."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, rows)
-        return
-    rows = rows.to(total.dtype)
-    row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
-    tile = max(1, int(limit_bytes * COPY_FRACTION) // row_bytes)
-    for low, high in chunks(total.shape[0], tile):
-        total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)

@@ -5,6 +5,8 @@ So every test of the interpreter is a test of the compiled kernel too where a GP
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pact_kernels.kernels import _kernels
 from pact_kernels.kernels._launch import configs, runtime
 
 
@@ -49,18 +52,10 @@ def launch_on(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launchers() -> list[Any]:
     """The modules that launch kernels."""
-    from pact_kernels.kernels._kernels import (
-        chunk_gradient,
-        chunk_loss,
-        linear_logsumexp,
-        pact_kl,
-        selected_logits,
-        token_scores,
-    )
     from tests.kernels import device as device_functions
 
-    kernels = [linear_logsumexp, pact_kl, selected_logits, chunk_gradient, chunk_loss, token_scores]
-    return [*kernels, device_functions]
+    names = (name for _, name, _ in pkgutil.iter_modules(_kernels.__path__))
+    return [device_functions, *(import_module(f"{_kernels.__name__}.{name}") for name in names)]
 
 
 class Copies:

@@ -15,8 +15,9 @@ from torch import Tensor
 import pact_kernels as pk
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.kernels import head_loss as kernels
+from pact_kernels.kernels._launch.gemm import add_by_copies_
 from pact_kernels.kernels._launch.runtime import TARGETS, Launch, recording, tensors
-from pact_kernels.kernels.head_loss import add_by_copies_, rows_per_chunk
+from pact_kernels.kernels.head_loss import rows_per_chunk
 from pact_kernels.types import Head
 from tests.kernels.chunk import LossOptions
 from tests.kernels.head_case import NONE, PLENTY, ROWS, TOLERANCE, assert_near, run
@@ -129,30 +130,40 @@ LIMIT_BYTES = 2 * NUM_ROWS * TOKENS // 5
 """A fifth of the logits in 16 bits."""
 
 
-def recorded(over: str | None, *, num_tokens: int = 50, trained: bool = False) -> list[Launch]:
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor that is nowhere."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def kl_of_states(num_rows: int, num_tokens: int, over: str) -> KlRequest:
+    """A KL whose reference is given as states of 64 columns that are nowhere."""
+    lse = meta(num_rows, dtype=torch.float32)
+    return KlRequest(
+        token_weights=meta(num_tokens),
+        step=meta(num_rows, dtype=torch.int64),
+        reference_full=meta(num_rows, 64),
+        reference_post=meta(num_rows, 64),
+        reference_head=Head(meta(num_tokens, 64)),
+        full_lse=lse,
+        post_lse=lse,
+        row_weight=None,
+        gate=pk.GateConfig(),
+        over=over,  # type: ignore[arg-type]
+        temperature=2.0 if over == "selection" else 1.0,
+        kl_weight=1.0,
+    )
+
+
+def recorded(
+    over: str | None,
+    *,
+    num_tokens: int = 50,
+    trained: bool = False,
+    target: str = "sm_80",  # where chunks are of logits, see `configs.TAKES_EXPONENTIALS`
+) -> list[Launch]:
     """Launches on meta tensors, in the workspace LIMIT_BYTES."""
-
-    def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    lse = meta(NUM_ROWS, dtype=torch.float32)
-    kl = None
-    if over is not None:
-        kl = KlRequest(
-            token_weights=meta(num_tokens),
-            step=meta(NUM_ROWS, dtype=torch.int64),
-            reference_full=meta(NUM_ROWS, 64),
-            reference_post=meta(NUM_ROWS, 64),
-            reference_head=Head(meta(num_tokens, 64)),
-            full_lse=lse,
-            post_lse=lse,
-            row_weight=None,
-            gate=pk.GateConfig(),
-            over=over,  # type: ignore[arg-type]
-            temperature=2.0 if over == "selection" else 1.0,
-            kl_weight=1.0,
-        )
-    with recording(TARGETS["sm_90"]) as launches:
+    kl = None if over is None else kl_of_states(NUM_ROWS, num_tokens, over)
+    with recording(TARGETS[target]) as launches:
         kernels.head_loss(
             meta(NUM_ROWS, 128),
             Head(meta(TOKENS, 128)),
@@ -172,15 +183,18 @@ def names(launches: list[Launch]) -> Counter[str]:
     return Counter(launch.kernel.fn.__name__.strip("_") for launch in launches)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"], ids=["logits", "exponentials"])
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 @overs
-def test_no_launch_sees_more_of_the_logits_than_a_chunk(over: str | None, trained: bool) -> None:
+def test_no_launch_sees_more_of_the_logits_than_a_chunk(
+    over: str | None, trained: bool, target: str
+) -> None:
     chunk_bytes = set()
-    for launch in recorded(over, trained=trained):
+    for launch in recorded(over, trained=trained, target=target):
         for name, value in launch.arguments.items():
             for tensor in tensors([value]):
                 assert tensor.untyped_storage().nbytes() <= LIMIT_BYTES, name
-                if name == "chunk":
+                if name in ("chunk", "chunk_tiles"):
                     chunk_bytes.add(tensor.untyped_storage().nbytes())
     (size,) = chunk_bytes
     assert size > LIMIT_BYTES / 2  # the workspace is used, too

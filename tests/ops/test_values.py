@@ -163,7 +163,8 @@ def test_extreme_logits(
     """One token takes all of the mass in most rows; values are finite, near those in float64.
 
     A log-sum-exp of this size is rounded by size * 2^-24 nats or so, and with it every probability
-    is. A gradient multiplies those by the other factor of the product.
+    is; on a GPU a product of fp32 operands leaves out 2^-22 of its terms (three of tf32). A
+    gradient multiplies those by the other factor of the product.
 
     Over the vocabulary the rest, 1 - (sum of the K probabilities), is that much off, too, which is
     many times its size where the K take nearly all. Nothing at hand forms it better: the
@@ -171,7 +172,7 @@ def test_extreme_logits(
     from themselves when the rest is off by as much.
     """
     p = small()
-    rounding = 4 * size * 2.0**-24
+    rounding = 8 * size * 2.0**-24
     p.hidden = (p.hidden * size).float().double()
     given = [t.float() for t in (p.hidden, p.weight, p.bias)]
     got = outcome(every_op(p)[name], *given, implementation=implementation)

@@ -55,6 +55,16 @@ def logit_slope(z, head):
 
 
 @triton.jit
+def cap_slope(z, head):
+    """Derivative of a logit by what is capped: 1 - (z / softcap)^2, or 1 without a cap."""
+    slope = tl.zeros_like(z) + 1.0
+    if head.softcap is not None:
+        t = z / head.softcap
+        slope = slope - t * t
+    return slope
+
+
+@triton.jit
 def load_bias(head, tokens, num_tokens):
     """(1, BLOCK_N) fp32 bias of some tokens, or 0."""
     if head.bias is not None:

@@ -100,6 +100,22 @@ class RowTensors(NamedTuple):
     ignore_index: int
 
 
+class MixedTarget(NamedTuple):
+    """A KL over the vocabulary before the student's log-sum-exp is known."""
+
+    student: Any
+    """(N, K) fp32, its logits"""
+    mixed: Any
+    """(N, K) fp32, the references' log-confidences mixed by the gate"""
+    mixed_rest: Any
+    """(N,) fp32, their log-rests mixed likewise"""
+    gate: Any
+    """(N,) fp32"""
+
+
+NO_TARGET = MixedTarget(None, None, None, None)
+
+
 class KlOut(NamedTuple):
     """What the KL's kernel fills; None is not written."""
 

@@ -30,7 +30,14 @@ from torch import Tensor
 
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.kernels._device.arithmetic import log, logit_slope
-from pact_kernels.kernels._device.operands import KlOut, Matrix, ProductTile, RowTensors, Selected
+from pact_kernels.kernels._device.operands import (
+    KlOut,
+    Matrix,
+    MixedTarget,
+    ProductTile,
+    RowTensors,
+    Selected,
+)
 from pact_kernels.kernels._device.selected_tile import load_rows, selected_tile, store_grad_hidden
 from pact_kernels.kernels._device.target import (
     Gate,
@@ -181,6 +188,81 @@ def _pact_kl_kernel(
         )
 
 
+@triton.jit(do_not_specialize=["num_rows"])
+def _mixed_target_kernel(
+    student,  # as for `_pact_kl_kernel`
+    student_tiles,
+    head,
+    head_weight_tiles,
+    full,
+    full_tiles,
+    post,
+    post_tiles,
+    reference,
+    reference_weight_tiles,
+    rows,  # RowTensors
+    out,  # MixedTarget
+    kl,  # KlNumbers
+    num_rows,
+    num_tokens,
+    TILE: tl.constexpr,  # KlTile
+):
+    STUDENT: tl.constexpr = TILE.student
+    REFERENCE: tl.constexpr = TILE.reference
+    DECAY: tl.constexpr = TILE.decay
+    BLOCK_M: tl.constexpr = TILE.student.rows
+    BLOCK_N: tl.constexpr = TILE.student.columns
+    student = Matrix(student_tiles, student.stride, student.columns)
+    if head_weight_tiles is not None:
+        weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
+        head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    full = Matrix(full_tiles, full.stride, full.columns)
+    if reference_weight_tiles is not None:
+        weight = Matrix(reference_weight_tiles, reference.weight.stride, reference.weight.columns)
+        reference = Head(weight, reference.bias, reference.softcap, reference.logit_scale)  # type: ignore[arg-type]
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    is_row = row < num_rows
+    tokens = tl.arange(0, BLOCK_N)
+    is_token = (tokens < num_tokens)[None, :]
+    u = selected_tile(
+        student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
+    )
+    mixed = selected_tile(
+        full, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
+    )
+    mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
+    mixed_rest, _ = log_rest(mixed, is_token)
+    gate = tl.zeros([BLOCK_M], tl.float32)
+    if post_tiles is not None:
+        p = selected_tile(
+            Matrix(post_tiles, post.stride, post.columns),
+            reference,
+            head,
+            first_row,
+            num_rows,
+            num_tokens,
+            full.columns,
+            REFERENCE,
+        )
+        step = tl.load(rows.step + row, mask=is_row, other=0)
+        gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, DECAY)
+        p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
+        post_rest, _ = log_rest(p, is_token)
+        mixed_rest += gate * (post_rest - mixed_rest)
+        mixed += gate[:, None] * (p - mixed)
+    kept = is_row
+    if rows.target is not None:
+        target = tl.load(rows.target + row, mask=is_row, other=rows.ignore_index)
+        kept = target != rows.ignore_index
+    at = row.to(tl.int64)[:, None] * num_tokens + tokens[None, :]
+    mask = is_row[:, None] & is_token
+    tl.store(out.student + at, u, mask=mask)
+    tl.store(out.mixed + at, mixed, mask=mask)
+    tl.store(out.mixed_rest + row, mixed_rest, mask=is_row)
+    tl.store(out.gate + row, tl.where(kept, gate, 0.0), mask=is_row)
+
+
 def fits_registers(*weights: Tensor) -> bool:
     """Whether logits by these gathered rows (K, D) can be formed beside their KL."""
     return _formed_config(*weights, crowded=False) is not None
@@ -196,13 +278,13 @@ def launch_pact_kl(
     student: Selected,
     full: Selected,
     post: Selected | None,
-    out: KlOut,
+    out: KlOut | MixedTarget,
     *,
     kl: KlRequest,
     rows: RowTensors,
-    by_product: bool,
+    by_product: bool = False,
 ) -> None:
-    """Fill `out` for all rows of the sources.
+    """Fill `out` for all rows of the sources: the KL, or what is known before a log-sum-exp is.
 
     Args:
         kl: what is asked for; its row tensors are not read, `rows` are.
@@ -222,7 +304,7 @@ def launch_pact_kl(
 
     if formed:
         reference = full.head.weight is None, post is None
-        key = ("pact_kl", *states.shape, num_tokens, kl.over, *reference)
+        key = ("pact_kl", type(out).__name__, *states.shape, num_tokens, kl.over, *reference)
         config = tuned(key, config, KL_VARIATIONS, run, states)
     run(config)
 
@@ -231,7 +313,7 @@ def _launch(
     student: Selected,
     full: Selected,
     post: Selected | None,
-    out: KlOut,
+    out: KlOut | MixedTarget,
     *,
     kl: KlRequest,
     rows: RowTensors,
@@ -262,9 +344,12 @@ def _launch(
             precision=dot_precision(student.inputs),
         )
 
-    grad_hidden = None if out.grad_hidden is None else matrix(out.grad_hidden)
+    kernel = _mixed_target_kernel if isinstance(out, MixedTarget) else _pact_kl_kernel
+    operand: Any = out
+    if isinstance(out, KlOut) and out.grad_hidden is not None:
+        operand = out._replace(grad_hidden=matrix(out.grad_hidden))
     launch(
-        _pact_kl_kernel,
+        kernel,
         (triton.cdiv(num_rows, config.rows),),
         Options(config.warps, config.stages),
         _cost(student, full, post, out, num_tokens, config.rows),
@@ -274,7 +359,7 @@ def _launch(
         post=None if post is None else references[1],
         reference=reference,
         rows=rows,
-        out=out._replace(grad_hidden=grad_hidden),
+        out=operand,
         kl=KlNumbers(float(kl.temperature), float(kl.kl_weight), _gate_numbers(gate)),
         num_rows=num_rows,
         num_tokens=num_tokens,
@@ -318,7 +403,7 @@ def _cost(
     student: Selected,
     full: Selected,
     post: Selected | None,
-    out: KlOut,
+    out: KlOut | MixedTarget,
     num_tokens: int,
     rows: int,
 ) -> Cost:
@@ -326,7 +411,7 @@ def _cost(
     num_rows = student.inputs.shape[0]
     sources = [source for source in (student, full, post) if source is not None]
     widths = [source.inputs.shape[1] for source in sources if source.head.weight is not None]
-    if out.grad_hidden is not None:
+    if isinstance(out, KlOut) and out.grad_hidden is not None:
         widths.append(out.grad_hidden.shape[1])
     read = sum(source.inputs.nbytes for source in sources)
     written = sum(tensor.nbytes for tensor in out if tensor is not None)

@@ -68,6 +68,47 @@ def stream_config(target: Target, dtype: torch.dtype, *, crowded: bool, even: bo
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExponentialConfig(StreamConfig):
+    """Tiles of the product whose epilogue writes exponentials."""
+
+    parts: int = 2
+    """Halves in which a tile is exponentiated, or 1: fewer registers at once."""
+    flatten: bool = True
+    """One loop over tiles and steps: the next tile's loads run ahead of this one's end."""
+
+
+_EXPONENTIAL = {
+    "sm_80": ExponentialConfig(
+        rows=128, tokens=128, width=64, warps=8, stages=3, parts=1, flatten=False
+    ),
+    "sm_89": ExponentialConfig(
+        rows=128, tokens=128, width=32, warps=8, stages=3, parts=1, flatten=False
+    ),
+    "sm_90": ExponentialConfig(rows=128, tokens=256, width=64, warps=8, stages=3),
+    "sm_100": ExponentialConfig(rows=128, tokens=256, width=64, warps=8, stages=3),
+    "gfx942": ExponentialConfig(
+        rows=128, tokens=128, width=64, warps=8, stages=2, parts=1, flatten=False
+    ),
+}
+TAKES_EXPONENTIALS = {
+    "sm_80": False,
+    "sm_89": False,
+    "sm_90": True,  # measured on an H200
+    "sm_100": False,
+    "gfx942": False,
+}
+"""Where a 16-bit head's chunks are exponentials by default; elsewhere no card has shown a gain."""
+
+
+def exponential_config(target: Target, *, even: bool) -> ExponentialConfig:
+    """For a chunk of exponentials; `even` as for the streaming log-sum-exp."""
+    config = _EXPONENTIAL[target.name]
+    if not even and not target.tensor_descriptors:
+        return replace(config, rows=64, tokens=64)
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
 class KlConfig:
     """Tiles of the fused selected-token KL."""
 

@@ -105,13 +105,15 @@ class RowLossOperator(Generic[A]):
         """Rows' values (summed with `reduce`) and counts."""
         hidden, head = arguments.hidden, arguments.head
         on = torch.is_grad_enabled()
+        needs_grad = [
+            on and leaf is not None and leaf.requires_grad
+            for leaf in (hidden, head.weight, head.bias)
+        ]
+        gradient_bytes = 4 * head.weight.numel() if needs_grad[1] else 0
         settings = Settings(
             assumed_grad_output,
-            [
-                on and leaf is not None and leaf.requires_grad
-                for leaf in (hidden, head.weight, head.bias)
-            ],
-            workspace_bytes(hidden.device),
+            needs_grad,
+            workspace_bytes(hidden.device, gradient_bytes),
             operator_implementation(hidden),
         )
         assert isinstance(arguments, tuple)
