@@ -8,7 +8,9 @@ The logit of each row's target falls off on the way. The K selected logits are o
 each row tile, over the head's gathered rows, in tiles of the same shape: the same products bit for
 bit, so a confidence exp(z_k - lse) stays within a rounding of 1.
 
-A work item is (row tile, split of TILES_PER_SPLIT vocabulary tiles); a persistent grid walks the
+A work item is (row tile, split of TILES_PER_SPLIT vocabulary tiles), or of one tile where the loops
+over items and steps are one (`StreamConfig.flatten`: the next item's loads run ahead, and the K
+selected logits are a launch of their own); a persistent grid walks the
 items, `GROUP` row tiles side by side on one split, so that the programs of a wave share a slice
 of the weight in L2. What is written has one writer each: no atomics, no locks, the same bits on
 every run; the cut depends on V alone, so a row's bits do not depend on how many rows there are.
@@ -130,6 +132,81 @@ def _linear_logsumexp_kernel(
             )
 
 
+@triton.jit(do_not_specialize=["num_rows"])
+def _flat_logsumexp_kernel(
+    hidden,  # Matrix (N, D)
+    hidden_tiles,
+    head,  # (V, D)
+    head_weight_tiles,
+    target_ptr,  # (N,) int64, or None
+    partial,  # Softmax of (S, N) fp32, a split a tile
+    out,  # Streamed
+    num_rows,
+    vocabulary,
+    num_splits,
+    TILE: tl.constexpr,  # StreamTile
+):
+    PRODUCT: tl.constexpr = TILE.product
+    GROUP: tl.constexpr = TILE.group
+    BLOCK_M: tl.constexpr = TILE.product.rows
+    hidden = Matrix(hidden_tiles, hidden.stride, hidden.columns)
+    weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
+    head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
+    row_tiles = tl.cdiv(num_rows, BLOCK_M)
+    items = row_tiles * num_splits
+    for item in tl.range(tl.program_id(0), items, tl.num_programs(0), flatten=True):
+        first_tile = item // (GROUP * num_splits) * GROUP
+        in_group = tl.minimum(row_tiles - first_tile, GROUP)
+        first_row = (first_tile + item % (GROUP * num_splits) % in_group) * BLOCK_M
+        tile = item % (GROUP * num_splits) // in_group
+        z = _stream_tile(
+            hidden, head, target_ptr, out.at_target, first_row, tile, num_rows, vocabulary, PRODUCT
+        )
+        row_max = tl.max(z, 1)
+        shift = tl.where(row_max == float("-inf"), 0.0, row_max)
+        rows = first_row + tl.arange(0, BLOCK_M)
+        at = tile.to(tl.int64) * num_rows + rows
+        tl.store(partial.max + at, row_max, mask=rows < num_rows)
+        sum_exp = tl.sum(exp(z - shift[:, None]), 1)
+        tl.store(partial.sum_exp + at, sum_exp, mask=rows < num_rows)
+
+
+@triton.jit
+def _stream_tile(
+    hidden,  # Matrix (N, D)
+    head,  # (V, D)
+    target_ptr,
+    at_target_ptr,
+    first_row,
+    tile,  # of the vocabulary
+    num_rows,
+    vocabulary,
+    TILE: tl.constexpr,  # ProductTile
+):
+    """Logits of a tile, -inf past the vocabulary; the target's are stored on the way."""
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.columns
+    z = logit_tile(
+        hidden,
+        head,
+        head,
+        first_row,
+        tile * BLOCK_N,
+        num_rows,
+        vocabulary,
+        hidden.columns,
+        TILE,
+    )
+    rows = first_row + tl.arange(0, BLOCK_M)
+    tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if target_ptr is not None:
+        target = tl.load(target_ptr + rows, mask=rows < num_rows, other=-1)
+        here = (target >= tile * BLOCK_N) & (target < (tile + 1) * BLOCK_N)
+        at = tl.sum(tl.where(tokens[None, :] == target[:, None], z, 0.0), 1)
+        tl.store(at_target_ptr + rows, at, mask=(rows < num_rows) & here)
+    return tl.where(tokens[None, :] < vocabulary, z, float("-inf"))
+
+
 @triton.jit
 def _stream_split(
     hidden,  # Matrix (N, D)
@@ -147,30 +224,13 @@ def _stream_split(
     TILES_IN_SPLIT: tl.constexpr = TILE.tiles_per_split
     BLOCK_M: tl.constexpr = TILE.product.rows
     BLOCK_N: tl.constexpr = TILE.product.columns
-    rows = first_row + tl.arange(0, BLOCK_M)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_exp = tl.zeros([BLOCK_M], tl.float32)
-    if target_ptr is not None:
-        target = tl.load(target_ptr + rows, mask=rows < num_rows, other=-1)
     tiles = tl.minimum(first_tile + TILES_IN_SPLIT, tl.cdiv(vocabulary, BLOCK_N))
     for tile in tl.range(first_tile, tiles):
-        z = logit_tile(
-            hidden,
-            head,
-            head,
-            first_row,
-            tile * BLOCK_N,
-            num_rows,
-            vocabulary,
-            hidden.columns,
-            PRODUCT,
+        z = _stream_tile(
+            hidden, head, target_ptr, at_target_ptr, first_row, tile, num_rows, vocabulary, PRODUCT
         )
-        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        if target_ptr is not None:
-            here = (target >= tile * BLOCK_N) & (target < (tile + 1) * BLOCK_N)
-            at = tl.sum(tl.where(tokens[None, :] == target[:, None], z, 0.0), 1)
-            tl.store(at_target_ptr + rows, at, mask=(rows < num_rows) & here)
-        z = tl.where(tokens[None, :] < vocabulary, z, float("-inf"))
         new = tl.maximum(row_max, tl.max(z, 1))
         # A row whose logits are all -inf so far has no finite maximum to subtract.
         shift = tl.where(new == float("-inf"), 0.0, new)
@@ -255,7 +315,8 @@ def launch_linear_logsumexp(
 
     def run(config: StreamConfig) -> None:
         # A chunk is whole row tiles, and its partials stay within the limit.
-        splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), TILES_PER_SPLIT)
+        per_split = 1 if config.flatten else TILES_PER_SPLIT
+        splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), per_split)
         tiles = max(1, limit_bytes // (2 * 4 * splits * config.rows))
         for start, stop in chunks(num_rows, tiles * config.rows):
             index = slice(start, stop)
@@ -305,32 +366,55 @@ def _launch_stream(
     *,
     config: StreamConfig,
 ) -> None:
-    """The pass over the vocabulary."""
+    """The pass over the vocabulary; where its loop is flat, the selected logits apart."""
     (num_rows, width), vocabulary = hidden.shape, head.weight.shape[0]
     splits, size = partial.shape[1], hidden.element_size()
     row_tiles = triton.cdiv(num_rows, config.rows)
-    items = row_tiles * (splits + (selected is not None))
+    processors = target_of(hidden).processors * config.programs_per_processor
     states, head_tiles, tile = product(hidden, head, config)
+    options = Options(config.warps, config.stages)
+    operands = {
+        "hidden": states,
+        "head": head_tiles,
+        "target_ptr": target,
+        "partial": Softmax(partial[0], partial[1]),
+        "out": out,
+        "num_rows": num_rows,
+        "vocabulary": vocabulary,
+    }
+    cost = Cost(
+        flops=2 * num_rows * width * vocabulary,
+        bytes=size * width * (num_rows + vocabulary) + partial.numel() * 4,
+        row_tiles=row_tiles,
+    )
+    if config.flatten:
+        launch(
+            _flat_logsumexp_kernel,
+            (min(row_tiles * splits, processors),),
+            options,
+            cost,
+            **operands,
+            num_splits=splits,
+            TILE=StreamTile(tile, tile, 1, config.group),
+        )
+        if selected is None:
+            return
+        splits = 0
+        cost = Cost(
+            flops=2 * num_rows * width * out.selected.shape[1],
+            bytes=size * width * num_rows + out.selected.nbytes,
+            row_tiles=row_tiles,
+        )
     selected_tiles, selected_tile = None, tile
     if selected is not None:
         _, selected_tiles, selected_tile = product(hidden, selected, config)
     launch(
         _linear_logsumexp_kernel,
-        (min(items, target_of(hidden).processors * config.programs_per_processor),),
-        Options(config.warps, config.stages),
-        Cost(
-            flops=2 * num_rows * width * vocabulary,
-            bytes=size * width * (num_rows + vocabulary) + partial.numel() * 4,
-            row_tiles=row_tiles,
-        ),
-        hidden=states,
-        head=head_tiles,
-        target_ptr=target,
+        (min(row_tiles * (splits + (selected is not None)), processors),),
+        options,
+        cost,
+        **operands,
         selected=selected_tiles,
-        partial=Softmax(partial[0], partial[1]),
-        out=out,
-        num_rows=num_rows,
-        vocabulary=vocabulary,
         num_selected=out.selected.shape[1],
         num_splits=splits,
         TILE=StreamTile(tile, selected_tile, TILES_PER_SPLIT, config.group),

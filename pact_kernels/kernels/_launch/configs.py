@@ -31,12 +31,14 @@ class StreamConfig:
     """Row tiles that walk the vocabulary side by side."""
     programs_per_processor: int = 1
     """Programs of the persistent grid."""
+    flatten: bool = False
+    """One loop over tiles and steps: the next tile's loads run ahead of this one's end."""
 
 
 _STREAM_16 = {
     "sm_80": StreamConfig(rows=128, tokens=128, width=64, warps=8, stages=4),
     "sm_89": StreamConfig(rows=128, tokens=128, width=32, warps=8, stages=4),
-    "sm_90": StreamConfig(rows=128, tokens=256, width=64, warps=8, stages=4),
+    "sm_90": StreamConfig(rows=128, tokens=256, width=64, warps=8, stages=4, flatten=True),
     "sm_100": StreamConfig(rows=128, tokens=256, width=64, warps=8, stages=4),
     "gfx942": StreamConfig(rows=128, tokens=128, width=64, warps=8, stages=2),
 }
@@ -73,22 +75,18 @@ class ExponentialConfig(StreamConfig):
 
     parts: int = 2
     """Halves in which a tile is exponentiated, or 1: fewer registers at once."""
-    flatten: bool = True
-    """One loop over tiles and steps: the next tile's loads run ahead of this one's end."""
 
 
 _EXPONENTIAL = {
-    "sm_80": ExponentialConfig(
-        rows=128, tokens=128, width=64, warps=8, stages=3, parts=1, flatten=False
+    "sm_80": ExponentialConfig(rows=128, tokens=128, width=64, warps=8, stages=3, parts=1),
+    "sm_89": ExponentialConfig(rows=128, tokens=128, width=32, warps=8, stages=3, parts=1),
+    "sm_90": ExponentialConfig(
+        rows=128, tokens=256, width=64, warps=8, stages=3, group=16, flatten=True
     ),
-    "sm_89": ExponentialConfig(
-        rows=128, tokens=128, width=32, warps=8, stages=3, parts=1, flatten=False
+    "sm_100": ExponentialConfig(
+        rows=128, tokens=256, width=64, warps=8, stages=3, group=16, flatten=True
     ),
-    "sm_90": ExponentialConfig(rows=128, tokens=256, width=64, warps=8, stages=3),
-    "sm_100": ExponentialConfig(rows=128, tokens=256, width=64, warps=8, stages=3),
-    "gfx942": ExponentialConfig(
-        rows=128, tokens=128, width=64, warps=8, stages=2, parts=1, flatten=False
-    ),
+    "gfx942": ExponentialConfig(rows=128, tokens=128, width=64, warps=8, stages=2, parts=1),
 }
 TAKES_EXPONENTIALS = {
     "sm_80": False,
