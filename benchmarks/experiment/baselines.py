@@ -20,9 +20,9 @@ from torch.nn import functional
 
 import pact_kernels as pk
 from pact.objective import PactConfig
+from pact_kernels.common.reduction import mean_of
 from pact_kernels.naive.logits import logits
 from pact_kernels.ops._checks.arguments import autocast_inputs
-from pact_kernels.ops._operators.reduction import mean_of
 from pact_kernels.ops._operators.references import in_one_dtype
 from pact_kernels.types import Head
 

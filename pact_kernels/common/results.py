@@ -22,6 +22,17 @@ class HeadLoss(NamedTuple):
     grad_bias: Tensor  # (V,) fp32
 
 
+class ReducedHeadLoss(NamedTuple):
+    """A reduced loss, and gradients of it; in fp16 of its sum. An absent one is empty."""
+
+    loss: Tensor  # () fp32, term + kl_weight * kl
+    reports: Tensor  # (3,) fp32: term and kl reduced likewise, and the mean gate
+    num_rows: Tensor  # () int64
+    grad_hidden: Tensor  # (R, D) like hidden
+    grad_weight: Tensor  # (V, D) fp32
+    grad_bias: Tensor  # (V,) fp32
+
+
 class SelectionKl(NamedTuple):
     """Row values and gradients of the selected-token KL; an absent gradient is empty."""
 

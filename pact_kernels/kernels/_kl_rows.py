@@ -48,7 +48,7 @@ class KlRows:
         check_rows(kl.step.shape[0], num_rows, num_positions)
         self.kl, self.head = kl, head
         self.kept = None if kl.step.shape[0] == num_rows else kept
-        self.log_weight = kl.token_weights.float().clamp(min=0.0).log_()  # (K,)
+        self.token_weights = unit_stride(kl.token_weights)  # (K,)
         self.reference = kl.reference_head or head._replace(weight=NO_WEIGHT)
         heads = head, self.reference
         self.in_one_launch = fits_registers(*(h.weight for h in heads if h.weight is not None))
@@ -56,7 +56,7 @@ class KlRows:
     @property
     def num_tokens(self) -> int:
         """K"""
-        return self.log_weight.numel()
+        return self.token_weights.numel()
 
     def row_weight(self, rows: slice) -> Tensor | None:
         """(B,) of some rows."""
@@ -64,7 +64,7 @@ class KlRows:
 
     def row_bytes(self) -> int:
         """Memory of a row of a block: its gradient, and gathered or formed logits."""
-        num_tokens = self.log_weight.numel()
+        num_tokens = self.token_weights.numel()
         copies = 0 if self.in_one_launch else 3
         gathered = 0
         if self.kept is not None:
@@ -106,7 +106,7 @@ class KlRows:
             out,
             kl=kl,
             rows=RowTensors(
-                log_weight=self.log_weight,
+                token_weights=self.token_weights,
                 step=self._taken(kl.step, rows),
                 row_weight=self._maybe_taken(kl.row_weight, rows),
                 row_grad=row_grad,

@@ -24,14 +24,21 @@ import torch
 from torch import Tensor
 
 from pact_kernels.common.chunks import chunks
+from pact_kernels.common.reduction import Reduction
 from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
-from pact_kernels.common.results import HeadLoss
+from pact_kernels.common.results import HeadLoss, ReducedHeadLoss
 from pact_kernels.common.rows import kept_rows
 from pact_kernels.kernels._device.operands import KlOut, Softmax, SparseKl
 from pact_kernels.kernels._exponential_chunks import ExponentialChunks, takes_exponentials
 from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
 from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
+from pact_kernels.kernels._kernels.row_reduction import (
+    RowCount,
+    RowSums,
+    launch_row_count,
+    launch_row_sums,
+)
 from pact_kernels.kernels._kl_rows import KlRows
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.runtime import unit_stride
@@ -59,47 +66,113 @@ def head_loss(
     num_rows: int | None = None,  # N where the host knows it, or R to leave rows where they are
 ) -> HeadLoss:
     """Row losses and, where needed, the gradient of sum_n row_grad_n (term_n + kl_weight kl_n)."""
-    num_positions, weight = hidden.shape[0], head.weight
-    target, bias, row_grad = (  # the row_grad of a sum is one number, expanded
-        None if vector is None else vector.contiguous() for vector in (target, head.bias, row_grad)
-    )
-    head = head._replace(bias=bias)
-    kept = kept_rows(target, term.ignore_index, weight.shape[0], num_rows)  # (N,) or None for all
-    count = num_positions if kept is None else kept.numel()
-    if kept is not None:
-        target = None if target is None else target.index_select(0, kept)
-        row_grad = None if row_grad is None else row_grad.index_select(0, kept)
-    values = hidden.new_zeros((3, count), dtype=torch.float32)  # term, kl, gate
-    fp32 = torch.float32
-    gradients = (
-        hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
-        hidden.new_zeros(weight.shape if needs_grad[1] else (0,), dtype=fp32),
-        hidden.new_zeros(weight.shape[:1] if needs_grad[2] else (0,), dtype=fp32),
-    )
-    if kept is not None and needs_grad[0]:
-        gradients[0].zero_()  # the ignored rows
-    given = hidden, head, token_ids, target, row_grad, kept, term, kl
-    loop = _Loop(*given)
-    passes = any(needs_grad) or kl is not None or bool(term.label_smoothing)
-    if passes and takes_exponentials(hidden, head, target, term, kl):
-        ExponentialChunks(*given).run(values, gradients, needs_grad, limit_bytes)
-    elif passes:
-        loop.run(values, gradients, needs_grad, limit_bytes)
-    elif term.kind != "none":
-        loop.stream(values[0], limit_bytes)
-    if kept is not None:
-        values = values.new_zeros((3, num_positions)).index_copy_(1, kept, values)
+    call = _Call(hidden, head, target, token_ids, term, kl, num_rows)
+    if row_grad is not None:
+        row_grad = row_grad.contiguous()  # that of a sum is one number, expanded
+        row_grad = row_grad if call.kept is None else row_grad.index_select(0, call.kept)
+    values, gradients = call.run(row_grad, needs_grad, limit_bytes, by_row=True)
+    if call.kept is not None:
+        values = values.new_zeros((3, hidden.shape[0])).index_copy_(1, call.kept, values)
     term_values, kl_values, gate = (row.clone() for row in values.unbind(0))
-    return HeadLoss(
-        term_values, kl_values, gate, _row_count(hidden, target, term.ignore_index), *gradients
+    return HeadLoss(term_values, kl_values, gate, call.count(), *gradients)
+
+
+def reduced_head_loss(
+    hidden: Tensor,  # (R, D)
+    head: Head,  # (V, D)
+    target: Tensor | None,  # (R,) int64
+    token_ids: Tensor | None,  # (K,)
+    *,
+    term: TermRequest,
+    kl: KlRequest | None,
+    reduction: Reduction,
+    needs_grad: NeedsGrad,
+    limit_bytes: int,
+    num_rows: int | None,
+) -> ReducedHeadLoss:
+    """The reduced loss and its gradient: besides what rows cost, two launches."""
+    call = _Call(hidden, head, target, token_ids, term, kl, num_rows)
+    fp32 = torch.float32
+    row_grad = None
+    if reduction.kind == "mean" and hidden.dtype != torch.float16 and any(needs_grad):
+        row_grad = hidden.new_empty(call.num_rows, dtype=fp32)  # (N,)
+    counted = hidden.new_empty((), dtype=torch.int64)
+    count = RowCount(counted, hidden.new_empty((), dtype=fp32), row_grad)
+    launch_row_count(
+        call.target, reduction, count, num_rows=call.num_rows, ignore_index=term.ignore_index
     )
+    values, gradients = call.run(row_grad, needs_grad, limit_bytes, by_row=False)
+    sums = RowSums(hidden.new_empty((), dtype=fp32), hidden.new_empty(3, dtype=fp32))
+    launch_row_sums(values, count, sums, kl_weight=None if kl is None else kl.kl_weight)
+    return ReducedHeadLoss(sums.loss, sums.reports, counted, *gradients)
 
 
-def _row_count(hidden: Tensor, target: Tensor | None, ignore_index: int) -> Tensor:
-    """() int64 rows that are not ignored, counted where they lie."""
-    if target is None:
-        return torch.full((), hidden.shape[0], device=hidden.device)
-    return (target != ignore_index).sum()
+class _Call:
+    """The rows of a call, and what runs them."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        target: Tensor | None,
+        token_ids: Tensor | None,
+        term: TermRequest,
+        kl: KlRequest | None,
+        num_rows: int | None,
+    ) -> None:
+        target, bias = (
+            None if vector is None else vector.contiguous() for vector in (target, head.bias)
+        )
+        self.hidden, self.head = hidden, head._replace(bias=bias)
+        self.token_ids, self.term, self.kl = token_ids, term, kl
+        # (N,) or None for all
+        self.kept = kept_rows(target, term.ignore_index, head.weight.shape[0], num_rows)
+        if target is not None and self.kept is not None:
+            target = target.index_select(0, self.kept)
+        self.target = target
+        self.num_rows = hidden.shape[0] if self.kept is None else self.kept.numel()
+
+    def run(
+        self,
+        row_grad: Tensor | None,
+        needs_grad: NeedsGrad,
+        limit_bytes: int,
+        *,
+        by_row: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Values (3, N) term, kl and gate, and the gradients (R, D), (V, D), (V,).
+
+        Without a KL its rows are filled with 0 where they are returned, `by_row`.
+        """
+        hidden, head, term, kl = self.hidden, self.head, self.term, self.kl
+        fp32 = torch.float32
+        values = hidden.new_empty((3, self.num_rows), dtype=fp32)
+        if term.kind == "none":
+            values[0].zero_()
+        if kl is None and by_row:
+            values[1:].zero_()
+        gradients = (
+            hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
+            hidden.new_zeros(head.weight.shape if needs_grad[1] else (0,), dtype=fp32),
+            hidden.new_zeros(head.weight.shape[:1] if needs_grad[2] else (0,), dtype=fp32),
+        )
+        if self.kept is not None and needs_grad[0]:
+            gradients[0].zero_()  # the ignored rows
+        given = hidden, head, self.token_ids, self.target, row_grad, self.kept, term, kl
+        passes = any(needs_grad) or kl is not None or bool(term.label_smoothing)
+        if passes and takes_exponentials(hidden, head, self.target, term, kl):
+            ExponentialChunks(*given).run(values, gradients, needs_grad, limit_bytes)
+        elif passes:
+            _Loop(*given).run(values, gradients, needs_grad, limit_bytes)
+        elif term.kind != "none":
+            _Loop(*given).stream(values[0], limit_bytes)
+        return values, gradients
+
+    def count(self) -> Tensor:
+        """() int64 rows that are not ignored, counted where they lie."""
+        if self.target is None:
+            return torch.full((), self.num_rows, device=self.hidden.device)
+        return (self.target != self.term.ignore_index).sum()
 
 
 class _Loop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pact_kernels.common.reduction import reduction_of
 from pact_kernels.dispatch import is_naive
 from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
@@ -14,7 +15,6 @@ from pact_kernels.ops._checks.arguments import (
     num_rows_hint,
 )
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
-from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.types import Head
 
 
@@ -95,11 +95,6 @@ def linear_cross_entropy(
             z_loss=z_loss,
             num_rows=num_rows_hint(hidden, flat_target, ignore_index),
         ),
-        reduce=reduction != "none",
-        assumed_grad_output=assumed_grad_output(
-            hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
-        ),
+        reduction_of(reduction, num_items),
     )
-    if reduction == "none":
-        return values.loss.reshape(target.shape)
-    return mean_of(values.loss, values.num_rows, num_items) if reduction == "mean" else values.loss
+    return values.loss.reshape(target.shape) if reduction == "none" else values.loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pact_kernels.common.reduction import reduction_of
 from pact_kernels.dispatch import is_naive
 from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
@@ -16,7 +17,6 @@ from pact_kernels.ops._checks.arguments import (
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
 from pact_kernels.ops._operators.kl_arguments import KlArguments, gate_values
-from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.ops._operators.references import in_one_dtype, reference_arguments
 from pact_kernels.ops._operators.selection_kl import SelectionKlArguments, selection_kl
 from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
@@ -135,16 +135,11 @@ def pact_kl(
         over=over,
         temperature=temperature,
     )
-    likely = assumed_grad_output(rows, reduction, lambda: rows.shape[0], num_items)
-    reduce = reduction != "none"
+    asked = reduction_of(reduction, num_items)
     if over == "vocabulary":
         arguments = HeadLossArguments(rows, head, token_ids=token_ids, kl=kl)
-        loss = head_loss(arguments, reduce=reduce, assumed_grad_output=likely).loss
+        loss = head_loss(arguments, asked).loss
     else:
         rows, selected = autocast_inputs(rows, head.select(token_ids))
-        loss = selection_kl(
-            SelectionKlArguments(rows, selected, kl), reduce=reduce, assumed_grad_output=likely
-        )
-    if reduction == "none":
-        return loss.reshape(hidden.shape[:-1])
-    return mean_of(loss, rows.shape[0], num_items) if reduction == "mean" else loss
+        loss = selection_kl(SelectionKlArguments(rows, selected, kl), asked)
+    return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact_kernels.common.reduction import reduction_of
 from pact_kernels.dispatch import is_naive
 from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
@@ -22,7 +23,6 @@ from pact_kernels.ops._checks.arguments import (
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
 from pact_kernels.ops._operators.kl_arguments import KlArguments, gate_values
-from pact_kernels.ops._operators.reduction import assumed_grad_output, mean_of
 from pact_kernels.ops._operators.references import in_one_dtype, reference_arguments
 from pact_kernels.types import GateConfig, Head, PactLoss, ReferenceLogits, ReferenceStates
 
@@ -127,7 +127,9 @@ def pact_loss(
             **head.options,
         )
     # Where they have an entry per position, the reference's other positions are not read either.
-    counted = flat_target != ignore_index if step.numel() == flat_target.numel() else None
+    counted = None
+    if isinstance(reference, ReferenceStates) and step.numel() == flat_target.numel():
+        counted = flat_target != ignore_index
     num_rows = num_rows_hint(hidden, flat_target, ignore_index, step)
     values = head_loss(
         HeadLossArguments(
@@ -153,17 +155,13 @@ def pact_loss(
             z_loss=z_loss,
             num_rows=num_rows,
         ),
-        reduce=reduction != "none",
-        assumed_grad_output=assumed_grad_output(
-            hidden, reduction, lambda: (flat_target != ignore_index).sum(), num_items
-        ),
+        reduction_of(reduction, num_items),
     )
-    mean_gate = values.gate.sum() / values.num_rows.clamp(min=1)
-    losses = [values.loss, values.term, values.kl]
-    if reduction == "mean":
-        losses = [mean_of(total, values.num_rows, num_items) for total in losses]
-    elif reduction == "none":
+    losses = [values.loss, *values.reports[:2].unbind()]
+    mean_gate = values.reports[2]
+    if reduction == "none":
         losses = [row.reshape(target.shape) for row in losses]
+        mean_gate = mean_gate.sum() / values.num_rows.clamp(min=1)
     return PactLoss(losses[0], losses[1], losses[2], values.num_rows, mean_gate)
 
 

@@ -81,8 +81,8 @@ class Selected(NamedTuple):
 class RowTensors(NamedTuple):
     """What each row brings besides logits, in the order of the rows; None is its neutral value."""
 
-    log_weight: Any
-    """(K,) fp32, shared by the rows: log of the tokens' weights."""
+    token_weights: Any
+    """(K,) shared by the rows; those below 0 count as 0."""
     step: Any
     """(N,) int"""
     row_weight: Any

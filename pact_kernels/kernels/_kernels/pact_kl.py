@@ -161,7 +161,8 @@ def _pact_kl_kernel(
         softmax_factor = tl.where(kept, softmax_factor * row_weight * kl.kl_weight, 0.0)
         tl.store(out.softmax_factor + row, softmax_factor, mask=is_row)
     else:
-        log_weight = tl.load(rows.log_weight + tokens, mask=tokens < num_tokens, other=0.0)
+        weight = tl.load(rows.token_weights + tokens, mask=tokens < num_tokens, other=1.0)
+        log_weight = log(tl.maximum(weight.to(tl.float32), 0.0))
         loss, g = selection_kl(u, mixed, log_weight[None, :], is_token, kl.temperature)
     tl.store(out.kl + row, tl.where(kept, loss * row_weight, 0.0), mask=is_row)
     tl.store(out.gate + row, tl.where(kept, gate, 0.0), mask=is_row)

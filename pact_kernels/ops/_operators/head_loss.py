@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
+from pact_kernels.common.reduction import Reduction, divided, row_factor
 from pact_kernels.common.requests import NeedsGrad, TermKind, TermRequest
 from pact_kernels.ops._operators.backend import backend
 from pact_kernels.ops._operators.kl_arguments import KlArguments
@@ -51,27 +53,22 @@ class HeadLossArguments(NamedTuple):
 
 
 class HeadLossValues(NamedTuple):
-    """Results of the operator: sums, or (R,) values without `reduce`.
-
-    `loss` alone is differentiable.
-    """
+    """Results of the operator: reduced, or by row with reduction "none"."""
 
     loss: Tensor
-    """term + kl_weight * kl."""
-    term: Tensor
-    kl: Tensor
-    gate: Tensor
+    """() or (R,) term + kl_weight * kl; alone differentiable."""
+    reports: Tensor
+    """(3,) or (3, R): term and kl, reduced as the loss is, and the gate, its mean over rows."""
     num_rows: Tensor
     """() int64"""
 
 
-def head_loss(
-    arguments: HeadLossArguments, *, reduce: bool, assumed_grad_output: Tensor | None = None
-) -> HeadLossValues:
+BY_ROW = Reduction("none")
+
+
+def head_loss(arguments: HeadLossArguments, reduction: Reduction = BY_ROW) -> HeadLossValues:
     """Call the operator."""
-    return HeadLossValues(
-        *_operator(arguments, reduce=reduce, assumed_grad_output=assumed_grad_output)
-    )
+    return HeadLossValues(*_operator(arguments, reduction))
 
 
 def streamed_logsumexp(
@@ -79,7 +76,7 @@ def streamed_logsumexp(
 ) -> Tensor:
     """(N, D), (V, D) -> (N,); 0 where a target (N,) is given and is -100: no product there."""
     arguments = HeadLossArguments(rows, head, target, kind="logsumexp", num_rows=num_rows)
-    return head_loss(arguments, reduce=False).loss
+    return head_loss(arguments).loss
 
 
 def _run(
@@ -102,7 +99,32 @@ def _run(
     )
     loss = out.term + arguments.kl.kl_weight * out.kl
     gradients = (out.grad_hidden, out.grad_weight, out.grad_bias)
-    return RowResult((loss, out.term, out.kl, out.gate), (out.num_rows,), gradients)
+    return RowResult(loss, torch.stack((out.term, out.kl, out.gate)), out.num_rows, gradients)
 
 
-_operator = RowLossOperator("head_loss", HeadLossArguments, _run, num_rows_values=4, num_counts=1)
+def _reduce(arguments: HeadLossArguments, settings: Settings, needs_grad: NeedsGrad) -> RowResult:
+    if settings.implementation == "triton":
+        out = backend("head_loss", "triton").reduced_head_loss(
+            arguments.hidden,
+            arguments.head,
+            arguments.target,
+            arguments.token_ids,
+            term=arguments.term(),
+            kl=arguments.kl.request(arguments.head),
+            reduction=settings.reduction,
+            needs_grad=needs_grad,
+            limit_bytes=settings.workspace_bytes,
+            num_rows=arguments.num_rows,
+        )
+        return RowResult(out.loss, out.reports, out.num_rows, tuple(out[3:]))
+    target, hidden = arguments.target, arguments.hidden
+    counted = hidden.shape[0] if target is None else (target != arguments.ignore_index).sum()
+    denominator = settings.reduction.denominator(counted)
+    by_row = _run(arguments, settings, row_factor(denominator, hidden), needs_grad)
+    loss, reports = by_row.loss.sum(), by_row.reports.sum(1)
+    gate = reports[2] / by_row.num_rows.clamp(min=1)
+    term, kl = divided(reports[:2], denominator).unbind()
+    return by_row._replace(loss=divided(loss, denominator), reports=torch.stack((term, kl, gate)))
+
+
+_operator = RowLossOperator("head_loss", HeadLossArguments, _run, _reduce, num_reports=3)

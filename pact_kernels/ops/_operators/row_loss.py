@@ -1,11 +1,11 @@
 """One registration for operators that turn rows into losses: forward, backward, fakes, autograd.
 
-With `reduce` the forward sums the rows and forms the gradients of the sum beside it, for the
-incoming scalar that is likely where the caller knows one; backward scales them to the one that
-comes. Without, every row may come back with its own gradient, so
-backward runs the rows again. The scheme needs the loss to be a sum over rows, which all ours are.
+A reduced loss comes with its gradients, formed in the forward for an incoming gradient of 1 (in
+fp16, where a mean's gradient may underflow, for one of the mean's denominator); backward scales
+them to the one that comes. Unreduced, every row may come back with its own gradient, so backward
+runs the rows again. The scheme needs the loss to be a sum over rows, which all ours are.
 
-Legend: R rows or positions, D hidden size, V rows of the head.
+Legend: R rows or positions, D hidden size, V rows of the head, n reports.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pact_kernels.common.chunks import accumulator_dtype
+from pact_kernels.common.reduction import Reduction, divided
 from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.dispatch import operator_implementation, workspace_bytes
 from pact_kernels.ops._operators.library import register, register_autograd
-from pact_kernels.ops._operators.scale_gradient import scale_gradient
+from pact_kernels.ops._operators.scale_gradient import Scaling
 from pact_kernels.ops._operators.schema import flat, nested, schema
 from pact_kernels.types import Head
 
@@ -45,8 +46,7 @@ class RowArguments(Protocol):
 class Settings(NamedTuple):
     """What a call adds to its arguments, kept for the backward."""
 
-    assumed_grad_output: Tensor | None
-    """() see `reduction.assumed_grad_output`; None is unknown, and taken as 1."""
+    reduction: Reduction
     needs_grad: list[bool]
     """By `LEAVES`."""
     workspace_bytes: int
@@ -56,16 +56,19 @@ class Settings(NamedTuple):
 class RowResult(NamedTuple):
     """What the work on the rows returns."""
 
-    rows: tuple[Tensor, ...]
-    """(R,) each; the first is the differentiable loss."""
-    counts: tuple[Tensor, ...]
-    """() int64 each."""
+    loss: Tensor
+    """(R,), or () reduced; differentiable."""
+    reports: Tensor
+    """(n, R), or (n,) reduced; not differentiable."""
+    num_rows: Tensor
+    """() int64"""
     gradients: tuple[Tensor, Tensor, Tensor]
-    """By hidden (R, D), weight (V, D) and bias (V,) of the summed loss; empty if not needed."""
+    """By hidden (R, D), weight (V, D) and bias (V,) of the loss; empty if not needed."""
 
 
 A = TypeVar("A", bound=RowArguments)
 Run = Callable[[A, Settings, Tensor | None, NeedsGrad], RowResult]
+Reduce = Callable[[A, Settings, NeedsGrad], RowResult]
 
 
 class RowLossOperator(Generic[A]):
@@ -74,22 +77,25 @@ class RowLossOperator(Generic[A]):
     Args:
         name: the operator's name.
         arguments: a NamedTuple, see `schema`; `hidden` comes first.
-        run: run(arguments, settings, row_grad (R,) or None for 1, needs_grad) -> RowResult.
-        num_rows_values, num_counts: lengths of RowResult.rows and .counts.
+        run: run(arguments, settings, row_grad (R,) or None for 1, needs_grad) gives the losses of
+            the rows and the gradients of their weighted sum.
+        reduce: reduce(arguments, settings, needs_grad) gives the reduced loss and the gradients
+            of it, or in fp16 of its sum.
+        num_reports: n
     """
 
     def __init__(
-        self, name: str, arguments: type[A], run: Run[A], *, num_rows_values: int, num_counts: int
+        self, name: str, arguments: type[A], run: Run[A], reduce: Reduce[A], *, num_reports: int
     ) -> None:
-        self.arguments, self.run = arguments, run
-        self.num_rows_values, self.num_counts = num_rows_values, num_counts
+        self.arguments, self.run, self.reduce = arguments, run, reduce
+        self.num_reports = num_reports
         entries = [*schema(arguments), *schema(Settings)]
         self.names = [entry.name for entry in entries]
         self.is_tensor = [entry.type_name.startswith("Tensor") for entry in entries]
         inputs = ", ".join(map(str, entries))
-        results = ", ".join(["Tensor"] * (num_rows_values + num_counts + 3))
+        results = ", ".join(["Tensor"] * 6)
         self.forward = register(
-            name, f"({inputs}, bool reduce) -> ({results})", self._forward, self._forward_fake
+            name, f"({inputs}) -> ({results})", self._forward, self._forward_fake
         )
         self.backward = register(
             f"{name}_backward",
@@ -99,10 +105,8 @@ class RowLossOperator(Generic[A]):
         )
         register_autograd(name, self._backward, self._setup_context)
 
-    def __call__(
-        self, arguments: A, *, reduce: bool, assumed_grad_output: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Rows' values (summed with `reduce`) and counts."""
+    def __call__(self, arguments: A, reduction: Reduction) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses and reports, by row or reduced, and the number of rows."""
         hidden, head = arguments.hidden, arguments.head
         on = torch.is_grad_enabled()
         needs_grad = [
@@ -111,38 +115,40 @@ class RowLossOperator(Generic[A]):
         ]
         gradient_bytes = 4 * head.weight.numel() if needs_grad[1] else 0
         settings = Settings(
-            assumed_grad_output,
+            reduction,
             needs_grad,
             workspace_bytes(hidden.device, gradient_bytes),
             operator_implementation(hidden),
         )
         assert isinstance(arguments, tuple)
-        results = self.forward(*flat(arguments), *flat(settings), reduce)
-        return results[: self.num_rows_values + self.num_counts]
+        loss, reports, num_rows, *_ = self.forward(*flat(arguments), *flat(settings))
+        return loss, reports, num_rows
 
     def _nested(self, inputs: tuple[Any, ...]) -> tuple[A, Settings]:
         remaining = iter(inputs)
         return nested(self.arguments, remaining), nested(Settings, remaining)  # type: ignore[type-var]
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        *given, reduce = inputs
-        arguments, settings = self._nested(tuple(given))
-        needs_grad = three(settings.needs_grad) if reduce else (False, False, False)
-        likely = settings.assumed_grad_output
-        row_grad = None if likely is None else likely.expand(arguments.hidden.shape[0])
-        rows, counts, gradients = self.run(arguments, settings, row_grad, needs_grad)
-        return *((row.sum() for row in rows) if reduce else rows), *counts, *gradients
+        arguments, settings = self._nested(inputs)
+        if settings.reduction.kind == "none":
+            result = self.run(arguments, settings, None, (False, False, False))
+        else:
+            result = self.reduce(arguments, settings, three(settings.needs_grad))
+        return result.loss, result.reports, result.num_rows, *result.gradients
 
     def _forward_fake(self, *inputs: Any) -> tuple[Tensor, ...]:
-        *given, reduce = inputs
-        arguments, settings = self._nested(tuple(given))
+        arguments, settings = self._nested(inputs)
         hidden = arguments.hidden
-        shape = () if reduce else hidden.shape[:1]
+        reduced = settings.reduction.kind != "none"
+        shape = () if reduced else hidden.shape[:1]
         dtype = accumulator_dtype(hidden.dtype)
-        rows = [hidden.new_empty(shape, dtype=dtype) for _ in range(self.num_rows_values)]
-        counts = [hidden.new_empty((), dtype=torch.int64) for _ in range(self.num_counts)]
-        needs_grad = three(settings.needs_grad) if reduce else (False, False, False)
-        return *rows, *counts, *_fake_gradients(arguments, needs_grad)
+        needs_grad = three(settings.needs_grad) if reduced else (False, False, False)
+        return (
+            hidden.new_empty(shape, dtype=dtype),
+            hidden.new_empty((self.num_reports, *shape), dtype=dtype),
+            hidden.new_empty((), dtype=torch.int64),
+            *_fake_gradients(arguments, needs_grad),
+        )
 
     def _rows_backward(self, row_grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         arguments, settings = self._nested(inputs)
@@ -155,15 +161,18 @@ class RowLossOperator(Generic[A]):
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
-        *given, ctx.reduce = inputs
-        arguments, settings = self._nested(tuple(given))
-        ctx.needs_grad, ctx.workspace_bytes = settings.needs_grad, settings.workspace_bytes
+        arguments, ctx.settings = self._nested(inputs)
         leaves = (arguments.hidden, arguments.head.weight, arguments.head.bias)
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
-        if ctx.reduce:
-            ctx.save_for_backward(*output[-3:], settings.assumed_grad_output)
+        ctx.scaling = Scaling(ctx.settings.implementation, ctx.settings.workspace_bytes)
+        if ctx.settings.reduction.kind != "none":
+            num_items = ctx.settings.reduction.num_items
+            ctx.settings = ctx.settings._replace(
+                reduction=ctx.settings.reduction._replace(num_items=None)
+            )
+            ctx.save_for_backward(*output[2:], num_items)
         else:
-            kinds = list(zip(given, self.is_tensor, strict=True))
+            kinds = list(zip(inputs, self.is_tensor, strict=True))
             ctx.save_for_backward(*(value for value, is_tensor in kinds if is_tensor))
             ctx.others = [value for value, is_tensor in kinds if not is_tensor]
 
@@ -174,23 +183,27 @@ class RowLossOperator(Generic[A]):
 
     def _backward(self, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         by_name: dict[str, Tensor] = {}
-        if grad is not None:
-            scale: Tensor | None = None
-            if ctx.reduce:
-                *formed, likely = ctx.saved_tensors
-                scale = grad if likely is None else grad / likely
-                # A tensor of another type is being traced, and has no value to look at.
-                if likely is not None and type(scale) is Tensor and bool(scale == 1):
-                    scale = None
-            else:
-                formed = self.backward(grad, *self._inputs(ctx))
-            leaves = zip(LEAVES, ctx.needs_grad, formed, ctx.dtypes, strict=True)
-            for name, needs_grad, gradient, dtype in leaves:
-                if needs_grad and scale is not None:
-                    by_name[name] = scale_gradient(gradient, scale, dtype, ctx.workspace_bytes)
-                elif needs_grad:  # autograd copies it if a retained graph still holds it
+        settings = ctx.settings
+        if grad is not None and settings.reduction.kind == "none":
+            formed = self.backward(grad, *self._inputs(ctx))
+            for name, needs_grad, gradient, dtype in zip(
+                LEAVES, settings.needs_grad, formed, ctx.dtypes, strict=True
+            ):
+                if needs_grad:
                     by_name[name] = gradient.to(dtype)
-        return *(by_name.get(name) for name in self.names), None
+        elif grad is not None:
+            num_rows, *formed, num_items = ctx.saved_tensors
+            if ctx.dtypes[0] == torch.float16:
+                reduction = settings.reduction._replace(num_items=num_items)
+                grad = divided(grad, reduction.denominator(num_rows))
+            gradients = ctx.scaling(formed, grad, ctx.dtypes, settings.needs_grad)
+            # Autograd copies what a retained graph still holds.
+            by_name = {
+                name: gradient
+                for name, gradient in zip(LEAVES, gradients, strict=True)
+                if gradient is not None
+            }
+        return (*(by_name.get(name) for name in self.names),)
 
 
 def three(needs_grad: list[bool]) -> NeedsGrad:

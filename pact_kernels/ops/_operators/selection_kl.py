@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from pact_kernels.common.reduction import Reduction, divided, row_factor
 from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.ops._operators.backend import backend
 from pact_kernels.ops._operators.kl_arguments import KlArguments
@@ -29,11 +31,9 @@ class SelectionKlArguments(NamedTuple):
     kl: KlArguments
 
 
-def selection_kl(
-    arguments: SelectionKlArguments, *, reduce: bool, assumed_grad_output: Tensor | None
-) -> Tensor:
-    """Call the operator: the sum over rows, or (N,) values without `reduce`."""
-    return _operator(arguments, reduce=reduce, assumed_grad_output=assumed_grad_output)[0]
+def selection_kl(arguments: SelectionKlArguments, reduction: Reduction) -> Tensor:
+    """Call the operator: the reduced KL, or (N,) values."""
+    return _operator(arguments, reduction)[0]
 
 
 def _run(
@@ -50,9 +50,25 @@ def _run(
         needs_grad=needs_grad,
         limit_bytes=settings.workspace_bytes,
     )
-    return RowResult((out.kl, out.gate), (), (out.grad_hidden, out.grad_weight, out.grad_bias))
+    num_rows = torch.full((), out.kl.shape[0], device=out.kl.device)
+    gradients = (out.grad_hidden, out.grad_weight, out.grad_bias)
+    return RowResult(out.kl, out.kl.new_empty((0, *out.kl.shape)), num_rows, gradients)
 
 
-_operator = RowLossOperator(
-    "selection_kl", SelectionKlArguments, _run, num_rows_values=2, num_counts=0
-)
+def _reduce(
+    arguments: SelectionKlArguments, settings: Settings, needs_grad: NeedsGrad
+) -> RowResult:
+    denominator = settings.reduction.denominator(arguments.hidden.shape[0])
+    row_grad = None
+    if isinstance(denominator, float) and arguments.hidden.dtype != torch.float16:
+        # A number rides on the KL's weight, which scales the gradient alone.
+        kl = arguments.kl._replace(kl_weight=arguments.kl.kl_weight / denominator)
+        arguments = arguments._replace(kl=kl)
+    else:
+        row_grad = row_factor(denominator, arguments.hidden)
+    by_row = _run(arguments, settings, row_grad, needs_grad)
+    loss = divided(by_row.loss.sum(), denominator)
+    return by_row._replace(loss=loss, reports=loss.new_empty(0))
+
+
+_operator = RowLossOperator("selection_kl", SelectionKlArguments, _run, _reduce, num_reports=0)
