@@ -17,10 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pact_kernels.common.reduction import Reduction
 from pact_kernels.common.requests import KlRequest, TermRequest
 from pact_kernels.dispatch import workspace_bytes
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels.head_loss import head_loss
+from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
+from pact_kernels.kernels.head_loss import reduced_head_loss
 from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
 from pact_kernels.kernels.selection_kl import selection_kl
 from pact_kernels.kernels.token_scores import token_scores
@@ -211,6 +213,7 @@ def _head_loss_cases() -> Iterator[Case]:
         bias: bool = False,
         softcap: float | None = None,
         smoothed: bool = False,
+        trained: bool = False,
     ) -> Case:
         def launch() -> object:
             kl = None
@@ -218,15 +221,16 @@ def _head_loss_cases() -> Iterator[Case]:
                 kl = _kl_request(
                     CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap
                 )
-            return head_loss(
+            launch_scale_in_place(meta(CHUNK_ROWS, WIDTH, dtype=dtype), meta(1, dtype=torch.float32))
+            return reduced_head_loss(
                 meta(CHUNK_ROWS, WIDTH, dtype=dtype),
                 meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
                 meta(CHUNK_ROWS, dtype=torch.int64),
                 None if kl is None else meta(num_tokens, dtype=torch.int64),
                 term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
                 kl=kl,
-                row_grad=None,
-                needs_grad=(True, False, False),
+                reduction=Reduction("mean"),
+                needs_grad=(True, trained, trained and bias),
                 limit_bytes=GPU_WORKSPACE_BYTES,
                 num_rows=CHUNK_ROWS,
             )
@@ -239,6 +243,8 @@ def _head_loss_cases() -> Iterator[Case]:
     yield case("vocabulary states", over="vocabulary", states=True)
     yield case("vocabulary K1000", over="vocabulary", num_tokens=1000)
     yield case("all", over="vocabulary", bias=True, softcap=SOFTCAP, smoothed=True)
+    yield case("softcap", softcap=SOFTCAP)
+    yield case("smoothed trained", bias=True, smoothed=True, trained=True)
     yield case("plain", torch.float32)
     yield case("vocabulary", torch.float32, over="vocabulary")
 

@@ -43,7 +43,7 @@ LEAST_FACTOR = tl.constexpr(1e-6)
 MOST_ENTRIES = 2048
 """Entries of K tokens that a program holds of each kind."""
 MOST_ROWS = 16
-SUMS_AT_ONCE = 64
+SUMS_AT_ONCE = tl.constexpr(64)
 """Vocabulary tiles whose sums are read at once."""
 
 
@@ -108,13 +108,12 @@ def _finish_chunk_kernel(
     num_tokens,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # K padded
-    SUMS: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = row < num_rows
     sum_exp = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.range(0, num_sums, SUMS):
-        tiles = first + tl.arange(0, SUMS)
+    for first in tl.range(0, num_sums, SUMS_AT_ONCE):
+        tiles = first + tl.arange(0, SUMS_AT_ONCE)
         mask = (tiles < num_sums)[:, None] & is_row[None, :]
         part = tl.load(sum_ptr + tiles[:, None] * num_rows + row[None, :], mask=mask, other=0.0)
         sum_exp += tl.sum(part, 0)
@@ -230,5 +229,4 @@ def launch_finish_chunk(
         num_tokens=num_tokens,
         BLOCK_M=block,
         BLOCK_N=tokens,
-        SUMS=SUMS_AT_ONCE,
     )
