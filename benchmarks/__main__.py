@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.cases.case import Case
     from benchmarks.cases.plan import Plan
+    from benchmarks.peers.registry import RegisteredPeer
 
 Number = TypeVar("Number", int, float)
 SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
@@ -46,8 +48,9 @@ def _list(args: argparse.Namespace, _: str) -> None:
     from benchmarks.cases.estimate import case_s
     from benchmarks.cases.plan import title
     from benchmarks.measuring.entries import entries, refusal
-    from benchmarks.peers.registry import PEERS, peers_for
+    from benchmarks.peers.registry import PEERS
 
+    peers_for = _chosen_peers(args)
     device, planned = _device(args), _planned(args)
     limit_bytes, total_s = _memory_limit_bytes(args, device), 0.0
     absent: dict[str, str] = {}
@@ -78,8 +81,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     from benchmarks.measuring.machine import circumstances
     from benchmarks.measuring.memory import preload_compiler
     from benchmarks.measuring.run import run
-    from benchmarks.peers.registry import peers_for
 
+    peers_for = _chosen_peers(args)
     device = _device(args)
     limit_bytes = _memory_limit_bytes(args, device)
     bench = Bench(
@@ -100,6 +103,21 @@ def _run(args: argparse.Namespace, command: str) -> None:
     path = args.results or _default_results()
     left_out = run(_planned(args), bench, path, minutes=args.minutes, estimate_s=expected_s)
     print(f"{path}: {len(left_out)} cases left out" if left_out else path)
+
+
+def _chosen_peers(
+    args: argparse.Namespace,
+) -> Callable[[Case], tuple[RegisteredPeer, ...]]:
+    """The peers of a case, or those of them that `--peers` names."""
+    from benchmarks.peers.registry import PEERS, peers_for
+
+    if args.peers is None:
+        return peers_for
+    unknown = set(args.peers) - {peer.name for peer in PEERS}
+    if unknown:
+        known = ", ".join(peer.name for peer in PEERS)
+        raise SystemExit(f"--peers: no {', '.join(sorted(unknown))}; there are {known}")
+    return lambda case: tuple(peer for peer in peers_for(case) if peer.name in args.peers)
 
 
 def _plot(args: argparse.Namespace, _: str) -> None:
@@ -183,6 +201,9 @@ def _parser() -> argparse.ArgumentParser:
             help="default: the device's own",
         )
         command.add_argument("--op", help="one op alone")
+        command.add_argument(
+            "--peers", nargs="+", metavar="NAME", help="these implementations alone"
+        )
         command.add_argument("--match", default="", help="cases whose title contains this")
         command.add_argument(
             "--memory-gib", type=_positive(float), help="most for one peer; default: 60 %% of all"

@@ -221,7 +221,9 @@ def _head_loss_cases() -> Iterator[Case]:
                 kl = _kl_request(
                     CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap
                 )
-            launch_scale_in_place(meta(CHUNK_ROWS, WIDTH, dtype=dtype), meta(1, dtype=torch.float32))
+            launch_scale_in_place(
+                meta(CHUNK_ROWS, WIDTH, dtype=dtype), meta(1, dtype=torch.float32)
+            )
             return reduced_head_loss(
                 meta(CHUNK_ROWS, WIDTH, dtype=dtype),
                 meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),

@@ -34,10 +34,8 @@ class Compiled:
         return cannot_compile(device)
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
-        modes = ["default"]
-        if device.type == "cuda":
-            modes.append("max-autotune-no-cudagraphs")
-        return [{"mode": mode} for mode in modes]
+        # Autotuning every product takes minutes a shape on a card, and finds the vendor's again.
+        return [{"mode": "default"}]
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
         formula = formula_of(case, inputs)

@@ -107,7 +107,8 @@ def memory_plan(recipe: Recipe) -> MemoryPlan:
     weights = sizes.num_parameters * BYTES[train.dtype]
     adapters = adapter_parameters(sizes, train) * ADAMW_BYTES
     activations = activation_bytes(sizes, train)
-    head = int(DEFAULT_WORKSPACE_MIB["cuda"] * MIB)
+    # One chunk of the head in 16 bits, of all rows where the cap allows.
+    head = min(int(DEFAULT_WORKSPACE_MIB["cuda"] * MIB), 2 * tokens * sizes.vocab_size)
     logits = 3 * tokens * sizes.vocab_size * BYTES["fp32"]
     top_k, rank = recipe.discover.top_k, train.lora_r
     lines = (

@@ -22,11 +22,11 @@ def kept_rows(
     """
     if target is None:
         return None
-    keep = target != ignore_index
     if target.device.type == "cpu":
-        _check_targets(target, keep, ignore_index, vocabulary)
+        _check_targets(target, target != ignore_index, ignore_index, vocabulary)
     if num_rows == target.numel():
         return None
+    keep = target != ignore_index
     if num_rows is not None and target.device.type != "cpu":
         torch._assert_async(keep.sum() == num_rows)
         return torch.nonzero_static(keep, size=num_rows, fill_value=0).squeeze(1)

@@ -118,7 +118,7 @@ class ExponentialChunks:
         most = min(chunk_rows, self.num_rows)
         chunk = self.hidden.new_empty((most, stride))[:, :vocabulary]  # (M, V)
         sums = values.new_empty((num_sums * most,))
-        row_values = values.new_empty((6, self.num_rows))
+        row_values = values.new_empty((7, self.num_rows))
         shift = RowShift(row_values[0], row_values[1])
         smoothed = self._smoothing()
         target_logit, mean_logit = self._target_logits(row_values, shift, smoothed)
@@ -137,6 +137,7 @@ class ExponentialChunks:
                     kl=values[1, index],
                     scale=row_values[4, index],
                     target_scale=row_values[5, index],
+                    target_entry=row_values[6, index],
                 )
                 self._chunk(
                     index,
@@ -185,9 +186,17 @@ class ExponentialChunks:
         if smoothed is not None:
             factor = term.label_smoothing / head.weight.shape[0] * head.logit_scale
             smoothing = Smoothing(smoothed.weight, factor)
-        if raw is not None or scaled is not None:
+        if any(needs_grad):
             launch_scale_states(
-                raw, out, scaled, head.weight, kept, rows, smoothing, ignore_index=term.ignore_index
+                raw,
+                out,
+                scaled,
+                chunk if needs_grad[1] or needs_grad[2] else None,
+                head.weight,
+                kept,
+                rows,
+                smoothing,
+                ignore_index=term.ignore_index,
             )
         if scaled is not None:
             add_product_(grad_weight, chunk, scaled.scaled, limit_bytes)

@@ -39,7 +39,7 @@ def test_llama_by_hand(llama: Recipe) -> None:
     # norms 2 (4 D + 4), attention 8 H h + 4 H + 2 L, MLP 6 I, two adapters 2 (D + 16)
     layer = 2 * 16388 + 8 * 4096 + 4 * 32 + 2 * 512 + 6 * 14336 + 2 * 2 * (4096 + 16)
     assert activations.here == activations.released == 4 * 512 * (32 * layer + 16388)
-    assert head.here == 256 * 2**20
+    assert head.here == 2 * 4 * 512 * 128256  # less than the cap of 1 GiB
     assert head.released == 3 * 4 * 512 * 128256 * 4
     assert plan.here == sum(line.here for line in plan.lines)
     assert plan.cache_bytes_per_row == 2 * 2 * 50
@@ -148,7 +148,7 @@ def _kept_bytes(sizes: Architecture, train: TrainConfig) -> int:
 
 
 def test_the_workspace_is_the_ops_own() -> None:
-    """The plan's 256 MiB is what the head takes by default on a GPU."""
+    """The most that the plan counts is what the head takes by default on a GPU."""
     from pact_kernels.dispatch import workspace_bytes
 
-    assert workspace_bytes(torch.device("cuda")) == 256 * 2**20
+    assert workspace_bytes(torch.device("cuda")) == 1024 * 2**20

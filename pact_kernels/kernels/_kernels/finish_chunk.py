@@ -7,10 +7,13 @@
     E_y += -(1 - e) cap_y l / a,   E_k += s_k cap_k l / a          the one-hot and the KL's entries
 
 so that rho E is the gradient by the raw products, but for label smoothing's constant, with cap_v
-the slope of the soft cap. An entry is
-rounded to bf16 once, with a relative error: what rounding takes from E_y, the largest entry by
-far, is handed on in fp32 as a factor on W_y. Where a nearly vanishes the entries would pass bf16's
-range, so |a| is taken as at least LEAST_FACTOR: of the softmax that is less than a rounding.
+the slope of the soft cap. An entry is rounded to bf16 once, with a relative error. Where the target
+has the smaller part of the mass its entry would be by far the largest of the row, and the product's
+result, in 16 bits, would be rounded as coarsely: there E_y stays what it was, and what it lacks is
+handed on in fp32, as a factor on W_y (`scale_states`, which also puts the entry in place for the
+gradient by the weight). Where it has the larger part the entry is a small difference, and is
+patched. Where a nearly vanishes the entries would pass bf16's range, so |a| is taken as at least
+LEAST_FACTOR: of the softmax that is less than a rounding.
 
 Over the vocabulary the KL's K + 1 classes are formed here, where the log-sum-exp is known, from the
 student's K logits and the references' mixed log-confidences.
@@ -65,6 +68,8 @@ class ChunkRows(NamedTuple):
     """rho"""
     target_scale: Any
     """The factor on W_y beside rho E W."""
+    target_entry: Any
+    """What E_y is in the gradient by the weight."""
 
 
 class ChunkKl(NamedTuple):
@@ -170,16 +175,21 @@ def _finish_chunk_kernel(
     if rows.target is not None:
         target = tl.load(rows.target + row, mask=kept, other=-1)
         slope = cap_slope(target_logit, head)
-        own = tl.exp2(-above * LOG2E) * slope - numbers.one_hot * slope * inverse
+        exponential = tl.exp2(-above * LOG2E) * slope
+        own = exponential - numbers.one_hot * slope * inverse
         if kl.token_ids is not None:
             is_target = (ids[None, :] == target[:, None]) & is_entry
-            own += tl.sum(tl.where(is_target, entries, 0.0), 1) * inverse
-            new = tl.where(is_target, own[:, None], new)
-        rounded = own.to(tl.bfloat16)
+            selected = tl.sum(tl.where(is_target, entries, 0.0), 1) * inverse
+            own += selected
+        smaller = tl.where(tl.abs(own) < tl.abs(exponential), own, exponential)
+        stored = smaller.to(tl.bfloat16)
+        if kl.token_ids is not None:
+            new = tl.where(is_target, smaller[:, None], new)
         # Over the K entries, the target's comes out as it does alone: either store writes it.
-        tl.store(row_ptr + target, rounded, mask=kept)
-        left = (own - rounded.to(tl.float32)) * scale
+        tl.store(row_ptr + target, stored, mask=kept)
+        left = (own - stored.to(tl.float32)) * scale
         tl.store(rows.target_scale + row, tl.where(kept, left, 0.0), mask=is_row)
+        tl.store(rows.target_entry + row, own, mask=is_row)
     if kl.token_ids is not None:
         tl.store(row_ptr[:, None] + ids[None, :], new.to(tl.bfloat16), mask=is_entry)
 

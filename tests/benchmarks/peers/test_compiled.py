@@ -37,8 +37,7 @@ def test_torch_compiles_an_op_to_machine_code() -> None:
     assert_equal(run(Compiled(), case, SETTING), case)
 
 
-def test_autotuning_is_tried_on_a_gpu_alone() -> None:
-    modes = [
-        [way["mode"] for way in Compiled().settings(BASE, torch.device(d))] for d in ("cpu", "cuda")
-    ]
-    assert modes == [["default"], ["default", "max-autotune-no-cudagraphs"]]
+def test_autotuning_is_tried_nowhere() -> None:
+    """On its first card it took more than a minute before the first case was timed."""
+    for device in ("cpu", "cuda"):
+        assert Compiled().settings(BASE, torch.device(device)) == [{"mode": "default"}]
