@@ -18,6 +18,8 @@ COPY_FRACTION = 1 / 8
 
 def accumulates_in_gemm(tensor: Tensor) -> bool:
     """Whether the vendor's product of 16-bit operands adds to an fp32 matrix here."""
+    if tensor.is_meta:  # a launch that is recorded stands for a GPU's
+        return tensor.dtype.itemsize == 2
     return tensor.is_cuda and tensor.dtype.itemsize == 2 and _gemm_accumulates(tensor.device.index)
 
 
