@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pact_kernels.common.chunks import chunks
 from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
-from pact_kernels.kernels._device.operands import KlOut, MixedTarget
+from pact_kernels.kernels._device.operands import MixedTarget
 from pact_kernels.kernels._kernels.column_sums import launch_column_sums
 from pact_kernels.kernels._kernels.exponential_chunk import (
     RowShift,
@@ -41,7 +41,7 @@ from pact_kernels.kernels._kernels.scale_states import (
     launch_scale_states,
 )
 from pact_kernels.kernels._kernels.target_logits import HeadSums, launch_target_logits
-from pact_kernels.kernels._kl_rows import KlRows
+from pact_kernels.kernels._kl_rows import KlRows, cut
 from pact_kernels.kernels._launch.configs import TAKES_EXPONENTIALS, exponential_config
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.operands import in_unit_stride
@@ -53,8 +53,6 @@ ROW_MULTIPLE = 128
 LEAST_EVEN_WIDTH = 64
 ALIGNMENT = 8
 """Entries of bf16 that 16 bytes hold: where a chunk's rows start."""
-KL_FRACTION = 1 / 4
-"""The most of the workspace that a block of rows of the KL takes; the chunk gets the rest."""
 GEMM_TILE = (128, 256)
 """Rows and columns of a tile of the vendor's product, to count its waves by."""
 MOST_CHUNK_ROWS = 4096
@@ -232,16 +230,14 @@ class ExponentialChunks:
         states = self.hidden[block] if kept is None else self.hidden.index_select(0, kept)
         target = _part(self.target, block)
         if self.kl.over == "selection":
-            entries = values.new_empty(shape)
-            self.kl_rows(
+            return self.kl_rows.selection(
                 states,
                 block,
-                KlOut(values[1, block], values[2, block], None, entries, None),
-                target=target,
-                ignore_index=self.term.ignore_index,
+                values[:, block],
+                target,
+                self.term.ignore_index,
                 by_product=True,
             )
-            return entries
         mixed = MixedTarget(
             values.new_empty(shape),
             values.new_empty(shape),
@@ -296,22 +292,17 @@ class ExponentialChunks:
             row_bytes += 2 * width
             if not accumulates_in_gemm(self.hidden):
                 row_bytes += 4 * width
-        block_bytes = block_total = 0
+        block_bytes = 0
         if self.kl_rows is not None:
             block_bytes = self.kl_rows.row_bytes() + 4 * self.kl_rows.num_tokens
             if self.kept is not None:
                 block_bytes += 2 * width
-            block_total = min(int(limit_bytes * KL_FRACTION), self.num_rows * block_bytes)
-        rows = rows_of_waves(
-            self.num_rows,
-            width,
-            (limit_bytes - block_total) // row_bytes,
-            target_of(self.hidden).processors,
-            favour_long=needs_grad[1],
-        )
-        if self.num_rows * block_bytes <= block_total:
-            return rows, max(1, self.num_rows)
-        return rows, max(rows, (limit_bytes - rows * row_bytes) // block_bytes // rows * rows)
+        processors = target_of(self.hidden).processors
+
+        def rows_within(most: int) -> int:
+            return rows_of_waves(self.num_rows, width, most, processors, favour_long=needs_grad[1])
+
+        return cut(self.num_rows, limit_bytes, row_bytes, block_bytes, rows_within)
 
 
 def rows_of_waves(

@@ -10,6 +10,7 @@ rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,31 @@ from pact_kernels.types import Head
 
 NO_WEIGHT: Any = None
 """The weight of a head whose logits are given."""
+
+
+KL_FRACTION = 1 / 4
+"""The most of the workspace that a block of rows takes whose KL is formed before their chunks."""
+
+
+def cut(
+    num_rows: int,
+    limit_bytes: int,
+    row_bytes: int,
+    block_bytes: int,
+    rows_within: Callable[[int], int],
+) -> tuple[int, int]:
+    """Rows of a chunk, and of the block of chunks whose KL is one launch, within the limit.
+
+    Args:
+        row_bytes: of a row of a chunk.
+        block_bytes: of a row of a block; 0 where there is none.
+        rows_within: the rows of a chunk, of the most that fit.
+    """
+    reserved = min(int(limit_bytes * KL_FRACTION), num_rows * block_bytes)
+    rows = rows_within((limit_bytes - reserved) // row_bytes)
+    if num_rows * block_bytes <= reserved:
+        return rows, max(1, num_rows)
+    return rows, max(rows, (limit_bytes - rows * row_bytes) // block_bytes // rows * rows)
 
 
 class KlRows:
@@ -61,6 +87,28 @@ class KlRows:
     def row_weight(self, rows: slice) -> Tensor | None:
         """(B,) of some rows."""
         return self._maybe_taken(self.kl.row_weight, rows)
+
+    def selection(
+        self,
+        states: Tensor,  # (B, D)
+        rows: slice,
+        values: Tensor,  # (3, B); kl and gate are written
+        target: Tensor | None,  # (B,)
+        ignore_index: int,
+        *,
+        by_product: bool,
+    ) -> Tensor:
+        """(B, K) fp32 gradient of the KL over the selection, by the logits or the raw products."""
+        entries = values.new_empty((states.shape[0], self.num_tokens))
+        self(
+            states,
+            rows,
+            KlOut(values[1], values[2], None, entries, None),
+            target=target,
+            ignore_index=ignore_index,
+            by_product=by_product,
+        )
+        return entries
 
     def row_bytes(self) -> int:
         """Memory of a row of a block: its gradient, and gathered or formed logits."""

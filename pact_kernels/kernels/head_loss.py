@@ -2,7 +2,8 @@
 
     Z   = H_m W^T                        the vendor's product, into the chunk      2 M D V flops
     softmax, term                        `chunk_loss`: one read of the chunk
-    KL, softmax_factor, sparse entries            `pact_kl`: nothing of size V
+    KL and its gradient                  `pact_kl`: nothing of size V, over the selection one
+                                         launch for all rows
     G   = d loss / d Z, in place         `chunk_gradient`: one read and write of the chunk
     dH  = G W                            the vendor's product, into its place     2 M D V flops
     dW += G^T H_m in fp32                a trainable head alone                   2 M D V flops
@@ -19,6 +20,8 @@ K selected tokens, M chunk rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -39,7 +42,7 @@ from pact_kernels.kernels._kernels.row_reduction import (
     launch_row_count,
     launch_row_sums,
 )
-from pact_kernels.kernels._kl_rows import KlRows
+from pact_kernels.kernels._kl_rows import KlRows, cut
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.runtime import unit_stride
 from pact_kernels.types import Head
@@ -193,9 +196,9 @@ class _Loop:
         self.target, self.row_grad, self.kept = target, row_grad, kept
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
         self.kl_rows = None
+        self.over_vocabulary = kl is not None and kl.over == "vocabulary"
         if kl is not None and token_ids is not None:
             self.kl_rows = KlRows(kl, head.select(token_ids), kept, hidden.shape[0])
-            self.over_vocabulary = kl.over == "vocabulary"
 
     def rows(self, index: slice) -> Tensor:
         """(M, D) states of some rows, each contiguous."""
@@ -235,13 +238,17 @@ class _Loop:
     ) -> None:
         """Every chunk, with its gradients where any is needed."""
         weight = self.head.weight
-        logits, chunk_rows = self._allocate(limit_bytes, trained=needs_grad[1])
+        logits, chunk_rows, block_rows = self._allocate(limit_bytes, trained=needs_grad[1])
         grad_hidden, grad_weight, grad_bias = gradients
-        for start, stop in chunks(self.num_rows, chunk_rows):
-            index = slice(start, stop)
+        entries: Tensor | None = None  # (B, K) of the block at hand
+        for start, stop in _within_blocks(self.num_rows, block_rows, chunk_rows):
+            index, place = slice(start, stop), start % block_rows
+            if place == 0:
+                entries = self._entries(slice(start, start + block_rows), values)
             rows, z = self.rows(index), logits[: stop - start]  # (M, D), (M, V)
             torch.mm(rows, weight.T, out=z)
-            self._chunk(z, rows, index, values[:, index], gradient=any(needs_grad))
+            known = None if entries is None else entries[place : place + stop - start]
+            self._chunk(z, rows, index, values[:, index], known, gradient=any(needs_grad))
             if needs_grad[0] and self.kept is None:
                 torch.mm(z, weight, out=grad_hidden[index])
             elif needs_grad[0] and self.kept is not None:
@@ -254,8 +261,30 @@ class _Loop:
             if needs_grad[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
 
+    def _entries(self, block: slice, values: Tensor) -> Tensor | None:
+        """The KL over the selection of a block of rows: nothing of size V, one launch for all."""
+        if self.kl_rows is None or self.over_vocabulary:
+            return None
+        block = slice(block.start, min(block.stop, self.num_rows))
+        target = None if self.target is None else self.target[block]
+        return self.kl_rows.selection(
+            self.rows(block),
+            block,
+            values[:, block],
+            target,
+            self.term.ignore_index,
+            by_product=False,
+        )
+
     def _chunk(
-        self, z: Tensor, rows: Tensor, index: slice, values: Tensor, *, gradient: bool
+        self,
+        z: Tensor,
+        rows: Tensor,
+        index: slice,
+        values: Tensor,
+        entries: Tensor | None,
+        *,
+        gradient: bool,
     ) -> None:
         """Values (3, M) of a chunk (M, V), and its gradient in place."""
         term, head = self.term, self.head
@@ -266,23 +295,25 @@ class _Loop:
         losses = unused if term.kind == "none" else values[0]
         launch_chunk_loss(z, head, target, losses, softmax, request=term)
         sparse = None
-        if self.kl_rows is not None and self.token_ids is not None:
+        if entries is not None:
+            sparse = SparseKl(self.token_ids, entries, None)
+        elif self.kl_rows is not None and self.token_ids is not None:
             shape = rows.shape[0], self.token_ids.numel()
-            softmax_factor = torch.empty_like(sum_exp) if self.over_vocabulary else None
+            softmax_factor = torch.empty_like(sum_exp)
             sparse = SparseKl(self.token_ids, values.new_empty(shape), softmax_factor)
             self.kl_rows(
                 rows,
                 index,
                 KlOut(values[1], values[2], None, sparse.sparse, softmax_factor),
-                softmax=softmax if self.over_vocabulary else None,
+                softmax=softmax,
                 target=target,
                 ignore_index=term.ignore_index,
             )
         if gradient:
             launch_chunk_gradient(z, head, target, softmax, row_grad, sparse, request=term)
 
-    def _allocate(self, limit_bytes: int, *, trained: bool) -> tuple[Tensor, int]:
-        """The chunk's logits (M, V) within the limit, its rows aligned, and M."""
+    def _allocate(self, limit_bytes: int, *, trained: bool) -> tuple[Tensor, int, int]:
+        """The chunk's logits (M, V) within the limit, its rows aligned; M, and a block's rows."""
         hidden, vocabulary = self.hidden, self.head.weight.shape[0]
         size, width = hidden.element_size(), hidden.shape[1]
         multiple = ALIGNMENT_BYTES // size
@@ -290,12 +321,30 @@ class _Loop:
         row_bytes = size * stride + 16
         if self.kept is not None or trained or self.hidden.stride(1) != 1:
             row_bytes += 2 * size * width  # copied states, and the product of the gradient
-        if self.kl_rows is not None:
+        block_bytes = 0
+        if self.kl_rows is not None and self.over_vocabulary:
             row_bytes += self.kl_rows.row_bytes()
+        elif self.kl_rows is not None:
+            gathered = self.kept is not None or self.hidden.stride(1) != 1
+            block_bytes = self.kl_rows.row_bytes() + (size * width if gathered else 0)
         if trained and not accumulates_in_gemm(hidden):
             row_bytes += 4 * width
-        rows = rows_per_chunk(self.num_rows, limit_bytes // row_bytes)
-        return hidden.new_empty((min(rows, self.num_rows), stride))[:, :vocabulary], rows
+        rows, block_rows = cut(
+            self.num_rows,
+            limit_bytes,
+            row_bytes,
+            block_bytes,
+            lambda most: rows_per_chunk(self.num_rows, most),
+        )
+        most = min(rows, self.num_rows)
+        return hidden.new_empty((most, stride))[:, :vocabulary], rows, block_rows
+
+
+def _within_blocks(num_rows: int, block_rows: int, chunk_rows: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of every chunk; none reaches across a block's end."""
+    for low, high in chunks(num_rows, block_rows):
+        for start, stop in chunks(high - low, chunk_rows):
+            yield low + start, low + stop
 
 
 def rows_per_chunk(num_rows: int, most: int) -> int:
