@@ -209,8 +209,8 @@ def test_the_kl_adds_its_own_launches_and_no_product_with_the_vocabulary(
     num_chunks = without["chunk_loss_kernel"]
     assert without == {"chunk_loss_kernel": num_chunks, "chunk_gradient_kernel": num_chunks}
     assert num_chunks >= 4
-    # Over the vocabulary it needs a chunk's log-sum-exps. Over the selection it is one for all rows,
-    # or for a block: the logits of 300 tokens of 1000 rows are more than a quarter of the workspace.
+    # Over the vocabulary it needs a chunk's log-sum-exps. Over the selection it is one for all
+    # rows, or for a block: 300 logits of 1000 rows are more than a quarter of the workspace.
     times = added["chunk_loss_kernel"]
     if over == "selection":
         times = 1 if num_tokens == 50 else added["pact_kl_kernel"]
