@@ -93,7 +93,7 @@ class _Part:
         self.grad_head = None  # (C, D)
         if products.weights:
             dtype = torch.float32 if head.is_cuda else head.dtype
-            self.grad_head = torch.zeros_like(head, dtype=dtype)
+            self.grad_head = torch.empty_like(head, dtype=dtype)
 
     def run(self) -> None:
         for start in range(0, self.hidden.shape[0], self.rows):

@@ -212,8 +212,8 @@ def test_the_floor_forms_these_products(chunk_rows: int, columns: dict[str, int]
     buffers: list[torch.Tensor] = []
     real = torch.empty_like
 
-    def remembered(tensor: torch.Tensor) -> torch.Tensor:
-        buffers.append(real(tensor).fill_(float("nan")))
+    def remembered(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        buffers.append(real(tensor, **options).fill_(float("nan")))
         return buffers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
