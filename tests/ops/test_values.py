@@ -57,7 +57,18 @@ def test_values_and_gradients(name: str, implementation: str) -> None:
         assert torch.equal(leaf, copy)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("linear", "pact"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_cross_entropy",
+        "linear_cross_entropy by row",
+        "linear_logsumexp",
+        "pact_kl",
+        "pact_kl over the vocabulary by row, cached",
+        "pact_loss",
+        "pact_loss over the vocabulary",
+    ],
+)
 def test_a_frozen_head(name: str, implementation: str) -> None:
     p = rounded(rows=9)
     leaves = [t.float() for t in (p.hidden, p.weight, p.bias)]
