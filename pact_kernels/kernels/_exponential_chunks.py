@@ -16,6 +16,8 @@ Legend: R positions, N rows, D hidden size, V vocabulary, K selected tokens, M c
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,7 @@ from pact_kernels.kernels._kernels.finish_chunk import (
     ChunkRows,
     launch_finish_chunk,
 )
+from pact_kernels.kernels._kernels.linear_logsumexp import LEAST_EVEN_WIDTH
 from pact_kernels.kernels._kernels.scale_states import (
     ScaledStates,
     Smoothing,
@@ -49,14 +52,12 @@ from pact_kernels.kernels._launch.runtime import target_of, unit_stride
 from pact_kernels.types import Head
 
 ROW_MULTIPLE = 128
-"""Chunks of whole GEMM tiles."""
-LEAST_EVEN_WIDTH = 64
+"""Chunks of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT = 8
 """Entries of bf16 that 16 bytes hold: where a chunk's rows start."""
 GEMM_TILE = (128, 256)
 """Rows and columns of a tile of the vendor's product, to count its waves by."""
 MOST_CHUNK_ROWS = 4096
-LOG2E = 1.4426950408889634
 
 
 def takes_exponentials(
@@ -248,7 +249,7 @@ class ExponentialChunks:
         if self.target is None:  # no target: against the largest selected logit
             largest = mixed.student.amax(1)
             shift.above_target[block] = largest
-            shift.log2[block] = largest * LOG2E
+            shift.log2[block] = largest * math.log2(math.e)
         return mixed
 
     def _smoothing(self) -> HeadSums | None:

@@ -32,7 +32,11 @@ from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
 from pact_kernels.common.results import HeadLoss, ReducedHeadLoss
 from pact_kernels.common.rows import kept_rows
 from pact_kernels.kernels._device.operands import KlOut, Softmax, SparseKl
-from pact_kernels.kernels._exponential_chunks import ExponentialChunks, takes_exponentials
+from pact_kernels.kernels._exponential_chunks import (
+    ROW_MULTIPLE,
+    ExponentialChunks,
+    takes_exponentials,
+)
 from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
 from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
@@ -47,8 +51,6 @@ from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.runtime import unit_stride
 from pact_kernels.types import Head
 
-ROW_MULTIPLE = 128
-"""Chunks of whole GEMM tiles, where there are that many rows."""
 ALIGNMENT_BYTES = 16
 """What a chunk's rows are aligned to: the widest access of a thread."""
 COPY_FRACTION = 1 / 8

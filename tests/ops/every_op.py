@@ -16,7 +16,7 @@ from tests.ops.problem import Problem, problem
 from tests.ops.rounded_problem import rounded
 
 Op = Callable[[Tensor, Tensor, Tensor | None], Any]
-"""Of hidden, weight (V, D) and bias (V,)."""
+"""An op as a function of hidden, weight (V, D) and bias (V,)."""
 
 
 def every_op(p: Problem, dtype: torch.dtype = torch.float32) -> dict[str, Op]:

@@ -128,8 +128,9 @@ class TestOnAGpu:
             with torch.no_grad():
                 pk.linear_logsumexp(hidden, p.weight)
                 pk.selected_confidences(hidden, p.weight, p.token_ids)
-        finally:
+        finally:  # a wait has raised by now
             torch.cuda.set_sync_debug_mode("default")
+        assert bool(hidden.grad.isfinite().all()) and bool(hidden.grad.any())
 
     def test_two_runs_agree_to_the_bit(self, shape: tuple[int, int, int]) -> None:
         p = problem(shape, 50)

@@ -58,7 +58,10 @@ def test_the_same_contents_at_other_paths_are_the_same_run(
     for name in ("model", "reference_model", "train_file", "refusals", "tokens"):
         old = Path(settings[name])
         moved[name] = str(old.rename(old.with_name(f"moved-{old.name}")))
+    metrics = Path(settings["output_dir"]) / "metrics.jsonl"
+    before = metrics.read_text()
     resumed(settings, **moved, save_every=3, log_every=2)
+    assert metrics.read_text() == before  # a finished run: nothing was trained again
 
 
 @pytest.mark.parametrize(

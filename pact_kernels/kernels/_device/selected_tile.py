@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from pact_kernels.kernels._device.arithmetic import dot, load_tile, logit_tile
+from pact_kernels.kernels._device.target import gate_value, log_rest
 
 
 @triton.jit
@@ -44,6 +45,57 @@ def load_rows(pointer, rows, num_rows, other):
     else:
         values = tl.zeros_like(rows).to(tl.float32) + other
     return values
+
+
+@triton.jit
+def student_and_mixed(
+    student,  # Matrix: states (N, D), or logits (N, K) where its head has no weight
+    head,  # (K, D)
+    full,  # Matrix: states (N, D'), or logits (N, K)
+    post,  # likewise, or None without a gate
+    reference,  # its head (K, D'), capped and scaled as the student's
+    rows,  # RowTensors
+    gate_numbers,  # Gate
+    first_row,
+    num_rows,
+    num_tokens,
+    TILE: tl.constexpr,  # KlTile
+):
+    """The student's logits and the references' mixture, the mixture's log-rest, and the gate.
+
+    Over the vocabulary the mixture is of log-confidences, else of logits; its rest is 0 there.
+    """
+    STUDENT: tl.constexpr = TILE.student
+    REFERENCE: tl.constexpr = TILE.reference
+    DECAY: tl.constexpr = TILE.decay
+    BLOCK_M: tl.constexpr = TILE.student.rows
+    BLOCK_N: tl.constexpr = TILE.student.columns
+    row = first_row + tl.arange(0, BLOCK_M)
+    is_token = (tl.arange(0, BLOCK_N) < num_tokens)[None, :]
+    u = selected_tile(
+        student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
+    )
+    gate = tl.zeros([BLOCK_M], tl.float32)
+    mixed_rest = tl.zeros([BLOCK_M], tl.float32)
+    if post is not None:
+        p = selected_tile(
+            post, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
+        )
+        step = tl.load(rows.step + row, mask=row < num_rows, other=0)
+        gate = gate_value(u, p, step, is_token, num_tokens, gate_numbers, DECAY)
+    mixed = selected_tile(
+        full, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
+    )
+    if TILE.over_vocabulary:
+        mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
+        mixed_rest, _ = log_rest(mixed, is_token)
+        if post is not None:
+            p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
+            post_rest, _ = log_rest(p, is_token)
+            mixed_rest += gate * (post_rest - mixed_rest)
+    if post is not None:
+        mixed += gate[:, None] * (p - mixed)
+    return u, mixed, mixed_rest, gate
 
 
 @triton.jit

@@ -38,11 +38,13 @@ from pact_kernels.kernels._device.operands import (
     RowTensors,
     Selected,
 )
-from pact_kernels.kernels._device.selected_tile import load_rows, selected_tile, store_grad_hidden
+from pact_kernels.kernels._device.selected_tile import (
+    load_rows,
+    store_grad_hidden,
+    student_and_mixed,
+)
 from pact_kernels.kernels._device.target import (
     Gate,
-    gate_value,
-    log_rest,
     selection_kl,
     vocabulary_kl,
 )
@@ -103,8 +105,6 @@ def _pact_kl_kernel(
     TILE: tl.constexpr,  # KlTile
 ):
     STUDENT: tl.constexpr = TILE.student
-    REFERENCE: tl.constexpr = TILE.reference
-    DECAY: tl.constexpr = TILE.decay
     BLOCK_M: tl.constexpr = TILE.student.rows
     BLOCK_N: tl.constexpr = TILE.student.columns
     student = Matrix(student_tiles, student.stride, student.columns)
@@ -112,6 +112,8 @@ def _pact_kl_kernel(
         weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
         head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
     full = Matrix(full_tiles, full.stride, full.columns)
+    if post_tiles is not None:
+        post = Matrix(post_tiles, post.stride, post.columns)
     if reference_weight_tiles is not None:
         weight = Matrix(reference_weight_tiles, reference.weight.stride, reference.weight.columns)
         reference = Head(weight, reference.bias, reference.softcap, reference.logit_scale)  # type: ignore[arg-type]
@@ -120,35 +122,9 @@ def _pact_kl_kernel(
     is_row = row < num_rows
     tokens = tl.arange(0, BLOCK_N)
     is_token = (tokens < num_tokens)[None, :]
-    u = selected_tile(
-        student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
+    u, mixed, mixed_rest, gate = student_and_mixed(
+        student, head, full, post, reference, rows, kl.gate, first_row, num_rows, num_tokens, TILE
     )
-    gate = tl.zeros([BLOCK_M], tl.float32)
-    if post_tiles is not None:
-        p = selected_tile(
-            Matrix(post_tiles, post.stride, post.columns),
-            reference,
-            head,
-            first_row,
-            num_rows,
-            num_tokens,
-            full.columns,
-            REFERENCE,
-        )
-        step = tl.load(rows.step + row, mask=is_row, other=0)
-        gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, DECAY)
-    mixed = selected_tile(
-        full, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
-    )
-    if TILE.over_vocabulary:
-        mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
-        mixed_rest, _ = log_rest(mixed, is_token)
-        if post_tiles is not None:
-            p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
-            post_rest, _ = log_rest(p, is_token)
-            mixed_rest += gate * (post_rest - mixed_rest)
-    if post_tiles is not None:
-        mixed += gate[:, None] * (p - mixed)
     kept = is_row
     if rows.target is not None:
         target = tl.load(rows.target + row, mask=is_row, other=rows.ignore_index)
@@ -208,9 +184,6 @@ def _mixed_target_kernel(
     num_tokens,
     TILE: tl.constexpr,  # KlTile
 ):
-    STUDENT: tl.constexpr = TILE.student
-    REFERENCE: tl.constexpr = TILE.reference
-    DECAY: tl.constexpr = TILE.decay
     BLOCK_M: tl.constexpr = TILE.student.rows
     BLOCK_N: tl.constexpr = TILE.student.columns
     student = Matrix(student_tiles, student.stride, student.columns)
@@ -218,6 +191,8 @@ def _mixed_target_kernel(
         weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
         head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
     full = Matrix(full_tiles, full.stride, full.columns)
+    if post_tiles is not None:
+        post = Matrix(post_tiles, post.stride, post.columns)
     if reference_weight_tiles is not None:
         weight = Matrix(reference_weight_tiles, reference.weight.stride, reference.weight.columns)
         reference = Head(weight, reference.bias, reference.softcap, reference.logit_scale)  # type: ignore[arg-type]
@@ -226,32 +201,9 @@ def _mixed_target_kernel(
     is_row = row < num_rows
     tokens = tl.arange(0, BLOCK_N)
     is_token = (tokens < num_tokens)[None, :]
-    u = selected_tile(
-        student, head, head, first_row, num_rows, num_tokens, student.columns, STUDENT
+    u, mixed, mixed_rest, gate = student_and_mixed(
+        student, head, full, post, reference, rows, kl.gate, first_row, num_rows, num_tokens, TILE
     )
-    mixed = selected_tile(
-        full, reference, head, first_row, num_rows, num_tokens, full.columns, REFERENCE
-    )
-    mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
-    mixed_rest, _ = log_rest(mixed, is_token)
-    gate = tl.zeros([BLOCK_M], tl.float32)
-    if post_tiles is not None:
-        p = selected_tile(
-            Matrix(post_tiles, post.stride, post.columns),
-            reference,
-            head,
-            first_row,
-            num_rows,
-            num_tokens,
-            full.columns,
-            REFERENCE,
-        )
-        step = tl.load(rows.step + row, mask=is_row, other=0)
-        gate = gate_value(u, p, step, is_token, num_tokens, kl.gate, DECAY)
-        p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
-        post_rest, _ = log_rest(p, is_token)
-        mixed_rest += gate * (post_rest - mixed_rest)
-        mixed += gate[:, None] * (p - mixed)
     kept = is_row
     if rows.target is not None:
         target = tl.load(rows.target + row, mask=is_row, other=rows.ignore_index)
