@@ -51,6 +51,7 @@ COLUMNS = {
     "st": "bytes of the widest store",
     "MFLOP": "per row tile",
     "KiB": "per row tile, least traffic",
+    "B/logit": "bytes read and written of each logit of a chunk; the products around it apart",
     "bound us": "roofline of the launch, from datasheet peaks",
 }
 """The table's columns, with what needs saying of them."""
@@ -86,6 +87,7 @@ def cells(reading: Reading) -> list[str]:
         f"{code.widest_store_bytes or '-'}",
         f"{cost.flops / cost.row_tiles / 1e6:,.1f}",
         f"{cost.bytes / cost.row_tiles / KIB:,.1f}",
+        f"{cost.logit_bytes or '-'}",
         f"{reading.roofline_us:,.1f}",
     ]
 

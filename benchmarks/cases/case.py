@@ -22,6 +22,8 @@ OPS = (
 )
 TRAINED = ("linear_cross_entropy", "pact_kl", "pact_loss")
 """Ops with a backward pass; the others are forward alone."""
+CAPPED = ("linear_cross_entropy", "linear_logsumexp")
+"""Ops whose cases may have a soft cap."""
 IGNORE = -100
 
 
@@ -55,6 +57,12 @@ class Case:
     """Whether the KL's target is the mixture with the post-only reference."""
     peaked: bool = False
     """Logits as a trained model has them, from unsure of the target to sure of it."""
+    softcap: float | None = None
+    """Cap of the student's logits, in `CAPPED` ops."""
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and self.op not in CAPPED:
+            raise ValueError(f"a case with a soft cap is of {', '.join(CAPPED)}, got {self.op}")
 
     @property
     def positions(self) -> int:

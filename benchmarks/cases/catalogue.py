@@ -16,6 +16,10 @@ from benchmarks.cases.plan import BASE, RELEASED, Line, Plan
 SUBSETS = ("cpu", "cpu-large", "gpu", "quick")
 
 
+QUICK_SOFTCAP = 3.0
+"""Less than two standard deviations of the logits: it bends most of them."""
+
+
 def plans(subset: str) -> list[Plan]:
     """A set of plans.
 
@@ -52,6 +56,7 @@ def quick_plans() -> list[Plan]:
     released = replace(base, op="pact_loss", over="selection")
     return [
         Plan(case=base, varied=BASE),
+        Plan(case=replace(base, softcap=QUICK_SOFTCAP), varied="soft cap"),
         Plan(case=released, varied=BASE, baseline=RELEASED),
         Plan(case=replace(base, op="pact_loss", cached=True), varied="reference"),
         *(

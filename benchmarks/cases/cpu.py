@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.cases.case import Case
-from benchmarks.cases.plan import BASE, EAGER, GEMMA, OURS, RELEASED, SMALL, Line, Plan, make_case
+from benchmarks.cases.plan import (
+    BASE,
+    EAGER,
+    GEMMA,
+    OURS,
+    RELEASED,
+    SMALL,
+    SOFTCAP,
+    Line,
+    Plan,
+    make_case,
+)
 
 FEW = (OURS, EAGER)
 MOST = (
@@ -77,6 +88,7 @@ def _cross_entropy() -> list[Plan]:
         Plan(case=replace(half, trainable_head=True), varied="head", only=MOST),
         Plan(case=replace(half, prompt_share=0.5), varied="prompt share", only=MOST),
         Plan(case=replace(half, length=128, peaked=True), varied="logits", only=MOST),
+        Plan(case=replace(half, length=128, softcap=SOFTCAP), varied="soft cap", only=MOST),
         Plan(case=replace(half, length=128, dtype="bfloat16"), varied="dtype", only=MOST),
         Plan(case=make_case(op, GEMMA, 1, 64), varied="head size", only=MOST),
     ]

@@ -15,12 +15,14 @@ from typing import Any
 from benchmarks.cases.case import Case
 from benchmarks.cases.plan import (
     BASE,
+    CAPPED_HEAD,
     EAGER,
     HEADS,
     LLAMA,
     OURS,
     RELEASED,
     SMALL,
+    SOFTCAP,
     Line,
     Plan,
     make_case,
@@ -133,6 +135,7 @@ def _cross_entropy() -> list[Plan]:
     line = [case for line in gpu_lines() for case in line.cases if case != base]
     return [
         *(Plan(case=gpu_case(op, head), varied="head size", only=FUSED) for head in OTHER_HEADS),
+        Plan(case=gpu_case(op, CAPPED_HEAD, softcap=SOFTCAP), varied="soft cap", only=FUSED),
         *(
             Plan(case=replace(base, prompt_share=share), varied="prompt share", only=FUSED)
             for share in (0.5, 0.9)

@@ -28,6 +28,8 @@ HEADS = {
     "Gemma-3-270m": Head(640, 262144),
 }
 SMALL, LLAMA, GEMMA = "SmolLM2-135M", "Llama-3.1-8B", "Gemma-3-270m"
+CAPPED_HEAD, SOFTCAP = "Gemma-2-2B", 30.0
+"""A model whose logits are capped, and its cap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,4 +84,5 @@ def title(case: Case) -> str:
         parts.append(f"K {case.tokens}")
     parts += ["trainable head"] if case.trainable_head else []
     parts += ["peaked"] if case.peaked else []
+    parts += [] if case.softcap is None else [f"soft cap {case.softcap:g}"]
     return ", ".join(parts)

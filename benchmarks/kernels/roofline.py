@@ -110,14 +110,16 @@ def work_of(
 
 def _launched(launch: Launch, vocabulary: int) -> Work:
     is_product = launch.kernel.fn.__name__ == "_exponential_chunk_kernel"
-    chunk = 0
-    for name, value in launch.arguments.items():
-        for tensor in tensors([value]):
-            if name in ("chunk", "chunk_tiles") and tensor.shape[-1:] == (vocabulary,):
-                passes = {"_chunk_loss_kernel": 1, "_chunk_gradient_kernel": 2}
-                passes["_exponential_chunk_kernel"] = 1
-                chunk = passes.get(launch.kernel.fn.__name__, 0) * tensor.numel() * 2
-    return Work(launch.cost, is_product, chunk)
+    chunk = next(
+        (
+            tensor.numel()
+            for name, value in launch.arguments.items()
+            for tensor in tensors([value])
+            if name in ("chunk", "chunk_tiles") and tensor.shape[-1:] == (vocabulary,)
+        ),
+        0,
+    )
+    return Work(launch.cost, is_product, launch.cost.logit_bytes * chunk)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class CrossEntropyPeer(ABC):
     ops: tuple[str, ...] = ("linear_cross_entropy",)
     ignores_targets: bool = True
     """Whether prompts may be given to it."""
+    caps_logits: bool = False
+    """Whether it takes a soft cap."""
 
     @abstractmethod
     def unsuited(self, case: Case, device: torch.device) -> str | None:
@@ -41,8 +43,8 @@ class CrossEntropyPeer(ABC):
         """Its own settings, beside the rows."""
 
     @abstractmethod
-    def load(self, setting: Setting) -> Loss:
-        """Imports what it needs."""
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
+        """Imports what it needs; a soft cap is given where `caps_logits`."""
 
     def compiles(self, setting: Setting) -> bool:
         """Whether torch.compile is at work, which has to be done ahead of what is timed."""
@@ -59,6 +61,8 @@ class CrossEntropyPeer(ABC):
             return f"it has no {case.op}"
         if self.version() is None:
             return f"{self.distribution} is not installed"
+        if case.softcap is not None and not self.caps_logits:
+            return "it takes no soft cap"
         return self.unsuited(case, device)
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
@@ -68,7 +72,7 @@ class CrossEntropyPeer(ABC):
         return [{"rows": each, **way} for each in rows for way in self.ways(case, device)]
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        loss = self.load(setting)
+        loss = self.load(setting, case.softcap)
         rows = answer_rows(case, inputs) if setting["rows"] == "answers" else None
         target = take(inputs.target, rows)
 

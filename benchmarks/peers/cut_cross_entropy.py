@@ -23,6 +23,7 @@ class CutCrossEntropy(CrossEntropyPeer):
 
     name = "cut-cross-entropy"
     distribution = "cut-cross-entropy"
+    caps_logits = True
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         return cannot_compile(device)
@@ -37,12 +38,12 @@ class CutCrossEntropy(CrossEntropyPeer):
         """The kernels too: they sort the vocabulary by a compiled function."""
         return True
 
-    def load(self, setting: Setting) -> Loss:
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         linear_cross_entropy = import_module("cut_cross_entropy").linear_cross_entropy
         options = {name: value for name, value in setting.items() if name != "rows"}
 
         def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            made: Tensor = linear_cross_entropy(hidden, weight, target, **options)
+            made: Tensor = linear_cross_entropy(hidden, weight, target, softcap=softcap, **options)
             return made
 
         return loss

@@ -22,9 +22,10 @@ LEAST_REST = 1e-6
 """The least mass that is on no selected token."""
 
 
-def logits(hidden: Tensor, weight: Tensor) -> Tensor:
+def logits(hidden: Tensor, weight: Tensor, softcap: float | None = None) -> Tensor:
     """(N, D), (V, D) -> (N, V) fp32."""
-    return functional.linear(hidden, weight).float()
+    z = functional.linear(hidden, weight).float()
+    return z if softcap is None else softcap * (z / softcap).tanh()
 
 
 def selected_logits(
@@ -36,14 +37,16 @@ def selected_logits(
     return logits(hidden, weight[token_ids])
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, softcap: float | None
+) -> Tensor:
     """Mean over the rows."""
-    return functional.cross_entropy(logits(hidden, weight), target)
+    return functional.cross_entropy(logits(hidden, weight, softcap), target)
 
 
-def linear_logsumexp(hidden: Tensor, weight: Tensor) -> Tensor:
+def linear_logsumexp(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     """(N,)"""
-    return logits(hidden, weight).logsumexp(-1)
+    return logits(hidden, weight, softcap).logsumexp(-1)
 
 
 def selected_confidences(hidden: Tensor, weight: Tensor, token_ids: Tensor, over: str) -> Tensor:

@@ -52,10 +52,10 @@ def formula_of(case: Case, inputs: Inputs) -> Formula:
         return take(inputs.reference_hidden, rows), inputs.reference_weight
 
     arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "linear_cross_entropy": lambda: (*states(), target),
+        "linear_cross_entropy": lambda: (*states(), target, case.softcap),
         "pact_kl": lambda: (*states(), *kl()),
         "pact_loss": lambda: (*states(), target, *kl()),
-        "linear_logsumexp": states,
+        "linear_logsumexp": lambda: (*states(), case.softcap),
         "selected_confidences": lambda: (*states(), ids, case.over),
         "token_scores": lambda: (*states(), *base(), share),
     }

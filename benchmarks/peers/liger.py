@@ -30,6 +30,7 @@ class Liger(CrossEntropyPeer):
 
     name = "Liger"
     distribution = DISTRIBUTION
+    caps_logits = True
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         return no_gpu(device)
@@ -39,7 +40,7 @@ class Liger(CrossEntropyPeer):
         sums = (None, "float32") if rounded else (None,)
         return [{"budget": budget, "accumulate": each} for budget in BUDGETS for each in sums]
 
-    def load(self, setting: Setting) -> Loss:
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         fused = import_module(
             "liger_kernel.transformers.functional"
         ).liger_fused_linear_cross_entropy
@@ -47,7 +48,14 @@ class Liger(CrossEntropyPeer):
         budget = setting["budget"]
 
         def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            made: Tensor = fused(hidden, weight, target, accum_dtype=dtype, chunk_mem_const=budget)
+            made: Tensor = fused(
+                hidden,
+                weight,
+                target,
+                softcap=softcap,
+                accum_dtype=dtype,
+                chunk_mem_const=budget,
+            )
             return made
 
         return loss

@@ -63,9 +63,10 @@ def _forward(case: Case, inputs: Inputs) -> Mapping[str, Tensor]:
     rows = answer_rows(case, inputs)
     hidden, weight = take(inputs.hidden, rows), inputs.weight
     if case.op == "linear_cross_entropy":
-        return {"loss": linear_cross_entropy(hidden, weight, take(inputs.target, rows))}
+        target = take(inputs.target, rows)
+        return {"loss": linear_cross_entropy(hidden, weight, target, softcap=case.softcap)}
     if case.op == "linear_logsumexp":
-        return {"logsumexp": linear_logsumexp(hidden, weight)}
+        return {"logsumexp": linear_logsumexp(hidden, weight, softcap=case.softcap)}
     if case.op == "selected_confidences":
         values = selected_confidences(hidden, weight, inputs.token_ids, over=case.over)
         return {"confidences": values}

@@ -59,7 +59,8 @@ class Forwards:
         return forward
 
     def linear_cross_entropy(self) -> Mapping[str, Tensor]:
-        loss = pk.linear_cross_entropy(self._batched(), self.inputs.weight, self._targets())
+        weight, softcap = self.inputs.weight, self.case.softcap
+        loss = pk.linear_cross_entropy(self._batched(), weight, self._targets(), softcap=softcap)
         return {"loss": loss}
 
     def pact_loss(self) -> Mapping[str, Tensor]:
@@ -91,7 +92,8 @@ class Forwards:
 
     def linear_logsumexp(self) -> Mapping[str, Tensor]:
         hidden = take(self.inputs.hidden, self.rows)
-        return {"logsumexp": pk.linear_logsumexp(hidden, self.inputs.weight)}
+        softcap = self.case.softcap
+        return {"logsumexp": pk.linear_logsumexp(hidden, self.inputs.weight, softcap=softcap)}
 
     def selected_confidences(self) -> Mapping[str, Tensor]:
         hidden = take(self.inputs.hidden, self.rows)

@@ -54,7 +54,7 @@ class Quack(CrossEntropyPeer):
             if counts[setting["rows"]] % ALIGNMENT == 0
         ]
 
-    def load(self, setting: Setting) -> Loss:
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         chunked = import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
         options = {"chunk_size": setting["chunk"], "use_scaled_exp": setting["scaled_exp"]}
 

@@ -44,7 +44,7 @@ class TorchLinearCrossEntropy(CrossEntropyPeer):
         )
         return [{"chunk": chunk} for chunk in (None, *auto, *sizes)]
 
-    def load(self, setting: Setting) -> Loss:
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         options, chunk = None, setting["chunk"]
         if chunk == "auto":
             options = torch.nn.LinearCrossEntropyOptions()

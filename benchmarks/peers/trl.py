@@ -34,6 +34,7 @@ class Trl(CrossEntropyPeer):
     name = "TRL"
     distribution = DISTRIBUTION
     ignores_targets = False
+    caps_logits = True
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         return None
@@ -42,14 +43,14 @@ class Trl(CrossEntropyPeer):
         widths = sorted({min(width, case.vocabulary) for width in COLUMNS[device.type]})
         return [{"columns": width} for width in widths]
 
-    def load(self, setting: Setting) -> Loss:
+    def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         import_module(BACKWARD_IMPORTS)
         function = import_module("trl.kernels.chunked_logprob").ChunkedLogProbFunction
         width, none, outputs = setting["columns"], None, ()
 
         def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
             logprobs: Tensor = function.apply(
-                hidden, weight, none, target, 1.0, width, none, 1.0, outputs
+                hidden, weight, none, target, 1.0, width, softcap, 1.0, outputs
             )[0]
             return -logprobs.mean()
 

@@ -44,7 +44,7 @@ from pact_kernels.kernels._kernels.scale_states import (
     launch_scale_states,
 )
 from pact_kernels.kernels._kernels.target_logits import HeadSums, launch_target_logits
-from pact_kernels.kernels._kl_rows import KlRows, cut
+from pact_kernels.kernels._kl_rows import KlRows, cut, part_of
 from pact_kernels.kernels._launch.configs import TAKES_EXPONENTIALS, exponential_config
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.operands import in_unit_stride
@@ -144,7 +144,7 @@ class ExponentialChunks:
                     sums[: num_sums * (stop - start)].view(num_sums, stop - start),
                     RowShift(shift.log2[index], shift.above_target[index]),
                     rows,
-                    _chunk_kl(kl, self.token_ids, slice(start, stop)),
+                    _chunk_kl(part_of(kl, slice(start, stop)), self.token_ids),
                     smoothed,
                     gradients,
                     needs_grad,
@@ -226,26 +226,14 @@ class ExponentialChunks:
         """The KL's own part for a block of rows: entries (B, K), or its target."""
         if self.kl_rows is None or self.kl is None or self.token_ids is None:
             return None
-        shape = block.stop - block.start, self.token_ids.numel()
         kept = None if self.kept is None else self.kept[block]
         states = self.hidden[block] if kept is None else self.hidden.index_select(0, kept)
-        target = _part(self.target, block)
+        target, ignore_index = _part(self.target, block), self.term.ignore_index
         if self.kl.over == "selection":
             return self.kl_rows.selection(
-                states,
-                block,
-                values[:, block],
-                target,
-                self.term.ignore_index,
-                by_product=True,
+                states, block, values[:, block], target, ignore_index, by_product=True
             )
-        mixed = MixedTarget(
-            values.new_empty(shape),
-            values.new_empty(shape),
-            values.new_empty(shape[:1]),
-            values[2, block],
-        )
-        self.kl_rows(states, block, mixed, target=target, ignore_index=self.term.ignore_index)
+        mixed = self.kl_rows.mixed(states, block, values[2, block], target, ignore_index)
         if self.target is None:  # no target: against the largest selected logit
             largest = mixed.student.amax(1)
             shift.above_target[block] = largest
@@ -295,7 +283,7 @@ class ExponentialChunks:
                 row_bytes += 4 * width
         block_bytes = 0
         if self.kl_rows is not None:
-            block_bytes = self.kl_rows.row_bytes() + 4 * self.kl_rows.num_tokens
+            block_bytes = self.kl_rows.row_bytes()
             if self.kept is not None:
                 block_bytes += 2 * width
         processors = target_of(self.hidden).processors
@@ -339,10 +327,10 @@ def _part(tensor: Tensor | None, index: slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
 
 
-def _chunk_kl(kl: Tensor | MixedTarget | None, token_ids: Tensor | None, index: slice) -> ChunkKl:
-    """The part of a block's KL that a chunk finishes."""
-    if kl is None:
+def _chunk_kl(known: Tensor | MixedTarget | None, token_ids: Tensor | None) -> ChunkKl:
+    """What a chunk finishes of its KL."""
+    if known is None:
         return NO_CHUNK_KL
-    if isinstance(kl, Tensor):
-        return NO_CHUNK_KL._replace(token_ids=token_ids, entries=kl[index])
-    return ChunkKl(token_ids, None, MixedTarget(*(part[index] for part in kl)))
+    if isinstance(known, Tensor):
+        return NO_CHUNK_KL._replace(token_ids=token_ids, entries=known)
+    return ChunkKl(token_ids, None, known)

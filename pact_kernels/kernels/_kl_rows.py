@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.common.rows import check_rows
-from pact_kernels.kernels._device.operands import KlOut, MixedTarget, RowTensors, Selected, Softmax
+from pact_kernels.kernels._device.operands import KlOut, MixedTarget, RowTensors, Selected
 from pact_kernels.kernels._kernels.pact_kl import fits_registers, launch_pact_kl
 from pact_kernels.kernels._kernels.selected_logits import (
     launch_selected_gradient,
@@ -54,6 +54,13 @@ def cut(
     if num_rows * block_bytes <= reserved:
         return rows, max(1, num_rows)
     return rows, max(rows, (limit_bytes - rows * row_bytes) // block_bytes // rows * rows)
+
+
+def part_of(known: Tensor | MixedTarget | None, index: slice) -> Tensor | MixedTarget | None:
+    """Some rows of what is known of a block's KL."""
+    if isinstance(known, MixedTarget):
+        return MixedTarget(*(part[index] for part in known))
+    return None if known is None else known[index]
 
 
 class KlRows:
@@ -103,21 +110,38 @@ class KlRows:
         self(
             states,
             rows,
-            KlOut(values[1], values[2], None, entries, None),
+            KlOut(values[1], values[2], None, entries),
             target=target,
             ignore_index=ignore_index,
             by_product=by_product,
         )
         return entries
 
+    def mixed(
+        self,
+        states: Tensor,  # (B, D)
+        rows: slice,
+        gate: Tensor,  # (B,), written
+        target: Tensor | None,  # (B,)
+        ignore_index: int,
+    ) -> MixedTarget:
+        """What a KL over the vocabulary needs beside the student's log-sum-exps."""
+        shape = states.shape[0], self.num_tokens
+        mixed = MixedTarget(
+            gate.new_empty(shape), gate.new_empty(shape), gate.new_empty(shape[:1]), gate
+        )
+        self(states, rows, mixed, target=target, ignore_index=ignore_index)
+        return mixed
+
     def row_bytes(self) -> int:
-        """Memory of a row of a block: its gradient, and gathered or formed logits."""
+        """Memory of a row of a block: what it keeps, and gathered or formed logits."""
         num_tokens = self.token_weights.numel()
-        copies = 0 if self.in_one_launch else 3
+        kept = 2 if self.kl.over == "vocabulary" else 1
+        copies = kept if self.in_one_launch else kept + 3
         gathered = 0
         if self.kept is not None:
             gathered = 2 * self.kl.reference_full.shape[1] * self.kl.reference_full.element_size()
-        return 4 * num_tokens * (1 + copies) + gathered + 64
+        return 4 * num_tokens * copies + gathered + 64
 
     def __call__(
         self,
@@ -125,7 +149,6 @@ class KlRows:
         rows: slice,
         out: KlOut | MixedTarget,
         *,
-        softmax: Softmax | None = None,  # of the student, over the vocabulary
         target: Tensor | None = None,  # (B,); rows of ignore_index come out 0
         ignore_index: int = -100,
         row_grad: Tensor | None = None,  # (B,)
@@ -158,7 +181,6 @@ class KlRows:
                 step=self._taken(kl.step, rows),
                 row_weight=self._maybe_taken(kl.row_weight, rows),
                 row_grad=row_grad,
-                softmax=softmax,
                 full_lse=self._maybe_taken(kl.full_lse, rows),
                 post_lse=self._maybe_taken(kl.post_lse, rows),
                 target=target,

@@ -1,9 +1,9 @@
 """The chunk loop around the vendor's GEMM: losses of the output head and their gradients.
 
     Z   = H_m W^T                        the vendor's product, into the chunk      2 M D V flops
-    softmax, term                        `chunk_loss`: one read of the chunk
-    KL and its gradient                  `pact_kl`: nothing of size V, over the selection one
-                                         launch for all rows
+    KL and its gradient                  `pact_kl`: a block of rows at once, nothing of size V; over
+                                         the vocabulary its target alone
+    softmax, term, K + 1 classes         `chunk_loss`: one read of the chunk
     G   = d loss / d Z, in place         `chunk_gradient`: one read and write of the chunk
     dH  = G W                            the vendor's product, into its place     2 M D V flops
     dW += G^T H_m in fp32                a trainable head alone                   2 M D V flops
@@ -31,14 +31,18 @@ from pact_kernels.common.reduction import Reduction
 from pact_kernels.common.requests import KlRequest, NeedsGrad, TermRequest
 from pact_kernels.common.results import HeadLoss, ReducedHeadLoss
 from pact_kernels.common.rows import kept_rows
-from pact_kernels.kernels._device.operands import KlOut, Softmax, SparseKl
+from pact_kernels.kernels._device.operands import MixedTarget, Softmax, SparseKl
 from pact_kernels.kernels._exponential_chunks import (
     ROW_MULTIPLE,
     ExponentialChunks,
     takes_exponentials,
 )
 from pact_kernels.kernels._kernels.chunk_gradient import launch_chunk_gradient
-from pact_kernels.kernels._kernels.chunk_loss import launch_chunk_loss
+from pact_kernels.kernels._kernels.chunk_loss import (
+    NO_VOCABULARY_KL,
+    VocabularyKl,
+    launch_chunk_loss,
+)
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
 from pact_kernels.kernels._kernels.row_reduction import (
     RowCount,
@@ -46,7 +50,7 @@ from pact_kernels.kernels._kernels.row_reduction import (
     launch_row_count,
     launch_row_sums,
 )
-from pact_kernels.kernels._kl_rows import KlRows, cut
+from pact_kernels.kernels._kl_rows import KlRows, cut, part_of
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.runtime import unit_stride
 from pact_kernels.types import Head
@@ -197,8 +201,7 @@ class _Loop:
         self.hidden, self.head, self.token_ids, self.term = hidden, head, token_ids, term
         self.target, self.row_grad, self.kept = target, row_grad, kept
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
-        self.kl_rows = None
-        self.over_vocabulary = kl is not None and kl.over == "vocabulary"
+        self.kl, self.kl_rows = kl, None
         if kl is not None and token_ids is not None:
             self.kl_rows = KlRows(kl, head.select(token_ids), kept, hidden.shape[0])
 
@@ -242,15 +245,15 @@ class _Loop:
         weight = self.head.weight
         logits, chunk_rows, block_rows = self._allocate(limit_bytes, trained=needs_grad[1])
         grad_hidden, grad_weight, grad_bias = gradients
-        entries: Tensor | None = None  # (B, K) of the block at hand
+        kl: Tensor | MixedTarget | None = None  # of the block at hand
         for start, stop in _within_blocks(self.num_rows, block_rows, chunk_rows):
             index, place = slice(start, stop), start % block_rows
             if place == 0:
-                entries = self._entries(slice(start, start + block_rows), values)
+                kl = self._kl_of(slice(start, start + block_rows), values)
             rows, z = self.rows(index), logits[: stop - start]  # (M, D), (M, V)
             torch.mm(rows, weight.T, out=z)
-            known = None if entries is None else entries[place : place + stop - start]
-            self._chunk(z, rows, index, values[:, index], known, gradient=any(needs_grad))
+            known = part_of(kl, slice(place, place + stop - start))
+            self._chunk(z, index, values[:, index], known, gradient=any(needs_grad))
             if needs_grad[0] and self.kept is None:
                 torch.mm(z, weight, out=grad_hidden[index])
             elif needs_grad[0] and self.kept is not None:
@@ -263,28 +266,25 @@ class _Loop:
             if needs_grad[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
 
-    def _entries(self, block: slice, values: Tensor) -> Tensor | None:
-        """The KL over the selection of a block of rows: nothing of size V, one launch for all."""
-        if self.kl_rows is None or self.over_vocabulary:
+    def _kl_of(self, block: slice, values: Tensor) -> Tensor | MixedTarget | None:
+        """The KL's own part for a block of rows: entries (B, K), or its target."""
+        if self.kl_rows is None or self.kl is None:
             return None
         block = slice(block.start, min(block.stop, self.num_rows))
         target = None if self.target is None else self.target[block]
+        states, ignore_index = self.rows(block), self.term.ignore_index
+        if self.kl.over == "vocabulary":
+            return self.kl_rows.mixed(states, block, values[2, block], target, ignore_index)
         return self.kl_rows.selection(
-            self.rows(block),
-            block,
-            values[:, block],
-            target,
-            self.term.ignore_index,
-            by_product=False,
+            states, block, values[:, block], target, ignore_index, by_product=False
         )
 
     def _chunk(
         self,
         z: Tensor,
-        rows: Tensor,
         index: slice,
         values: Tensor,
-        entries: Tensor | None,
+        known: Tensor | MixedTarget | None,
         *,
         gradient: bool,
     ) -> None:
@@ -292,25 +292,22 @@ class _Loop:
         term, head = self.term, self.head
         target = None if self.target is None else self.target[index]
         row_grad = None if self.row_grad is None else self.row_grad[index]
-        row_max, sum_exp, unused = values.new_empty((3, rows.shape[0]))  # (M,) each
+        row_max, sum_exp, softmax_factor, unused = values.new_empty((4, z.shape[0]))  # (M,) each
         softmax = Softmax(row_max, sum_exp)
-        losses = unused if term.kind == "none" else values[0]
-        launch_chunk_loss(z, head, target, losses, softmax, request=term)
-        sparse = None
-        if entries is not None:
-            sparse = SparseKl(self.token_ids, entries, None)
-        elif self.kl_rows is not None and self.token_ids is not None:
-            shape = rows.shape[0], self.token_ids.numel()
-            softmax_factor = torch.empty_like(sum_exp)
-            sparse = SparseKl(self.token_ids, values.new_empty(shape), softmax_factor)
-            self.kl_rows(
-                rows,
-                index,
-                KlOut(values[1], values[2], None, sparse.sparse, softmax_factor),
-                softmax=softmax,
-                target=target,
-                ignore_index=term.ignore_index,
+        sparse, kl = None, NO_VOCABULARY_KL
+        if isinstance(known, Tensor):
+            sparse = SparseKl(self.token_ids, known, None)
+        elif known is not None and self.kl is not None and self.kl_rows is not None:
+            sparse = SparseKl(self.token_ids, torch.empty_like(known.student), softmax_factor)
+            kl = VocabularyKl(
+                known,
+                self.kl_rows.row_weight(index),
+                float(self.kl.kl_weight),
+                values[1],
+                *sparse[1:],
             )
+        losses = unused if term.kind == "none" else values[0]
+        launch_chunk_loss(z, head, target, losses, softmax, kl, request=term)
         if gradient:
             launch_chunk_gradient(z, head, target, softmax, row_grad, sparse, request=term)
 
@@ -324,11 +321,10 @@ class _Loop:
         if self.kept is not None or trained or self.hidden.stride(1) != 1:
             row_bytes += 2 * size * width  # copied states, and the product of the gradient
         block_bytes = 0
-        if self.kl_rows is not None and self.over_vocabulary:
-            row_bytes += self.kl_rows.row_bytes()
-        elif self.kl_rows is not None:
+        if self.kl_rows is not None:
             gathered = self.kept is not None or self.hidden.stride(1) != 1
             block_bytes = self.kl_rows.row_bytes() + (size * width if gathered else 0)
+            row_bytes += 4 * self.kl_rows.num_tokens  # entries over the vocabulary
         if trained and not accumulates_in_gemm(hidden):
             row_bytes += 4 * width
         rows, block_rows = cut(

@@ -66,7 +66,6 @@ def selection_kl(
                 out.gate[index],
                 out.grad_hidden[index] if needs_grad[0] else None,
                 gradient,
-                None,
             ),
             row_grad=None if row_grad is None else row_grad[index],
             by_product=True,

@@ -61,7 +61,7 @@ def reading(result: Compiled | str = GOOD, target: str = "sm_80") -> Reading:
         attributes=(),
     )
     # 2 row tiles of 156 Mflop; 312 Mflop take a microsecond of an A100
-    cost = Cost(flops=312_000_000, bytes=4 * KIB, row_tiles=2)
+    cost = Cost(flops=312_000_000, bytes=4 * KIB, row_tiles=2, logit_bytes=2)
     return read(configuration, cost, torch.bfloat16, [case(16)], result)
 
 
@@ -167,6 +167,7 @@ def test_the_table_is_aligned_and_says_what_a_reading_says() -> None:
         "st": "4",
         "MFLOP": "156.0",
         "KiB": "2.0",
+        "B/logit": "2",
         "bound us": "1.0",
     }
     assert "op N16: does not compile" in failed

@@ -209,13 +209,12 @@ def test_the_kl_adds_its_own_launches_and_no_product_with_the_vocabulary(
     num_chunks = without["chunk_loss_kernel"]
     assert without == {"chunk_loss_kernel": num_chunks, "chunk_gradient_kernel": num_chunks}
     assert num_chunks >= 4
-    # Over the vocabulary it needs a chunk's log-sum-exps. Over the selection it is one for all
-    # rows, or for a block: 300 logits of 1000 rows are more than a quarter of the workspace.
-    times = added["chunk_loss_kernel"]
-    if over == "selection":
-        times = 1 if num_tokens == 50 else added["pact_kl_kernel"]
-        assert times <= added["chunk_loss_kernel"]
-    expected = {"pact_kl_kernel": times}
+    # One for all rows, or for a block: 300 logits of 1000 rows are more than a quarter of the
+    # workspace. Over the vocabulary a chunk's log-sum-exps complete it, in `chunk_loss`.
+    kernel = "pact_kl_kernel" if over == "selection" else "mixed_target_kernel"
+    times = 1 if num_tokens == 50 else added[kernel]
+    assert times <= added["chunk_loss_kernel"]
+    expected = {kernel: times}
     if num_tokens > 256:
         expected["selected_logits_kernel"] = 3 * times
     assert {name: count for name, count in added.items() if "chunk" not in name} == expected

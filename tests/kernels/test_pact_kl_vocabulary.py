@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from pact_kernels.common.requests import KlRequest
-from pact_kernels.kernels._device.operands import KlOut, Softmax
+from pact_kernels.common.requests import KlRequest, TermRequest
+from pact_kernels.kernels._device.operands import Softmax
+from pact_kernels.kernels._kernels.chunk_loss import VocabularyKl, launch_chunk_loss
 from pact_kernels.kernels._kl_rows import KlRows
 from pact_kernels.naive.pact_kl import pact_kl_rows
 from pact_kernels.types import Head
@@ -40,24 +41,25 @@ def vocabulary_rows(
     )
     num_rows = c.hidden.shape[0]
     rows = KlRows(kl, Head(c.weight[ids].to(dtype)), None, num_rows)
-    kl_out, gate_out, softmax_factor = torch.full((3, num_rows), torch.nan)
-    out = KlOut(
-        kl_out, gate_out, None, torch.full((num_rows, ids.numel()), torch.nan), softmax_factor
+    kl_out, gate_out, softmax_factor, unused, row_max, sum_exp = torch.full(
+        (6, num_rows), torch.nan
     )
-    row_max = c.hidden.amax(-1)
-    sum_exp = (c.hidden - row_max[:, None]).exp().sum(-1)
-    rows(
-        c.hidden.to(dtype),
-        slice(0, num_rows),
-        out,
-        softmax=Softmax(row_max.float(), sum_exp.float()),
-        target=torch.where(ignored, -1, 0),
-        ignore_index=-1,
+    target = torch.where(ignored, -1, 0)
+    mixed = rows.mixed(c.hidden.to(dtype), slice(0, num_rows), gate_out, target, -1)
+    sparse = torch.full((num_rows, ids.numel()), torch.nan)
+    launch_chunk_loss(
+        c.hidden.to(dtype),  # the logits
+        Head(c.weight.to(dtype)),
+        target,
+        unused,
+        Softmax(row_max, sum_exp),
+        VocabularyKl(mixed, c.row_weight, kl.kl_weight, kl_out, sparse, softmax_factor),
+        request=TermRequest(kind="none", ignore_index=-1),
     )
     # Their sum is the gradient by all logits: softmax_factor * P, and the K sparse entries.
     gradient = softmax_factor.double()[:, None] * c.hidden.softmax(-1)
-    assert out.gradient is not None
-    gradient[:, ids] += out.gradient
+    gradient[:, ids] += sparse
+    gradient[ignored] = 0.0  # `chunk_gradient` reads nothing of such a row
     return {"kl": kl_out, "gate": gate_out, "gradient": gradient}
 
 

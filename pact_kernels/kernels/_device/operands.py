@@ -89,8 +89,6 @@ class RowTensors(NamedTuple):
     """(N,)"""
     row_grad: Any
     """(N,)"""
-    softmax: Softmax | None
-    """The student's, where the KL runs over the vocabulary."""
     full_lse: Any
     """(N,)"""
     post_lse: Any
@@ -127,8 +125,6 @@ class KlOut(NamedTuple):
     """(N, D) like hidden; a `Matrix` on the device."""
     gradient: Any
     """(N, K) fp32, see `launch_pact_kl`."""
-    softmax_factor: Any
-    """(N,) fp32, times row_weight and kl_weight."""
 
 
 class SparseKl(NamedTuple):

@@ -142,6 +142,7 @@ def launch_chunk_gradient(
             flops=5 * num_rows * vocabulary,
             bytes=2 * products.element_size() * num_rows * vocabulary + 4 * num_rows * num_tokens,
             row_tiles=num_rows,
+            logit_bytes=2 * products.element_size(),
         ),
         chunk=matrix(products),
         head=without_weight(head),

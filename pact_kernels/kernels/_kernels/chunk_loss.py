@@ -3,17 +3,22 @@
     z    = softcap(logit_scale (chunk + bias))
     lse  = m + log l,   block by block the running maximum m and l = sum_v exp(z_v - m)
     term = (1 - e)(lse - z_y) + e (lse - mean_v z_v) + z_loss lse^2       or lse itself
+    kl, f, s    over the vocabulary, K + 1 classes: `target.vocabulary_kl` of u - lse and the
+                references' mixed log-confidences
 
 m and l are kept apart: beside large logits a rounded lse would cost the probabilities digits. A
 program reads its row once, in 16-byte pieces (the chunk's rows start at multiples of 16 bytes, see
 `head_loss`); a row that is ignored is not read at all.
 
-Bytes: 2 M V of a 16-bit chunk read, 12 M written. About 5 M V operations: bound by memory.
+Bytes: 2 M V of a 16-bit chunk read, 12 M written; 12 M K with a KL. About 5 M V operations:
+bound by memory.
 
-Legend: M chunk rows, V vocabulary.
+Legend: M chunk rows, V vocabulary, K selected tokens.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,11 +26,53 @@ from torch import Tensor
 
 from pact_kernels.common.requests import TermRequest
 from pact_kernels.kernels._device.arithmetic import exp, finish_logits, log
-from pact_kernels.kernels._device.operands import Softmax
-from pact_kernels.kernels._launch.configs import chunk_config
+from pact_kernels.kernels._device.operands import NO_TARGET, MixedTarget, Softmax
+from pact_kernels.kernels._device.target import vocabulary_kl
+from pact_kernels.kernels._launch.configs import chunk_config, padded_tokens
 from pact_kernels.kernels._launch.operands import matrix, without_weight
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
 from pact_kernels.types import Head
+
+
+class VocabularyKl(NamedTuple):
+    """A KL over the vocabulary that the rows' log-sum-exps complete."""
+
+    target: MixedTarget
+    """(M, K)"""
+    row_weight: Any
+    """(M,), or None"""
+    kl_weight: float
+    kl: Any
+    """(M,) fp32, written: times row_weight."""
+    sparse: Any
+    """(M, K) fp32, written: entries of the gradient, times row_weight and kl_weight."""
+    softmax_factor: Any
+    """(M,) fp32, written: the gradient's factor on the softmax, times both."""
+
+
+NO_VOCABULARY_KL = VocabularyKl(NO_TARGET, None, 0.0, None, None, None)
+
+
+@triton.jit
+def _classes_kl(kl, row, row_max, log_sum_exp, num_tokens, BLOCK_N: tl.constexpr):
+    """The K + 1 classes of a row: its KL, and what that adds to the row's gradient."""
+    tokens = tl.arange(0, BLOCK_N)
+    is_token = tokens < num_tokens
+    at = row * num_tokens + tokens
+    u = tl.load(kl.target.student + at, mask=is_token, other=0.0) - row_max - log_sum_exp
+    mixed = tl.load(kl.target.mixed + at, mask=is_token, other=0.0)
+    mixed_rest = tl.load(kl.target.mixed_rest + row)
+    row_weight = 1.0
+    if kl.row_weight is not None:
+        row_weight = tl.load(kl.row_weight + row).to(tl.float32)
+    # One row, as a tile of rows.
+    loss, factor, sparse = vocabulary_kl(
+        u[None, :], mixed[None, :], tl.zeros([1], tl.float32) + mixed_rest, is_token[None, :]
+    )
+    scale = row_weight * kl.kl_weight
+    tl.store(kl.kl + row, tl.sum(loss, 0) * row_weight)
+    tl.store(kl.softmax_factor + row, tl.sum(factor, 0) * scale)
+    tl.store(kl.sparse + at, tl.sum(sparse, 0) * scale, mask=is_token)
 
 
 @triton.jit
@@ -35,10 +82,13 @@ def _chunk_loss_kernel(
     target_ptr,  # (M,) int64, or None
     term_ptr,  # (M,) fp32
     softmax,  # Softmax (M,)
+    kl,  # VocabularyKl
     ignore_index,
     label_smoothing,
     z_loss,
+    num_tokens,
     BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # K padded
     CROSS_ENTROPY: tl.constexpr,
     SMOOTHED: tl.constexpr,  # label_smoothing > 0
 ):
@@ -50,6 +100,8 @@ def _chunk_loss_kernel(
         tl.store(term_ptr + row, 0.0)
         tl.store(softmax.max + row, 0.0)
         tl.store(softmax.sum_exp + row, 1.0)
+        if kl.sparse is not None:
+            tl.store(kl.kl + row, 0.0)  # `chunk_gradient` reads nothing else of this row
     else:
         row_ptr = chunk.tiles + row * chunk.stride
         row_max = float("-inf")
@@ -87,6 +139,8 @@ def _chunk_loss_kernel(
         tl.store(term_ptr + row, term)
         tl.store(softmax.max + row, row_max)
         tl.store(softmax.sum_exp + row, sum_exp)
+        if kl.sparse is not None:
+            _classes_kl(kl, row, row_max, log_sum_exp, num_tokens, BLOCK_N)
 
 
 def launch_chunk_loss(
@@ -95,30 +149,37 @@ def launch_chunk_loss(
     target: Tensor | None,  # (M,) int64
     term: Tensor,  # (M,) fp32, written
     softmax: Softmax,  # written
+    kl: VocabularyKl = NO_VOCABULARY_KL,
     *,
     request: TermRequest,
 ) -> None:
-    """Row losses beside the KL (log-sum-exps where there is no cross-entropy), and the softmax."""
+    """Row losses (log-sum-exps where there is no cross-entropy), the softmax, and the KL's."""
     num_rows, vocabulary = products.shape
+    num_tokens = 0 if kl.sparse is None else kl.sparse.shape[1]
     config = chunk_config(products.dtype, crowded=head.softcap is not None)
     launch(
         _chunk_loss_kernel,
         (num_rows,),
         Options(config.warps, stages=2),
         Cost(
-            flops=5 * num_rows * vocabulary,
-            bytes=products.element_size() * num_rows * vocabulary + 12 * num_rows,
+            flops=num_rows * (5 * vocabulary + 30 * num_tokens),
+            bytes=products.element_size() * num_rows * vocabulary
+            + 12 * num_rows * (num_tokens + 1),
             row_tiles=num_rows,
+            logit_bytes=products.element_size(),
         ),
         chunk=matrix(products),
         head=without_weight(head),
         target_ptr=target,
         term_ptr=term,
         softmax=softmax,
+        kl=kl,
         ignore_index=request.ignore_index,
         label_smoothing=float(request.label_smoothing),
         z_loss=float(request.z_loss),
+        num_tokens=num_tokens,
         BLOCK=config.block,
+        BLOCK_N=padded_tokens(max(num_tokens, 1)),
         CROSS_ENTROPY=request.kind == "cross_entropy" and target is not None,
         SMOOTHED=request.label_smoothing > 0,
     )

@@ -50,7 +50,11 @@ def launch_column_sums(
         _column_sums_kernel,
         (triton.cdiv(vocabulary, BLOCK_N),),
         Options(warps=4, stages=3),
-        Cost(flops=2 * num_rows * vocabulary, bytes=2 * num_rows * vocabulary + 8 * vocabulary),
+        Cost(
+            flops=2 * num_rows * vocabulary,
+            bytes=2 * num_rows * vocabulary + 8 * vocabulary,
+            logit_bytes=2,
+        ),
         chunk=matrix(chunk),
         scale_ptr=scale,
         out_ptr=out,

@@ -304,6 +304,7 @@ def launch_exponential_chunk(
             flops=2 * num_rows * width * vocabulary,
             bytes=rows.nbytes + head.weight.nbytes + 2 * num_rows * vocabulary + sums.nbytes,
             row_tiles=row_tiles,
+            logit_bytes=2,
         ),
         hidden=states,
         head=head_tiles,

@@ -10,9 +10,8 @@ W_S and R_S are the heads' gathered rows of the K tokens. Every hidden state is 
 R_S come from L2. Logits may also be given instead of states: the student's where K is too large for
 registers beside a product, the reference's from a cache or a pass over its vocabulary.
 
-Over the vocabulary the logits become log-confidences by the rows' log-sum-exps, the KL has K + 1
-classes, and its gradient is softmax_factor * P plus K sparse entries: the chunk loop adds both to
-the gradient of its chunk, so this kernel writes them instead of dHidden.
+Over the vocabulary the student's log-sum-exp comes after, chunk by chunk: `mixed_target` is
+launched in this kernel's place, with the same operands, for what is known before.
 
 Flops: 2 N D K per product, four at most; about 300 N K beside them for two counts. Bytes: three
 states and dHidden, 8 N D in 16 bits (4 N D with the reference's logits given).
@@ -43,11 +42,8 @@ from pact_kernels.kernels._device.selected_tile import (
     store_grad_hidden,
     student_and_mixed,
 )
-from pact_kernels.kernels._device.target import (
-    Gate,
-    selection_kl,
-    vocabulary_kl,
-)
+from pact_kernels.kernels._device.target import Gate, selection_kl
+from pact_kernels.kernels._kernels.mixed_target import mixed_target_kernel
 from pact_kernels.kernels._launch.configs import (
     KL_VARIATIONS,
     KlConfig,
@@ -122,7 +118,7 @@ def _pact_kl_kernel(
     is_row = row < num_rows
     tokens = tl.arange(0, BLOCK_N)
     is_token = (tokens < num_tokens)[None, :]
-    u, mixed, mixed_rest, gate = student_and_mixed(
+    u, mixed, _, gate = student_and_mixed(
         student, head, full, post, reference, rows, kl.gate, first_row, num_rows, num_tokens, TILE
     )
     kept = is_row
@@ -130,23 +126,15 @@ def _pact_kl_kernel(
         target = tl.load(rows.target + row, mask=is_row, other=rows.ignore_index)
         kept = target != rows.ignore_index
     row_weight = load_rows(rows.row_weight, row, num_rows, 1.0)
-    if TILE.over_vocabulary:
-        u -= load_rows(rows.softmax.max, row, num_rows, 0.0)[:, None]
-        u -= log(load_rows(rows.softmax.sum_exp, row, num_rows, 0.0))[:, None]
-        loss, softmax_factor, g = vocabulary_kl(u, mixed, mixed_rest, is_token)
-        softmax_factor = tl.where(kept, softmax_factor * row_weight * kl.kl_weight, 0.0)
-        tl.store(out.softmax_factor + row, softmax_factor, mask=is_row)
-    else:
-        weight = tl.load(rows.token_weights + tokens, mask=tokens < num_tokens, other=1.0)
-        log_weight = log(tl.maximum(weight.to(tl.float32), 0.0))
-        loss, g = selection_kl(u, mixed, log_weight[None, :], is_token, kl.temperature)
+    weight = tl.load(rows.token_weights + tokens, mask=tokens < num_tokens, other=1.0)
+    log_weight = log(tl.maximum(weight.to(tl.float32), 0.0))
+    loss, g = selection_kl(u, mixed, log_weight[None, :], is_token, kl.temperature)
     tl.store(out.kl + row, tl.where(kept, loss * row_weight, 0.0), mask=is_row)
     tl.store(out.gate + row, tl.where(kept, gate, 0.0), mask=is_row)
     scale = load_rows(rows.row_grad, row, num_rows, 1.0) * row_weight * kl.kl_weight
-    if not TILE.over_vocabulary:
-        g = tl.where(kept[:, None], g, 0.0)
-        if TILE.by_product:
-            g = g * logit_slope(u, head)
+    g = tl.where(kept[:, None], g, 0.0)
+    if TILE.by_product:
+        g = g * logit_slope(u, head)
     if out.gradient is not None:
         at = row.to(tl.int64)[:, None] * num_tokens + tokens[None, :]
         scaled = tl.where(kept[:, None], g * scale[:, None], 0.0)
@@ -163,57 +151,6 @@ def _pact_kl_kernel(
             student.columns,
             STUDENT,
         )
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _mixed_target_kernel(
-    student,  # as for `_pact_kl_kernel`
-    student_tiles,
-    head,
-    head_weight_tiles,
-    full,
-    full_tiles,
-    post,
-    post_tiles,
-    reference,
-    reference_weight_tiles,
-    rows,  # RowTensors
-    out,  # MixedTarget
-    kl,  # KlNumbers
-    num_rows,
-    num_tokens,
-    TILE: tl.constexpr,  # KlTile
-):
-    BLOCK_M: tl.constexpr = TILE.student.rows
-    BLOCK_N: tl.constexpr = TILE.student.columns
-    student = Matrix(student_tiles, student.stride, student.columns)
-    if head_weight_tiles is not None:
-        weight = Matrix(head_weight_tiles, head.weight.stride, head.weight.columns)
-        head = Head(weight, head.bias, head.softcap, head.logit_scale)  # type: ignore[arg-type]
-    full = Matrix(full_tiles, full.stride, full.columns)
-    if post_tiles is not None:
-        post = Matrix(post_tiles, post.stride, post.columns)
-    if reference_weight_tiles is not None:
-        weight = Matrix(reference_weight_tiles, reference.weight.stride, reference.weight.columns)
-        reference = Head(weight, reference.bias, reference.softcap, reference.logit_scale)  # type: ignore[arg-type]
-    first_row = tl.program_id(0) * BLOCK_M
-    row = first_row + tl.arange(0, BLOCK_M)
-    is_row = row < num_rows
-    tokens = tl.arange(0, BLOCK_N)
-    is_token = (tokens < num_tokens)[None, :]
-    u, mixed, mixed_rest, gate = student_and_mixed(
-        student, head, full, post, reference, rows, kl.gate, first_row, num_rows, num_tokens, TILE
-    )
-    kept = is_row
-    if rows.target is not None:
-        target = tl.load(rows.target + row, mask=is_row, other=rows.ignore_index)
-        kept = target != rows.ignore_index
-    at = row.to(tl.int64)[:, None] * num_tokens + tokens[None, :]
-    mask = is_row[:, None] & is_token
-    tl.store(out.student + at, u, mask=mask)
-    tl.store(out.mixed + at, mixed, mask=mask)
-    tl.store(out.mixed_rest + row, mixed_rest, mask=is_row)
-    tl.store(out.gate + row, tl.where(kept, gate, 0.0), mask=is_row)
 
 
 def fits_registers(*weights: Tensor) -> bool:
@@ -297,7 +234,7 @@ def _launch(
             precision=dot_precision(student.inputs),
         )
 
-    kernel = _mixed_target_kernel if isinstance(out, MixedTarget) else _pact_kl_kernel
+    kernel = mixed_target_kernel if isinstance(out, MixedTarget) else _pact_kl_kernel
     operand: Any = out
     if isinstance(out, KlOut) and out.grad_hidden is not None:
         operand = out._replace(grad_hidden=matrix(out.grad_hidden))

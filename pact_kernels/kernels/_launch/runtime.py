@@ -102,6 +102,8 @@ class Cost:
     bytes: int
     row_tiles: int = 1
     """Row tiles that share it evenly."""
+    logit_bytes: int = 0
+    """Those of its bytes that are of one logit of a chunk (M, V): each read and each write."""
 
 
 @dataclass(frozen=True)

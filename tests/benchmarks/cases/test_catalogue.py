@@ -8,7 +8,7 @@ import torch
 from benchmarks.cases.case import OPS
 from benchmarks.cases.catalogue import SUBSETS, lines, plans
 from benchmarks.cases.estimate import case_s
-from benchmarks.cases.plan import EAGER, HEADS, OURS, RELEASED, SMALL, Plan, title
+from benchmarks.cases.plan import EAGER, HEADS, OURS, RELEASED, SMALL, Plan, make_case, title
 from benchmarks.measuring.entries import Entry, entries
 from benchmarks.peers.registry import PEERS, peers_for
 
@@ -83,6 +83,7 @@ def test_the_gpu_set_varies_what_it_says() -> None:
     assert min(rows) == 256 and max(rows) == 131072
     for flag in ("trainable_head", "peaked", "cached"):
         assert {getattr(case, flag) for case in cases} == {False, True}
+    assert {case.softcap for case in cases} == {None, 30.0}  # Gemma 2's
 
 
 def test_the_cpu_set_holds_what_is_promised() -> None:
@@ -112,6 +113,11 @@ def test_a_line_varies_one_size_and_all_of_it_is_planned(device: str) -> None:
         assert set(line.cases) <= planned
         other = {case.vocabulary if line.size == "N" else case.rows for case in line.cases}
         assert len(other) == len({case.hidden for case in line.cases}) == 1
+
+
+def test_a_soft_cap_is_of_ops_whose_every_implementation_may_take_it() -> None:
+    with pytest.raises(ValueError, match="soft cap is of .*, got pact_loss"):
+        make_case("pact_loss", SMALL, 1, 2, softcap=30.0)
 
 
 def test_titles_tell_cases_apart() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.case import Case, make_inputs
+from benchmarks.cases.catalogue import QUICK_SOFTCAP
 from benchmarks.peers.eager import Eager
 from benchmarks.peers.naive import oracle
 from benchmarks.peers.peer import Outputs, Peer, Setting
@@ -47,10 +48,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {},
         {"trainable_head": True},
         {"prompt_share": 0.0, "trainable_head": True},
+        {"softcap": QUICK_SOFTCAP},
     ),
     "pact_kl": OBJECTIVES,
     "pact_loss": OBJECTIVES,
-    "linear_logsumexp": ({}, {"prompt_share": 0.0}),
+    "linear_logsumexp": ({}, {"prompt_share": 0.0}, {"softcap": QUICK_SOFTCAP}),
     "selected_confidences": ({}, {"over": "selection"}),
     "token_scores": ({}, {"prompt_share": 0.0}),
 }
@@ -61,7 +63,7 @@ CASES = [
 
 def label(case: Case) -> str:
     """What differs from BASE, for a test's name."""
-    names = ("over", "cached", "gated", "trainable_head", "prompt_share")
+    names = ("over", "cached", "gated", "trainable_head", "prompt_share", "softcap")
     own = [f"{n}={getattr(case, n)}" for n in names if getattr(case, n) != getattr(BASE, n)]
     return "-".join([case.op, *own])
 

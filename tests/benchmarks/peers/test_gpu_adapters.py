@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cases.case import IGNORE, make_inputs
+from benchmarks.cases.catalogue import QUICK_SOFTCAP
 from benchmarks.peers.cross_entropy import CrossEntropyPeer
 from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
 from benchmarks.peers.liger import Liger, LigerFullKl
@@ -36,11 +37,12 @@ class StandIns:
         weight: Tensor,
         target: Tensor,
         *,
+        softcap: float | None,
         accum_dtype: torch.dtype | None,
         chunk_mem_const: int,
     ) -> Tensor:
         self.options.append((chunk_mem_const, accum_dtype))
-        return self._dense(input, weight, target)
+        return self._dense(input, weight, target, softcap)
 
     def quack(
         self,
@@ -56,10 +58,17 @@ class StandIns:
         return self._dense(x, weight, target)
 
     def cut(
-        self, e: Tensor, c: Tensor, targets: Tensor, *, impl: str, filter_eps: str | None = "high"
+        self,
+        e: Tensor,
+        c: Tensor,
+        targets: Tensor,
+        *,
+        softcap: float | None,
+        impl: str,
+        filter_eps: str | None = "high",
     ) -> Tensor:
         self.options.append((impl, filter_eps))
-        return self._dense(e, c, targets)
+        return self._dense(e, c, targets, softcap)
 
     def divergence(
         self,
@@ -73,8 +82,12 @@ class StandIns:
         self.options.append((jsd_beta, student_weight, teacher_weight))
         return (student_input - teacher_input).square().sum() + student_weight.sum()
 
-    def _dense(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(hidden @ weight.T, target, ignore_index=IGNORE)
+    def _dense(
+        self, hidden: Tensor, weight: Tensor, target: Tensor, softcap: float | None = None
+    ) -> Tensor:
+        z = hidden @ weight.T
+        z = z if softcap is None else softcap * (z / softcap).tanh()
+        return functional.cross_entropy(z, target, ignore_index=IGNORE)
 
 
 @pytest.fixture
@@ -102,6 +115,17 @@ def test_rows_targets_and_head_arrive(
     assert len(settings) >= 2
     for setting in settings:
         assert_equal(run(peer, case, setting), case)
+
+
+@pytest.mark.parametrize("peer", [Liger(), CutCrossEntropy()], ids=lambda peer: peer.name)
+def test_a_soft_cap_arrives(peer: CrossEntropyPeer, stand_ins: StandIns) -> None:
+    case = replace(ALIGNED, softcap=QUICK_SOFTCAP)
+    for setting in peer.settings(case, CUDA):
+        assert_equal(run(peer, case, setting), case)
+    assert Quack().unavailable(case, CUDA) in (
+        "it takes no soft cap",
+        "quack-kernels is not installed",
+    )
 
 
 def test_settings_arrive(stand_ins: StandIns) -> None:
