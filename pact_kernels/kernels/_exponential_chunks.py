@@ -28,7 +28,6 @@ from pact_kernels.kernels._kernels.column_sums import launch_column_sums
 from pact_kernels.kernels._kernels.exponential_chunk import (
     RowShift,
     launch_exponential_chunk,
-    launch_redo_rows,
     sum_tiles,
 )
 from pact_kernels.kernels._kernels.finish_chunk import (
@@ -38,6 +37,7 @@ from pact_kernels.kernels._kernels.finish_chunk import (
     launch_finish_chunk,
 )
 from pact_kernels.kernels._kernels.linear_logsumexp import LEAST_EVEN_WIDTH
+from pact_kernels.kernels._kernels.redo_rows import launch_redo_rows
 from pact_kernels.kernels._kernels.scale_states import (
     ScaledStates,
     Smoothing,
@@ -97,7 +97,8 @@ class ExponentialChunks:
         self.token_ids = None if kl is None else token_ids
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
         even = hidden.shape[1] % LEAST_EVEN_WIDTH == 0
-        self.config = exponential_config(target_of(hidden), even=even)
+        crowded = head.softcap is not None
+        self.config = exponential_config(target_of(hidden), crowded=crowded, even=even)
         self.kl_rows = None
         if kl is not None and token_ids is not None:
             self.kl_rows = KlRows(kl, self.head.select(token_ids), kept, hidden.shape[0])

@@ -2,7 +2,7 @@
 
     z   = softcap(logit_scale (hidden weight^T + bias))      a (BLOCK_M, BLOCK_N) tile at a time
     m_s = max z over split s,  l_s = sum exp(z - m_s)         per row, online over the split's tiles
-    lse = m + log sum_s l_s exp(m_s - m),  m = max_s m_s      the finaliser
+    lse = m + log sum_s l_s exp(m_s - m),  m = max_s m_s      `finish_logsumexp`
 
 The logit of each row's target falls off on the way. The K selected logits are one more work item of
 each row tile, over the head's gathered rows, in tiles of the same shape: the same products bit for
@@ -34,6 +34,7 @@ from torch import Tensor
 from pact_kernels.common.chunks import chunks
 from pact_kernels.kernels._device.arithmetic import exp, logit_tile
 from pact_kernels.kernels._device.operands import Matrix, ProductTile, Softmax
+from pact_kernels.kernels._kernels.finish_logsumexp import launch_finish_logsumexp
 from pact_kernels.kernels._launch.configs import STREAM_VARIATIONS, StreamConfig, stream_config
 from pact_kernels.kernels._launch.operands import product
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch, target_of
@@ -45,8 +46,6 @@ TILES_PER_SPLIT = 8
 row tile of states is read from L2 a few dozen times and the partials stay near 1 % of a product."""
 LEAST_EVEN_WIDTH = 64
 """Every configuration's step divides it, and it divides the hidden size of nearly every model."""
-FINAL_ROWS = 32
-"""Rows of a program of the finaliser."""
 
 
 class StreamTile(NamedTuple):
@@ -270,30 +269,6 @@ def _store_selected(
         tl.store(out_ptr + rows[:, None] * num_selected + tokens[None, :], z, mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def _finish_logsumexp_kernel(
-    partial,  # Softmax of (S, N) fp32
-    out,  # Softmax of (N,) fp32
-    num_rows,
-    num_splits,
-    BLOCK_M: tl.constexpr,
-):
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row = rows < num_rows
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    sum_exp = tl.zeros([BLOCK_M], tl.float32)
-    for split in tl.range(0, num_splits):
-        at = tl.cast(split, tl.int64) * num_rows + rows
-        part = tl.load(partial.max + at, mask=is_row, other=float("-inf"))
-        new = tl.maximum(row_max, part)
-        shift = tl.where(new == float("-inf"), 0.0, new)
-        sum_exp = sum_exp * exp(row_max - shift)
-        sum_exp += tl.load(partial.sum_exp + at, mask=is_row, other=0.0) * exp(part - shift)
-        row_max = new
-    tl.store(out.max + rows, row_max, mask=is_row)
-    tl.store(out.sum_exp + rows, sum_exp, mask=is_row)
-
-
 def launch_linear_logsumexp(
     hidden: Tensor,  # (N, D)
     head: Head,  # (V, D)
@@ -330,7 +305,7 @@ def launch_linear_logsumexp(
                 Streamed(*(tensor[index] for tensor in out)),
                 config=config,
             )
-            _launch_finish(partial, Softmax(out.max[index], out.sum_exp[index]))
+            launch_finish_logsumexp(partial, Softmax(out.max[index], out.sum_exp[index]))
 
     crowded = target is not None or token_ids is not None or head.softcap is not None
     even = width % LEAST_EVEN_WIDTH == 0
@@ -338,22 +313,6 @@ def launch_linear_logsumexp(
     key = ("linear_logsumexp", num_rows, vocabulary, width, crowded)
     run(tuned(key, config, STREAM_VARIATIONS, run, hidden))
     return out
-
-
-def _launch_finish(partial: Tensor, out: Softmax) -> None:
-    """(2, S, N) partials into the rows' largest logits and sums, (N,) each."""
-    _, splits, num_rows = partial.shape
-    launch(
-        _finish_logsumexp_kernel,
-        (triton.cdiv(num_rows, FINAL_ROWS),),
-        Options(warps=1, stages=1),
-        Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + 2 * num_rows)),
-        partial=Softmax(partial[0], partial[1]),
-        out=out,
-        num_rows=num_rows,
-        num_splits=splits,
-        BLOCK_M=FINAL_ROWS,
-    )
 
 
 def _launch_stream(

@@ -74,7 +74,7 @@ class ExponentialConfig(StreamConfig):
     """Tiles of the product whose epilogue writes exponentials."""
 
     parts: int = 2
-    """Halves in which a tile is exponentiated, or 1: fewer registers at once."""
+    """In how many, 1, 2 or 4, a tile is exponentiated: fewer registers at once."""
 
 
 _EXPONENTIAL = {
@@ -98,9 +98,15 @@ TAKES_EXPONENTIALS = {
 """Where a 16-bit head's chunks are exponentials by default; elsewhere no card has shown a gain."""
 
 
-def exponential_config(target: Target, *, even: bool) -> ExponentialConfig:
-    """For a chunk of exponentials; `even` as for the streaming log-sum-exp."""
+def exponential_config(target: Target, *, crowded: bool, even: bool) -> ExponentialConfig:
+    """For a chunk of exponentials; `even` as for the streaming log-sum-exp.
+
+    Args:
+        crowded: a soft cap's slope takes registers beside the exponentials.
+    """
     config = _EXPONENTIAL[target.name]
+    if crowded and config.parts > 1:
+        config = replace(config, parts=2 * config.parts)
     if not even and not target.tensor_descriptors:
         return replace(config, rows=64, tokens=64)
     return config

@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, _patch_lang
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -274,15 +276,24 @@ def _interpret(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) ->
 def _device_functions_callable() -> Iterator[None]:
     """While a kernel is interpreted, the functions it calls are plain Python calls too.
 
-    Triton's own are among them. In a process with TRITON_INTERPRET=1 none is a JITFunction.
+    Triton's own are among them. In a process with TRITON_INTERPRET=1 none is a JITFunction. The
+    language is made numpy's once for all of them, and the compiler's again at the end: Triton's
+    interpreter does it anew for every call, which takes half of its time, and leaves it so.
     """
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        return InterpretedFunction(function.fn)(*args, **kwargs)
+        return _interpreted(function.fn).rewrite()(*args, **kwargs)
 
     original = JITFunction.__call__
     JITFunction.__call__ = call
+    patched = _patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     try:
         yield
     finally:
+        patched.restore()
         JITFunction.__call__ = original
+
+
+@cache
+def _interpreted(function: Any) -> Any:
+    return InterpretedFunction(function)
