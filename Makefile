@@ -30,8 +30,9 @@ bench-gpu: $(VENV)/.test
 	$(BIN)/python -m benchmarks run --device cuda --minutes 8.5 $(ARGS)
 	$(BIN)/python -m benchmarks report
 
+# A worker a core, and of torch a thread in each.
 test: $(VENV)/.test $(VENV)/.demo
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # What every kernel compiles to, for GPUs that need not be here; fails on a spill.
 kernel-report: $(VENV)/.test
