@@ -28,6 +28,7 @@ bench: $(VENV)/.test
 bench-gpu: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet quack-kernels || true  # a peer for Hopper alone
 	$(BIN)/python -m benchmarks run --device cuda --minutes 8.5 $(ARGS)
+	$(BIN)/python -m benchmarks.training_step --device cuda --json benchmarks/results/training-step-gpu.json
 	$(BIN)/python -m benchmarks report
 
 # A worker a core, and of torch a thread in each.

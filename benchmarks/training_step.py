@@ -1,11 +1,15 @@
 """What a training step with PACT costs, beside plain fine-tuning and the released algorithm.
 
     python -m benchmarks.training_step [--model FOLDER] [--runs 5] [--json FILE] [--quick]
+    python -m benchmarks.training_step --device cuda [--runs 5] [--json FILE]
 
 All sides train the same LoRA adapters in fp32 on the same batch of random tokens, half of each
 sequence a prompt: forward, backward and the optimiser's step. Sides with one meaning are checked to
 have one loss and gradient; then all run in turn, the first round unrecorded. A figure is a ratio of
 medians of one run. Memory is the peak of a process per side, loading included.
+
+On a GPU it is a randomly initialised model of 8B parameters in bfloat16, and the allocator's peak;
+see `benchmarks.training.card`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,14 @@ import torch
 
 from benchmarks.measuring.timing import medians
 from benchmarks.reporting.figures import Figure, align, figure_table
+from benchmarks.training.card import (
+    LIGER,
+    LLAMA_8B,
+    OnCard,
+    measure_on_card,
+    random_model,
+    sides_on_card,
+)
 from benchmarks.training.data import (
     BACKBONE,
     FILLING,
@@ -74,6 +86,8 @@ class Plan(NamedTuple):
 
 FULL = Plan((Size(4, 128), Size(2, 512)), tuple(SIDES), 48)
 QUICK = Plan((Size(2, 16),), (CACHED, RELEASED), 4)
+CARD = Size(4, 2048)
+"""The batch on a GPU."""
 
 
 class Measurements(NamedTuple):
@@ -194,11 +208,56 @@ def times_table(measured: Measurements) -> str:
     return align(lines)
 
 
-def circumstances(model: Path) -> dict[str, Any]:
+def card_figures(found: OnCard) -> list[Figure]:
+    """Ratios of what was measured on a GPU; a side that was left out has none."""
+    of, peaks = medians(found.steps_ms), found.peak_mib
+
+    def ratios(values: Mapping[str, float], kind: str, pairs: Sequence[Any]) -> list[Figure]:
+        return [
+            Figure(
+                name=f"{kind} {CARD}: {side} / {base}", value=values[side] / values[base], **goal
+            )
+            for side, base, goal in pairs
+            if side in values and base in values
+        ]
+
+    return [
+        *ratios(
+            of,
+            "time",
+            [
+                (FUSED, OWN, {"at_most": 1.0}),
+                (FUSED, LIGER, {"at_most": 1.0}),
+                (CACHED, FUSED, {"at_most": 1.05}),
+                (CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
+                (RELEASED, CACHED, {"at_least": 1.5}),
+                (LIVE, RELEASED, {}),
+            ],
+        ),
+        *ratios(peaks, "memory", [(RELEASED, CACHED, {"at_least": 1.5}), (CACHED, FUSED, {})]),
+        *(
+            Figure(name=f"gradients apart: {pair}", value=value)
+            for pair, value in found.differences.items()
+        ),
+    ]
+
+
+def card_table(found: OnCard) -> str:
+    """Medians, ranges and peaks by side, and why one has none."""
+    lines: list[list[str]] = [[f"step, {CARD}", "median ms", "least", "most", "peak MiB"]]
+    for name, values in found.steps_ms.items():
+        spread = (statistics.median(values), min(values), max(values), found.peak_mib[name])
+        lines.append([name, *(f"{value:.1f}" for value in spread)])
+    lines += [[name, reason, "", "", ""] for name, reason in found.left_out.items()]
+    return align(lines)
+
+
+def circumstances(model: str) -> dict[str, Any]:
     """What the numbers depend on beside the code."""
-    return {
+    card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return card | {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": model.name,
+        "model": model,
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "peft": version("peft"),
@@ -207,13 +266,27 @@ def circumstances(model: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(arguments)
-    model = args.model or _shipped()
+    parser = _parser()
+    args = parser.parse_args(arguments)
     plan, runs = (QUICK, 1) if args.quick else (FULL, args.runs)
-    measured = measure(model, plan, runs)
-    figures, made_with = all_figures(measured), circumstances(model)
+    measured: Measurements | OnCard
+    if args.device == "cuda":
+        if args.model or args.quick:
+            parser.error("--model and --quick are of --device cpu: a GPU runs a random model")
+        if not torch.cuda.is_available():
+            parser.error("--device cuda needs an NVIDIA or AMD GPU, and torch sees none")
+        setting = make_setting(random_model(LLAMA_8B, "cuda"))
+        measured = measure_on_card(
+            setting, random_task(setting.student, *CARD), runs, sides_on_card()
+        )
+        figures, table, model = card_figures(measured), card_table(measured), "random, 8B"
+    else:
+        folder = args.model or _shipped()
+        measured = measure(folder, plan, runs)
+        figures, table, model = all_figures(measured), times_table(measured), folder.name
+    made_with = circumstances(model)
     print(", ".join(f"{name} {value}" for name, value in made_with.items()) + f", runs {runs}")
-    print(times_table(measured), figure_table(figures), sep="\n\n")
+    print(table, figure_table(figures), sep="\n\n")
     if args.json is not None:
         report = made_with | measured._asdict() | {"figures": [each.record() for each in figures]}
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -225,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, help="default: the demo's, converted on first use")
     parser.add_argument("--runs", type=_positive, default=5, help="recorded rounds (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time too")

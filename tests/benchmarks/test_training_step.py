@@ -12,14 +12,17 @@ from benchmarks import training_step
 from benchmarks.measuring.resident import MIB
 from benchmarks.measuring.timing import alternate_ms
 from benchmarks.reporting.figures import Figure, figure_table
+from benchmarks.training import card
 from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
 from benchmarks.training.memory import Memory, measure_memory
 from benchmarks.training.sides import (
     CACHED,
     LIVE,
+    LIVE_NO_GATE,
     OWN,
     RELEASED,
     SIDES,
+    LossOf,
     Setting,
     Task,
     check_equal,
@@ -28,7 +31,7 @@ from benchmarks.training.sides import (
     random_task,
     take_step,
 )
-from benchmarks.training_step import QUICK, memory_figures, step_figures
+from benchmarks.training_step import QUICK, Size, memory_figures, step_figures
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 
@@ -151,6 +154,51 @@ def test_a_quick_run_prints_and_writes_every_figure(
     assert all(figure["value"] > 0 for figure in report["figures"])
     assert list(report["steps_ms"]) == [str(size) for size in QUICK.sizes]
     assert report["cache_bytes_per_row"] == 200  # 2 contexts of 50 tokens in 16 bits
+
+
+def test_on_a_card_sides_that_do_not_fit_are_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command runs it, in bfloat16, but for the card and the model's size."""
+
+    def too_large(setting: Setting, task: Task) -> LossOf:
+        def loss() -> torch.Tensor:
+            raise torch.OutOfMemoryError("no")
+
+        return loss
+
+    def small(*_: object) -> object:
+        model = card.random_model(tiny_llama().config, "cpu")
+        assert model.dtype == torch.bfloat16
+        return model
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "any card")
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * MIB)
+    monkeypatch.setattr(training_step, "random_model", small)
+    monkeypatch.setattr(training_step, "CARD", Size(3, 13))
+    monkeypatch.setitem(SIDES, LIVE_NO_GATE, too_large)
+    monkeypatch.setattr(card, "installed_version", lambda _: None)  # Liger's kernels need a card
+    file = tmp_path / "report.json"
+    training_step.main(["--device", "cuda", "--runs", "1", "--json", str(file)])
+    report = json.loads(file.read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert report["card"] == "any card" and "random, 8B" in printed
+    assert report["left_out"] == {LIVE_NO_GATE: "out of memory"}
+    assert set(report["steps_ms"]) == set(report["peak_mib"]) == set(SIDES) - {LIVE_NO_GATE}
+    assert all(figure["name"] in printed for figure in report["figures"])
+    # bfloat16 moves a gradient by hundredths
+    assert all(0 < value < 0.1 for value in report["differences"].values())
+    assert len(report["differences"]) == 3
+
+
+def test_without_a_card_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, said in (([], "torch sees none"), (["--quick"], "are of --device cpu")):
+        with pytest.raises(SystemExit):
+            training_step.main(["--device", "cuda", *given])
+        assert said in capsys.readouterr().err
 
 
 def test_peak_memory_is_of_a_process_of_its_own(tmp_path: Path) -> None:
