@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pact.integrations.transformers_models import patch, unpatch
     from pact.objective import PactConfig, PactObjective
     from pact.training import PactTrainer, train
 
-__all__ = ["PactConfig", "PactObjective", "PactTrainer", "train"]
+__all__ = ["PactConfig", "PactObjective", "PactTrainer", "patch", "train", "unpatch"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -18,6 +19,8 @@ __getattr__ = lazy_names(
         "PactConfig": "pact.objective",
         "PactObjective": "pact.objective",
         "PactTrainer": "pact.training",
+        "patch": "pact.integrations.transformers_models",
         "train": "pact.training",
+        "unpatch": "pact.integrations.transformers_models",
     },
 )

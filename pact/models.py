@@ -33,8 +33,10 @@ def backbone(model: nn.Module) -> Any:
     """
     causal = causal_lm(model)
     decoder = causal.get_decoder() if hasattr(causal, "get_decoder") else None
+    if decoder is causal:  # Llama 4's text model has no prefix that get_decoder would know
+        decoder = getattr(causal, "model", None)
     config = getattr(causal, "config", None)
-    if decoder is None or decoder is causal or getattr(config, "is_encoder_decoder", False):
+    if decoder is None or getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             "the model must be a causal language model of transformers, whose get_decoder() gives "
             f"its backbone, got {type(causal).__name__}: load it with AutoModelForCausalLM"
@@ -80,8 +82,9 @@ def hidden_states(
 def output_head(model: nn.Module) -> Head:
     """Read the head of `model`: weight, bias, soft cap and logit scale as its config states them.
 
-    Gemma's `final_logit_softcapping`, Cohere's `logit_scale` and Granite's `logits_scaling` (a
-    divisor) are known; `check_head` finds any model whose head does something else.
+    Gemma's `final_logit_softcapping`, Cohere's `logit_scale`, Falcon-H1's `lm_head_multiplier`,
+    Muse's `output_multiplier` and Granite's `logits_scaling` (a divisor there) are known;
+    `check_head` finds any model whose head does something else.
 
     Raises:
         ValueError: the head is wrapped by an adapter or is another kind of layer, so its weight
@@ -105,10 +108,27 @@ def output_head(model: nn.Module) -> Head:
             )
         )
     config = causal.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(linear.weight, linear.bias, float(softcap) if softcap else None, scale)
+    return Head(linear.weight, linear.bias, float(softcap) if softcap else None, _scale(config))
+
+
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Names under which configs have a factor on the logits."""
+DIVISOR = "logits_scaling"
+MULTIPLIED = ("hyperclovax",)
+"""Model types, by their beginning, that multiply by what others divide by."""
+
+
+def _scale(config: Any) -> float:
+    scale = 1.0
+    for name in FACTORS:
+        value = getattr(config, name, None)
+        scale *= 1.0 if value is None else float(value)
+    divisor = getattr(config, DIVISOR, None)
+    if divisor is None:
+        return scale
+    multiplied = str(getattr(config, "model_type", "")).startswith(MULTIPLIED)
+    return scale * float(divisor) if multiplied else scale / float(divisor)
 
 
 @torch.no_grad()
@@ -167,7 +187,7 @@ def check_packing(model: nn.Module) -> None:
     causal = causal_lm(model)
     name = type(causal).__name__
     fix = "train it with packing off (padded batches)"
-    if "position_ids" not in inspect.signature(causal.get_decoder().forward).parameters:
+    if "position_ids" not in inspect.signature(backbone(causal).forward).parameters:
         raise ValueError(f"packing needs a model that takes position_ids, got {name}: {fix}")
     weight = output_head(model).weight
     # Sequences of 4 and of 5 tokens; then that of 5 again and 4 of padding.

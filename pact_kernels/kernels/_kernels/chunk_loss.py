@@ -50,6 +50,14 @@ class VocabularyKl(NamedTuple):
     """(M,) fp32, written: the gradient's factor on the softmax, times both."""
 
 
+class LossNumbers(NamedTuple):
+    """The numbers of a `TermRequest`."""
+
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+
+
 NO_VOCABULARY_KL = VocabularyKl(NO_TARGET, None, 0.0, None, None, None)
 
 
@@ -83,9 +91,7 @@ def _chunk_loss_kernel(
     term_ptr,  # (M,) fp32
     softmax,  # Softmax (M,)
     kl,  # VocabularyKl
-    ignore_index,
-    label_smoothing,
-    z_loss,
+    numbers,  # LossNumbers
     num_tokens,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,  # K padded
@@ -93,10 +99,10 @@ def _chunk_loss_kernel(
     SMOOTHED: tl.constexpr,  # label_smoothing > 0
 ):
     row = tl.program_id(0).to(tl.int64)
-    target = ignore_index - 1  # no target: every row counts
+    target = numbers.ignore_index - 1  # no target: every row counts
     if target_ptr is not None:
         target = tl.load(target_ptr + row)
-    if target == ignore_index:
+    if target == numbers.ignore_index:
         tl.store(term_ptr + row, 0.0)
         tl.store(softmax.max + row, 0.0)
         tl.store(softmax.sum_exp + row, 1.0)
@@ -134,8 +140,10 @@ def _chunk_loss_kernel(
             z = finish_logits(tl.zeros([1], tl.float32) + x, bias, head)
             term = (row_max - tl.sum(z, 0)) + log_sum_exp
             if SMOOTHED:
-                term += label_smoothing * ((row_max - logits / chunk.columns) + log_sum_exp - term)
-            term += z_loss * lse * lse
+                term += numbers.label_smoothing * (
+                    (row_max - logits / chunk.columns) + log_sum_exp - term
+                )
+            term += numbers.z_loss * lse * lse
         tl.store(term_ptr + row, term)
         tl.store(softmax.max + row, row_max)
         tl.store(softmax.sum_exp + row, sum_exp)
@@ -174,9 +182,9 @@ def launch_chunk_loss(
         term_ptr=term,
         softmax=softmax,
         kl=kl,
-        ignore_index=request.ignore_index,
-        label_smoothing=float(request.label_smoothing),
-        z_loss=float(request.z_loss),
+        numbers=LossNumbers(
+            request.ignore_index, float(request.label_smoothing), float(request.z_loss)
+        ),
         num_tokens=num_tokens,
         BLOCK=config.block,
         BLOCK_N=padded_tokens(max(num_tokens, 1)),

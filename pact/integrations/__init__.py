@@ -1,0 +1,6 @@
+"""The method inside the trainers that people run.
+
+transformers_models  `pact.patch`: a model whose forward returns the fused loss
+trl                  `PactSFTTrainer`
+axolotl              `PactPlugin`
+"""

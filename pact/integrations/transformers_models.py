@@ -1,0 +1,342 @@
+"""`pact.patch`: a causal language model of transformers whose forward returns the fused loss.
+
+The model's own forward runs, with two parts exchanged while it does: the output head hands its
+states on and gives logits of width 0, which scales, caps and casts pass through at no cost, and the
+loss is formed of states and head. So all that the forward does beside (slicing by `logits_to_keep`,
+auxiliary losses of experts, checkpointing) stays as it is, and no logits are formed.
+
+The exchange is of the instance's class, so copies of the model are patched too, and nothing of the
+model's state changes.
+
+Legend: B sequences, L positions, L' of them kept, N answer rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import pact_kernels as pk
+from pact.data.spans import IGNORE
+from pact.models import causal_lm, check_head, evaluating, output_head
+from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
+from pact.reference.live import AdaptersOff, FrozenModel, adapters_off
+
+if TYPE_CHECKING:
+    from pact.discovery import SafetyTokens
+
+Model = TypeVar("Model", bound=nn.Module)
+Live = AdaptersOff | FrozenModel
+
+
+@dataclass
+class Patch:
+    """What a patched model forms its loss with."""
+
+    objective: Objective
+    reference: Live | None
+    loss: pk.PactLoss | None = field(default=None, repr=False)
+    """The parts of the last loss, detached."""
+
+
+def patch(
+    model: Model,
+    *,
+    tokens: SafetyTokens | None = None,
+    pact: PactConfig | None = None,
+    reference: Live | None = None,
+) -> Model:
+    """Make the forward of `model` return the fused loss where labels are given, with `logits=None`.
+
+    Without tokens the loss is the model's own cross-entropy; with them it is PACT's. Labels,
+    `shift_labels`, `num_items_in_batch`, `logits_to_keep` and all else mean what they mean to the
+    model. Without labels nothing changes. Finding the labelled rows waits for the device once.
+
+    Args:
+        model: a causal language model of transformers, with or without PEFT adapters; changed in
+            place. Put adapters on first, so that the reference is the model without them.
+        tokens: the safety tokens.
+        pact: the objective's settings; the default is `PactConfig()`. A gate needs post-only
+            inputs, which batches of other trainers do not have.
+        reference: the frozen model; the default is the model without its adapters, or a copy.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the head is more than `pact_kernels.types.Head` expresses; a setting without
+            tokens; a gate; the model is patched already.
+    """
+    causal = causal_lm(model)
+    if is_patched(model):
+        raise ValueError("the model is patched already: call pact.unpatch first")
+    if tokens is None and (pact is not None or reference is not None):
+        raise ValueError("pact and reference are of the pull on safety tokens, got no tokens")
+    check_head(model)
+    objective: Objective = CrossEntropy()
+    if tokens is not None:
+        config = pact or PactConfig()
+        if config.settled.gate:
+            raise ValueError(
+                "a gate needs post-only inputs, which a patched model is not given: set gate=False "
+                "(as over='vocabulary' has it), or train with pact.PactTrainer"
+            )
+        objective = PactObjective(tokens.ids, tokens.weights, config)
+        vocabulary = output_head(model).weight.shape[0]
+        if int(objective.token_ids.max()) >= vocabulary:
+            raise ValueError(
+                f"safety tokens must be below the model's vocabulary of {vocabulary}, got "
+                f"{int(objective.token_ids.max())}: run `pact discover` for this model"
+            )
+        reference = _default_reference(model) if reference is None else reference
+        if not isinstance(reference, AdaptersOff | FrozenModel):
+            raise ValueError(
+                "a patched model takes AdaptersOff or FrozenModel as its reference, got "
+                f"{type(reference).__name__}: a cache needs to know examples, use pact.PactTrainer"
+            )
+    causal._pact = Patch(objective, reference)
+    causal.__class__ = _fused_class(type(causal))
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Give the model its own forward again; one that is not patched is left alone."""
+    causal = causal_lm(model)
+    if is_patched(model):
+        causal.__class__ = type(causal).__mro__[2]
+        del causal._pact
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `patch` has changed it."""
+    return isinstance(causal_lm(model), _Fused)
+
+
+def last_loss(model: nn.Module) -> pk.PactLoss | None:
+    """Cross-entropy, KL and rows of a patched model's last loss, detached; None before the first.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    if not is_patched(model):
+        raise ValueError("the model is not patched: call pact.patch first")
+    return causal_lm(model)._pact.loss  # type: ignore[no-any-return]
+
+
+def _default_reference(model: nn.Module) -> Live:
+    if hasattr(model, "disable_adapter"):
+        return AdaptersOff(model)
+    return FrozenModel(copy.deepcopy(model))
+
+
+class _Fused:
+    """The forward of a patched model; comes before the model's own class."""
+
+    _pact: Patch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own: Callable[..., Any] = super().forward  # type: ignore[misc]
+        given = _by_name(own, args, kwargs)
+        if given.get("labels") is None:
+            return own(*args, **kwargs)
+        as_tuple = given.pop("return_dict", None) is False
+        with _captured(self) as states:
+            loss = _Loss(self, given, states)
+            with _loss_function(self, loss):
+                out = own(**given)
+        if loss.calls != 1:
+            raise ValueError(
+                f"{type(self).__name__} forms its loss without its loss_function, or more than "
+                "once: it cannot be patched; use pact.PactTrainer"
+            )
+        out.logits = None
+        return out.to_tuple() if as_tuple else out
+
+
+def _by_name(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call, all by name."""
+    signature = inspect.signature(function)
+    given = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
+
+
+def _fused_class(kind: type) -> type:
+    """`kind` with the fused forward before its own, and with its names, which files state."""
+    names = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
+    made = type(kind.__name__, (_Fused, kind), names)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _Fused.forward(self, *args, **kwargs)
+
+    # What trainers read to know which columns and arguments the model takes.
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    made.forward = forward  # type: ignore[attr-defined]
+    return made
+
+
+@contextmanager
+def _captured(causal: Any) -> Iterator[list[Tensor]]:
+    """What the head is given, in a list; its own result has width 0."""
+    states: list[Tensor] = []
+    head = causal.get_output_embeddings()
+
+    def capture(hidden: Tensor) -> Tensor:
+        states.append(hidden)
+        return hidden.new_empty(*hidden.shape[:-1], 0)
+
+    own = head.__dict__.get("forward")
+    head.forward = capture
+    try:
+        yield states
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+
+@contextmanager
+def _loss_function(causal: Any, loss: Callable[..., Tensor]) -> Iterator[None]:
+    own = causal.__dict__.get("_loss_function")
+    causal._loss_function = loss
+    try:
+        yield
+    finally:
+        del causal._loss_function
+        if own is not None:
+            causal._loss_function = own
+
+
+class _Loss:
+    """In place of a model's `loss_function`, for one forward.
+
+    Args:
+        causal: the patched model.
+        given: the forward's arguments by name.
+        states: filled by the head's turn.
+    """
+
+    def __init__(self, causal: Any, given: Mapping[str, Any], states: list[Tensor]) -> None:
+        self.causal, self.given, self.states = causal, given, states
+        self.calls = 0
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = IGNORE,
+        shift_labels: Tensor | None = None,
+        **unused: Any,  # as transformers' own takes what else the forward was given
+    ) -> Tensor:
+        self.calls += 1
+        if len(self.states) != 1:
+            raise ValueError(
+                f"{type(self.causal).__name__} calls its output head {len(self.states)} times in a "
+                "forward with labels: it cannot be patched; use pact.PactTrainer"
+            )
+        hidden = self.states[0]  # (B, L', D), or (N', D) where a mask keeps positions
+        shifted = shift_labels
+        if shifted is None:
+            shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # (B, L)
+        shifted = shifted.reshape(-1, shifted.shape[-1]).to(hidden.device)
+        is_row = shifted != ignore_index
+        step = _steps(is_row, self.given.get("position_ids"))
+        shifted, is_row, step = (
+            self._kept(each, hidden.shape[:-1]) for each in (shifted, is_row, step)
+        )
+        places = is_row.nonzero(as_tuple=True)  # (N,) for each dimension
+        state = self.causal._pact
+        held_to = None
+        if state.reference is not None:
+            held_to = self._reference(state.reference, places)
+        found: pk.PactLoss = state.objective(
+            hidden[places],
+            output_head(self.causal),
+            shifted[places],
+            step[places],
+            held_to,
+            num_items=num_items_in_batch,
+        )
+        state.loss = pk.PactLoss(*(part.detach() for part in found))
+        return found.loss
+
+    def _kept(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """(B, L) of all positions, or of those that are kept already, as the states' shape."""
+        keep = self.given.get("logits_to_keep", 0)
+        inputs = self.given.get("input_ids")
+        inputs = self.given["inputs_embeds"] if inputs is None else inputs
+        kept = values
+        if values.shape[1] == inputs.shape[1]:  # of all
+            if isinstance(keep, int):
+                kept = values[:, -keep:]
+            elif keep.dim() == 1:
+                kept = values[:, keep]
+            else:
+                by_mask = keep.dtype == torch.bool
+                kept = values[keep] if by_mask else values.take_along_dim(keep, 1)
+        if kept.numel() != shape.numel():
+            raise ValueError(
+                "labels must be of the positions whose logits are kept, or of all, got "
+                f"{tuple(values.shape)} for states {tuple(shape)}"
+            )
+        return kept.reshape(shape)
+
+    @torch.no_grad()
+    def _reference(self, reference: Live, places: tuple[Tensor, ...]) -> pk.ReferenceStates:
+        """The frozen model's states of the rows, by its own forward on the same arguments."""
+        model = reference.model
+        given = {
+            name: value
+            for name, value in self.given.items()
+            if name not in ("labels", "shift_labels", "num_items_in_batch", "past_key_values")
+        }
+        given["use_cache"] = False
+        apart = adapters_off(model) if isinstance(reference, AdaptersOff) else evaluating(model)
+        causal = causal_lm(model)
+        with apart, _captured_alone(causal) as states:
+            causal(**given)
+            head = output_head(causal)
+        hidden = states[0].to(places[0].device)[places]  # (N, D)
+        return pk.ReferenceStates(hidden, None, head.weight.detach(), head.bias)
+
+
+@contextmanager
+def _captured_alone(causal: Any) -> Iterator[list[Tensor]]:
+    """As `_captured`, within a forward that captures already."""
+    head = causal.get_output_embeddings()
+    outer = head.__dict__.pop("forward", None)
+    try:
+        with _captured(causal) as states:
+            yield states
+    finally:
+        if outer is not None:
+            head.forward = outer
+
+
+def _steps(is_row: Tensor, position_ids: Tensor | None) -> Tensor:
+    """(B, L) int64: the place of each row in its run of rows, from 0; a sequence begins a run."""
+    begins = is_row.clone()
+    begins[:, 1:] &= ~is_row[:, :-1]
+    if position_ids is not None and position_ids.shape[-1] == is_row.shape[1]:
+        begins |= is_row & (position_ids == 0).to(is_row.device)
+    index = torch.arange(is_row.shape[1], device=is_row.device).expand_as(is_row)
+    begin = torch.where(begins, index, 0).cummax(dim=1).values
+    return torch.where(is_row, index - begin, 0)
