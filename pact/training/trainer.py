@@ -82,7 +82,7 @@ class PactTrainer(Trainer):
         chat_template_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.objective = _objective(tokens, pact, objective)
+        self.objective = make_objective(tokens, pact, objective)
         check_settings(args, options)
         if chat_template_kwargs and processing_class is None:
             raise ValueError(
@@ -95,7 +95,11 @@ class PactTrainer(Trainer):
         if tokens is not None and processing_class is not None:
             tokens.check_tokenizer(processing_class)
         super().__init__(
-            model, args, data_collator=data_collator, processing_class=processing_class, **options
+            model,
+            args,
+            data_collator=self._collator_of_trainer(data_collator),
+            processing_class=processing_class,
+            **options,
         )
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -122,6 +126,10 @@ class PactTrainer(Trainer):
         self._summed_from = 0  # the step of the last log
         self._seen = torch.zeros(5, device=self.args.device)  # of an evaluation: those, loss, rows
         self._watch = Watch(self.args.device)
+
+    def _collator_of_trainer(self, collator: Any) -> Any:
+        """What Trainer is given; batches come from the checked collator, set after it."""
+        return collator
 
     def _default_reference(self) -> Reference | None:
         if not self.objective.needs_reference:
@@ -286,9 +294,14 @@ class PactTrainer(Trainer):
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _objective(
+def make_objective(
     tokens: SafetyTokens | None, pact: PactConfig | None, objective: Objective | None
 ) -> Objective:
+    """The objective of a trainer's arguments.
+
+    Raises:
+        ValueError: neither tokens nor objective, or both.
+    """
     if (tokens is None) == (objective is None):
         raise ValueError(
             "PactTrainer takes either tokens (and pact) or an objective, got "
