@@ -1,0 +1,104 @@
+"""Run by `test_distributed` in two processes: `PactSFTTrainer`, and a patched model in Trainer.
+
+torchrun --nproc-per-node=2 tests/integrations/distributed.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig
+
+import pact
+from pact.discovery import SafetyTokens
+from pact.integrations.trl import PactSFTTrainer
+from pact.objective import PactConfig
+from pact.reference import FrozenModel
+from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, parameters_of, problem
+
+TOKENS = SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS)
+STEP = 4
+"""Examples of an optimiser step, whatever the processes."""
+
+
+def settings(folder: Path, num_processes: int) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder / "out"),
+        "max_steps": 3,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": STEP // num_processes,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+    }
+
+
+def by_sft(folder: Path, num_processes: int) -> dict[str, Tensor]:
+    """Answers of 1 to 8 sentences, so that micro-batches differ in rows."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"question {n}"}],
+            "completion": [{"role": "assistant", "content": "I cannot. " * (n + 1)}],
+        }
+        for n in range(8)
+    ]
+    trainer = PactSFTTrainer(
+        tiny_llama(),
+        SFTConfig(bf16=False, **settings(folder, num_processes)),
+        tokens=TOKENS,
+        reference=FrozenModel(tiny_llama(seed=1)),
+        processing_class=tiny_tokenizer(),
+        train_dataset=Dataset.from_list(rows),
+    )
+    trainer.train()
+    return parameters_of(trainer.model)
+
+
+def by_patch(folder: Path, num_processes: int) -> dict[str, Tensor]:
+    """transformers' own Trainer."""
+    given = problem(PactConfig(gate=False), count=8)
+
+    def collate(examples: list[Any]) -> dict[str, Tensor]:
+        batch = given.collator(examples)
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+    model = pact.patch(tiny_llama(), tokens=TOKENS, reference=FrozenModel(tiny_llama(seed=1)))
+    trainer = Trainer(
+        model,
+        TrainingArguments(**settings(folder, num_processes)),
+        train_dataset=given.dataset.select_columns(["input_ids", "labels"]),
+        data_collator=collate,
+    )
+    trainer.train()
+    return parameters_of(model)
+
+
+WAYS = {"sft": by_sft, "patch": by_patch}
+
+
+def main(folder: Path) -> None:
+    processes = PartialState(cpu=True)
+    for name, train in WAYS.items():
+        trained = train(folder, processes.num_processes)
+        if processes.is_main_process:
+            save_file(
+                {n: p.contiguous() for n, p in trained.items()}, folder / f"{name}.safetensors"
+            )
+    processes.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
