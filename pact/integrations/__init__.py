@@ -2,5 +2,6 @@
 
 transformers_models  `pact.patch`: a model whose forward returns the fused loss
 trl                  `PactSFTTrainer`
+mixin                `PatchedTrainer`, before any other trainer
 axolotl              `PactPlugin`
 """

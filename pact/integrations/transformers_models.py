@@ -32,6 +32,7 @@ from pact.reference.live import AdaptersOff, FrozenModel, adapters_off
 if TYPE_CHECKING:
     from pact.discovery import SafetyTokens
 
+NUM_ITEMS = "num_items_in_batch"
 Model = TypeVar("Model", bound=nn.Module)
 Live = AdaptersOff | FrozenModel
 
@@ -186,9 +187,19 @@ def _fused_class(kind: type) -> type:
         return _Fused.forward(self, *args, **kwargs)
 
     # What trainers read to know which columns and arguments the model takes.
-    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    forward.__signature__ = _with_num_items(inspect.signature(kind.forward))  # type: ignore[attr-defined]
     made.forward = forward  # type: ignore[attr-defined]
     return made
+
+
+def _with_num_items(signature: inspect.Signature) -> inspect.Signature:
+    """The same with the denominator by name, where it is among the arguments by keyword."""
+    parameters = list(signature.parameters.values())
+    last = parameters[-1]
+    if last.kind is not inspect.Parameter.VAR_KEYWORD or NUM_ITEMS in signature.parameters:
+        return signature
+    named = inspect.Parameter(NUM_ITEMS, inspect.Parameter.KEYWORD_ONLY, default=None)
+    return signature.replace(parameters=[*parameters[:-1], named, last])
 
 
 @contextmanager
@@ -306,11 +317,16 @@ class _Loss:
         given = {
             name: value
             for name, value in self.given.items()
-            if name not in ("labels", "shift_labels", "num_items_in_batch", "past_key_values")
+            if name not in ("labels", "shift_labels", NUM_ITEMS, "past_key_values")
         }
         given["use_cache"] = False
         apart = adapters_off(model) if isinstance(reference, AdaptersOff) else evaluating(model)
         causal = causal_lm(model)
+        if (
+            isinstance(reference, FrozenModel)
+            and output_head(causal).weight.device != places[0].device
+        ):
+            model.to(places[0].device)  # a trainer has moved the student since
         with apart, _captured_alone(causal) as states:
             causal(**given)
             head = output_head(causal)
