@@ -6,7 +6,7 @@ Legend: B sequences, L positions, D hidden size, V vocabulary (rows of the head)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,18 +65,88 @@ def hidden_states(
             sequence a line.
     """
     decoder = backbone(model)
+
+    def run(**inputs: Tensor) -> Tensor:
+        states: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+        return states
+
+    return _run(run, decoder, input_ids, attention_mask, position_ids)
+
+
+def states_and_auxiliary(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`hidden_states`, and the loss by which a model of experts balances them, or None.
+
+    It is the model's own, times its coefficient, where its config has `output_router_logits`.
+    """
+    causal = causal_lm(model)
+    config = causal.config.get_text_config()
+    weight = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
+    if not getattr(config, "output_router_logits", False) or not weight:
+        return hidden_states(model, input_ids, attention_mask, position_ids), None
+    auxiliary: list[Tensor | None] = []
+
+    def run(**inputs: Tensor) -> Tensor:
+        own = type(causal).forward  # an instance's may be exchanged for several processes
+        with captured_states(causal) as states:
+            auxiliary.append(getattr(own(causal, **inputs, use_cache=False), "aux_loss", None))
+        return states[0]
+
+    states = _run(run, backbone(model), input_ids, attention_mask, position_ids)
+    if not isinstance(auxiliary[0], Tensor):
+        raise ValueError(
+            f"{type(causal).__name__} gives no auxiliary loss, though its config asks for it: set "
+            "output_router_logits=False to train without"
+        )
+    return states, weight * auxiliary[0]
+
+
+def _run(
+    run: Callable[..., Tensor],
+    decoder: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor | None,
+) -> Tensor:
+    """(B, L, D) of a function of the backbone's inputs."""
     if position_ids is None:
-        out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return out.last_hidden_state
+        return run(input_ids=input_ids, attention_mask=attention_mask)
     if "flash" not in str(decoder.config._attn_implementation):
-        out = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        return out.last_hidden_state
+        return run(input_ids=input_ids, position_ids=position_ids)
     tokens = attention_mask.bool()
     ids, positions = input_ids[tokens][None], position_ids[tokens][None]  # (1, T), padding left out
-    packed = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    packed = run(input_ids=ids, position_ids=positions)[0]
     states = packed.new_zeros(*tokens.shape, packed.shape[-1])  # (B, L, D)
     states[tokens] = packed
     return states
+
+
+@contextmanager
+def captured_states(causal: Any) -> Iterator[list[Tensor]]:
+    """What the output head is given while a model runs; its own result then has width 0.
+
+    Scales, caps and casts of logits of width 0 cost nothing. It may be entered again within, for
+    another run of the same model.
+    """
+    states: list[Tensor] = []
+    head = causal.get_output_embeddings()
+
+    def capture(hidden: Tensor) -> Tensor:
+        states.append(hidden)
+        return hidden.new_empty(*hidden.shape[:-1], 0)
+
+    own = head.__dict__.get("forward")
+    head.forward = capture
+    try:
+        yield states
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
 
 
 def output_head(model: nn.Module) -> Head:

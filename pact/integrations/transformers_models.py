@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import pact_kernels as pk
 from pact.data.spans import IGNORE
-from pact.models import causal_lm, check_head, evaluating, output_head
+from pact.models import captured_states, causal_lm, check_head, evaluating, output_head
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.reference.live import AdaptersOff, FrozenModel, adapters_off
 
@@ -149,7 +149,7 @@ class _Fused:
         if given.get("labels") is None:
             return own(*args, **kwargs)
         as_tuple = given.pop("return_dict", None) is False
-        with _captured(self) as states:
+        with captured_states(self) as states:
             loss = _Loss(self, given, states)
             with _loss_function(self, loss):
                 out = own(**given)
@@ -200,26 +200,6 @@ def _with_num_items(signature: inspect.Signature) -> inspect.Signature:
         return signature
     named = inspect.Parameter(NUM_ITEMS, inspect.Parameter.KEYWORD_ONLY, default=None)
     return signature.replace(parameters=[*parameters[:-1], named, last])
-
-
-@contextmanager
-def _captured(causal: Any) -> Iterator[list[Tensor]]:
-    """What the head is given, in a list; its own result has width 0."""
-    states: list[Tensor] = []
-    head = causal.get_output_embeddings()
-
-    def capture(hidden: Tensor) -> Tensor:
-        states.append(hidden)
-        return hidden.new_empty(*hidden.shape[:-1], 0)
-
-    own = head.__dict__.get("forward")
-    head.forward = capture
-    try:
-        yield states
-    finally:
-        del head.forward
-        if own is not None:
-            head.forward = own
 
 
 @contextmanager
@@ -327,24 +307,11 @@ class _Loss:
             and output_head(causal).weight.device != places[0].device
         ):
             model.to(places[0].device)  # a trainer has moved the student since
-        with apart, _captured_alone(causal) as states:
+        with apart, captured_states(causal) as states:
             causal(**given)
             head = output_head(causal)
         hidden = states[0].to(places[0].device)[places]  # (N, D)
         return pk.ReferenceStates(hidden, None, head.weight.detach(), head.bias)
-
-
-@contextmanager
-def _captured_alone(causal: Any) -> Iterator[list[Tensor]]:
-    """As `_captured`, within a forward that captures already."""
-    head = causal.get_output_embeddings()
-    outer = head.__dict__.pop("forward", None)
-    try:
-        with _captured(causal) as states:
-            yield states
-    finally:
-        if outer is not None:
-            head.forward = outer
 
 
 def _steps(is_row: Tensor, position_ids: Tensor | None) -> Tensor:

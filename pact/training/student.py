@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pact.models import hidden_states, output_head
+from pact.models import output_head, states_and_auxiliary
 from pact.objective import Objective
 from pact.reference import Reference
 from pact.training.checks import check_tied
@@ -52,6 +52,9 @@ def batch_loss(
 ) -> PactLoss:
     """The objective of one collated batch: reference, backbone, answer rows, head.
 
+    The loss that balances a model's experts, where its config asks for it, is added with the
+    batch's share of the step's rows.
+
     Args:
         model: a causal language model, with or without PEFT adapters.
         objective: what to minimise.
@@ -62,9 +65,11 @@ def batch_loss(
     """
     held_to = None if reference is None else reference(batch)
     places = batch.get("position_ids")  # of packed sequences
-    states = hidden_states(model, batch["input_ids"], batch["attention_mask"], places)  # (B, L, D)
+    states, auxiliary = states_and_auxiliary(
+        model, batch["input_ids"], batch["attention_mask"], places
+    )  # (B, L, D)
     hidden = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
-    return objective(
+    loss = objective(
         hidden,
         output_head(model),
         batch["row_target"],
@@ -72,6 +77,10 @@ def batch_loss(
         held_to,
         num_items=num_items,
     )
+    if auxiliary is None:
+        return loss
+    share = 1.0 if num_items is None else hidden.shape[0] / num_items
+    return loss._replace(loss=loss.loss + share * auxiliary.to(loss.loss.device))
 
 
 def make_trainable(model: Any, config: TrainConfig) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from pact.data.collate import Collator
 from pact.models import output_head
+from pact.objective import PactObjective
 from pact.reference import AdaptersOff
 from pact.training.checks import trainable_parameters
 from pact.training.config import TrainConfig
 from pact.training.student import Student, batch_loss, make_trainable
+from tests.families import tiny
 from tests.objectives import matching
 from tests.rounding import NO_KL, SUMS
 from tests.tiny import tiny_llama
-from tests.training.problem import problem
+from tests.training.problem import largest_error, problem
 
 RUN = {"model": "m", "train_file": "t", "output_dir": "o", "method": "plain"}
 
@@ -80,3 +84,39 @@ def test_fresh_adapters_are_where_their_reference_is() -> None:
             parameter += 0.1
     moved = student(batch)
     assert moved.kl.item() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["mixtral, experts", "qwen 3, experts", "gpt-oss"])
+def test_the_loss_that_balances_experts_is_kept(family: str) -> None:
+    """Of padded lines, by the model's own forward; of a part of a step, its share of the rows."""
+    model = tiny(family)
+    batch = Collator((), 0, post_only=False)(
+        [
+            {"input_ids": ids, "labels": [-100, *ids[1:]]}
+            for ids in ([3, 5, 8, 13, 21, 34], [2, 7, 1, 8])
+        ]
+    )
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    own = model(**given)
+    assert float(own.aux_loss) > 0
+    ours = batch_loss(model, PactObjective.plain(), None, batch)
+    torch.testing.assert_close(ours.loss, own.loss, rtol=SUMS, atol=SUMS)
+    assert float(ours.loss) > float(ours.cross_entropy)
+    half = batch_loss(model, PactObjective.plain(), None, batch, num_items=16)  # of 8 rows
+    torch.testing.assert_close(half.loss, own.loss / 2, rtol=SUMS, atol=SUMS)
+    gradients, theirs = (
+        dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+        for loss in (ours.loss, own.loss)
+        for names, parameters in [zip(*_routers(model).items(), strict=True)]
+    )
+    assert largest_error(gradients, theirs) < SUMS * 10
+    model.config.output_router_logits = False
+    assert float(batch_loss(model, PactObjective.plain(), None, batch).loss) == pytest.approx(
+        float(ours.cross_entropy), rel=SUMS
+    )
+
+
+def _routers(model: nn.Module) -> dict[str, nn.Parameter]:
+    found = {n: p for n, p in model.named_parameters() if "gate.weight" in n or "router" in n}
+    assert found
+    return found
