@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pact_kernels.common.reduction import reduction_of
@@ -13,6 +15,7 @@ from pact_kernels.ops._checks.arguments import (
     check_reduction,
     check_target,
     num_rows_hint,
+    whole_or_local,
 )
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
 from pact_kernels.types import Head
@@ -31,6 +34,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     num_items: int | float | Tensor | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     """Cross-entropy of softcap(logit_scale (hidden weight^T + bias)) with the targets, in nats.
 
@@ -57,6 +61,8 @@ def linear_cross_entropy(
         z_loss: weight of lse^2.
         num_items: the mean's denominator instead of the number of counted rows, e.g. that of a
             whole optimiser step; a 0-d tensor stays on its device, and a 0 in it counts as 1.
+        process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
+            docs/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         () or target's shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
@@ -64,12 +70,27 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also a target outside [0, V).
     """
-    head = Head(weight, bias, softcap, logit_scale)
+    head = whole_or_local(Head(weight, bias, softcap, logit_scale), process_group)
     check_head(hidden, head)
     check_cross_entropy(label_smoothing, z_loss)
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
     hidden, head = autocast_inputs(hidden, head)
+    if process_group is not None:
+        from pact_kernels.ops._parallel.losses import cross_entropy
+
+        loss = cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            head,
+            flat_target,
+            group=process_group,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            reduction=reduction,
+            num_items=num_items,
+        )
+        return loss.reshape(target.shape) if reduction == "none" else loss
     if is_naive():
         from pact_kernels.naive.linear_cross_entropy import linear_cross_entropy as dense
 

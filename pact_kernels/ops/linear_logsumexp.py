@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pact_kernels.dispatch import is_naive
-from pact_kernels.ops._checks.arguments import autocast_inputs, check_head
+from pact_kernels.ops._checks.arguments import autocast_inputs, check_head, whole_or_local
 from pact_kernels.ops._operators.head_loss import streamed_logsumexp
 from pact_kernels.types import Head
 
@@ -17,6 +19,7 @@ def linear_logsumexp(
     bias: Tensor | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    process_group: Any = None,
 ) -> Tensor:
     """lse_n = log sum_v exp(z_nv), z = softcap(logit_scale (hidden weight^T + bias)).
 
@@ -26,6 +29,8 @@ def linear_logsumexp(
         bias: (V,) or None.
         softcap: cap of softcap * tanh(z / softcap), or None.
         logit_scale: factor on the logits, before the cap.
+        process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
+            docs/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         (N,) or (B, L), fp32 (fp64 for fp64 inputs), in nats; differentiable by hidden, weight and
@@ -34,9 +39,14 @@ def linear_logsumexp(
     Raises:
         ValueError: shapes, dtypes or numbers do not fit.
     """
-    head = Head(weight, bias, softcap, logit_scale)
+    head = whole_or_local(Head(weight, bias, softcap, logit_scale), process_group)
     check_head(hidden, head)
     hidden, head = autocast_inputs(hidden, head)
+    if process_group is not None:
+        from pact_kernels.ops._parallel.losses import logsumexp_rows
+
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        return logsumexp_rows(rows, head, process_group).reshape(hidden.shape[:-1])
     if is_naive():
         from pact_kernels.naive.linear_logsumexp import linear_logsumexp as dense
 

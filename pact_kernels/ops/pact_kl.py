@@ -5,6 +5,8 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pact_kernels.common.reduction import reduction_of
@@ -13,6 +15,7 @@ from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
     check_head,
     check_reduction,
+    whole_or_local,
 )
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
@@ -39,6 +42,7 @@ def pact_kl(
     bias: Tensor | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    process_group: Any = None,
 ) -> Tensor:
     """KL of every row's target to the student's confidences on the K selected tokens, in nats.
 
@@ -74,6 +78,8 @@ def pact_kl(
         bias: (V,) or None.
         softcap: cap of softcap * tanh(z / softcap), or None.
         logit_scale: factor on the logits, before the cap.
+        process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
+            docs/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         () or hidden's leading shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.
@@ -82,7 +88,7 @@ def pact_kl(
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also ids outside [0, V) or given
             twice, or no positive weight for over="selection".
     """
-    head = Head(weight, bias, softcap, logit_scale)
+    head = whole_or_local(Head(weight, bias, softcap, logit_scale), process_group)
     check_head(hidden, head)
     check_reduction(reduction, num_items)
     temperature = resolve_temperature(over, temperature)
@@ -96,6 +102,7 @@ def pact_kl(
         row_weight,
         gate=gate,
         over=over,
+        process_group=process_group,
     )
     token_weights = token_weights.detach()
     rows = hidden.reshape(-1, hidden.shape[-1])
@@ -103,6 +110,24 @@ def pact_kl(
         raise ValueError(
             f"step must have one entry per row of hidden, {rows.shape[0]}, got {step.shape[0]}"
         )
+    if process_group is not None:
+        from pact_kernels.ops._parallel.losses import Kl, reduced, row_losses
+
+        wanted = Kl(
+            token_ids=token_ids,
+            token_weights=token_weights,
+            step=step,
+            reference=reference,
+            row_weight=row_weight,
+            gate=gate,
+            over=over,
+            temperature=temperature,
+        )
+        rows, head = autocast_inputs(rows, head)
+        found = row_losses(rows, head, None, wanted, process_group).kl
+        assert found is not None
+        loss = reduced(found, reduction, num_items, rows.shape[0])
+        return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
     if over == "vocabulary" or is_naive():  # the selection alone casts no more than K rows
         rows, head = autocast_inputs(rows, head)
     if is_naive():

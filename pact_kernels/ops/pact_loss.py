@@ -19,6 +19,7 @@ from pact_kernels.ops._checks.arguments import (
     check_reduction,
     check_target,
     num_rows_hint,
+    whole_or_local,
 )
 from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
@@ -49,6 +50,7 @@ def pact_loss(
     logit_scale: float = 1.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    process_group: Any = None,
 ) -> PactLoss:
     """cross_entropy + kl_weight * kl over the rows whose target is not ignored.
 
@@ -76,6 +78,8 @@ def pact_loss(
             whole optimiser step over all micro-batches and ranks.
         bias, ignore_index, softcap, logit_scale, label_smoothing, z_loss: as in
             `linear_cross_entropy`.
+        process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
+            docs/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         PactLoss(loss, cross_entropy, kl, num_rows, mean_gate); only loss carries a gradient.
@@ -84,7 +88,7 @@ def pact_loss(
         ValueError: shapes, dtypes or numbers do not fit; on a CPU also targets or ids outside
             [0, V), ids given twice, or no positive weight for over="selection".
     """
-    head = Head(weight, bias, softcap, logit_scale)
+    head = whole_or_local(Head(weight, bias, softcap, logit_scale), process_group)
     check_head(hidden, head)
     check_cross_entropy(label_smoothing, z_loss)
     check_reduction(reduction, num_items)
@@ -100,10 +104,41 @@ def pact_loss(
         row_weight,
         gate=gate,
         over=over,
+        process_group=process_group,
     )
     token_weights = token_weights.detach()
     hidden, head = autocast_inputs(hidden, head)
     rows = hidden.reshape(-1, hidden.shape[-1])
+    if process_group is not None:
+        from pact_kernels.ops._parallel.losses import Kl, pact
+
+        asked = Kl(
+            token_ids=token_ids,
+            token_weights=token_weights,
+            step=step,
+            reference=reference,
+            row_weight=row_weight,
+            gate=gate,
+            over=over,
+            temperature=temperature,
+        )
+        found = pact(
+            rows,
+            head,
+            flat_target,
+            asked,
+            group=process_group,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            kl_weight=float(kl_weight),
+            reduction=reduction,
+            num_items=num_items,
+        )
+        if reduction != "none":
+            return found
+        loss, cross_entropy, kl = (each.reshape(target.shape) for each in found[:3])
+        return PactLoss(loss, cross_entropy, kl, found.num_rows, found.mean_gate)
     if is_naive():
         return _dense(
             rows,

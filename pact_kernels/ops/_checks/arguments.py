@@ -29,6 +29,15 @@ def autocast_inputs(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     return hidden.to(dtype), head._replace(weight=head.weight.to(dtype), bias=bias)
 
 
+def whole_or_local(head: Head, process_group: object) -> Head:
+    """The head, or of a sharded one the part that this process holds."""
+    if process_group is None:
+        return head
+    from pact_kernels.ops._parallel.shards import local_head
+
+    return local_head(head, process_group)
+
+
 def check_head(hidden: Tensor, head: Head, name: str = "hidden") -> None:
     """hidden (..., D) and weight (V, D) of one floating dtype on one device; bias (V,); numbers."""
     weight, bias, softcap, logit_scale = head
@@ -48,7 +57,8 @@ def check_head(hidden: Tensor, head: Head, name: str = "hidden") -> None:
     if hasattr(weight, "full_tensor"):
         raise ValueError(
             f"weight must be whole, got {type(weight).__name__}: gather a sharded head with "
-            "weight.full_tensor(grad_placements=[Partial()])"
+            "weight.full_tensor(grad_placements=[Partial()]), or give process_group where every "
+            "process has the same states"
         )
     check_devices(hidden, name, weight=weight, bias=bias)
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from pact_kernels.ops._checks.arguments import INTEGERS, check_devices, check_token_shapes
 from pact_kernels.ops._checks.token_ids import check_token_ids
-from pact_kernels.types import GateConfig, ReferenceLogits, ReferenceStates
+from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
+
+MOST_TOKENS = 2**24
+"""Beyond any vocabulary."""
 
 
 def resolve_temperature(over: str, temperature: float | None) -> float:
@@ -43,13 +46,17 @@ def check_kl(
     *,
     gate: GateConfig | None,
     over: str,
+    process_group: object = None,
 ) -> tuple[Tensor, Tensor, ReferenceLogits | ReferenceStates, Tensor | None]:
     """The KL's own arguments, flat: token_ids (K,), step (N,), reference (N, ...), row_weight (N,).
 
     The row tensors are of one N; each may come with the leading shape (B, L), one entry per
     position. Weights are looked at where they are used, over the selection.
     """
-    vocabulary = weight.shape[0]
+    # Of a head that is sharded over processes the vocabulary is not known here.
+    vocabulary = weight.shape[0] if process_group is None else MOST_TOKENS
+    if process_group is not None and isinstance(reference, ReferenceStates):
+        reference = _local_reference(reference, process_group)
     check_token_shapes(hidden, token_ids, token_weights, vocabulary)
     if step.dtype not in INTEGERS:
         raise ValueError(f"step must be int64 or int32, got {step.dtype}")
@@ -60,7 +67,9 @@ def check_kl(
     given = {f"reference.{name}": tensor for name, tensor in reference._asdict().items()}
     check_devices(hidden, **given, step=step, row_weight=row_weight)
     num_rows = step.numel()
-    if isinstance(reference, ReferenceStates):
+    if isinstance(reference, ReferenceStates) and process_group is not None:
+        reference = _flat_states(reference, num_rows, gate)
+    elif isinstance(reference, ReferenceStates):
         vocabulary = min(vocabulary, reference.weight.shape[0])
         reference = _flat_states(reference, num_rows, gate)
     else:
@@ -71,6 +80,13 @@ def check_kl(
         reference,
         _vector(row_weight, num_rows, "row_weight"),
     )
+
+
+def _local_reference(states: ReferenceStates, process_group: object) -> ReferenceStates:
+    from pact_kernels.ops._parallel.shards import local_head
+
+    head = local_head(Head(states.weight, states.bias), process_group)
+    return states._replace(weight=head.weight, bias=head.bias)
 
 
 def _flat_states(
