@@ -125,9 +125,22 @@ def _content(given: Mapping[str, Any], where: str) -> str:
     content = given.get("content")
     if content is None and given.get("tool_calls"):
         return ""
+    if isinstance(content, (list, tuple)):
+        return "".join(_part(part, where) for part in content)
     if not isinstance(content, str):
         raise ValueError(f"{where}: content must be a string, got {content!r:.80}")
     return content
+
+
+def _part(part: Any, where: str) -> str:
+    """The text of a part of a content."""
+    text = part.get("text") if isinstance(part, Mapping) else part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+    if kind != "text" or not isinstance(text, str):
+        raise ValueError(
+            f"{where}: a content's parts must be texts, got one of type {kind!r}: {part!r:.60}"
+        )
+    return text
 
 
 def _is_left_out(role: str, given: dict[str, Any], where: str) -> bool:

@@ -27,6 +27,7 @@ def encode_examples(
     *,
     skip_bad_rows: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    fold_system: bool = False,
 ) -> Dataset:
     """Encode conversations; the log counts those that are cut, and those that are dropped since
     nothing is left to predict.
@@ -38,6 +39,7 @@ def encode_examples(
         skip_bad_rows: leave out what the template refuses or does not render, and count it.
         chat_template_kwargs: variables of the template, see
             `pact.data.template.with_template_defaults`.
+        fold_system: put a system turn into the user's first one where the template has none.
 
     Returns:
         A data set with the columns `input_ids` and `labels`, lists of int32.
@@ -50,7 +52,9 @@ def encode_examples(
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
     cuts: list[int] = []  # answer tokens lost, of each example that is kept
-    encoder = Encoder(with_template_defaults(tokenizer, chat_template_kwargs))
+    encoder = Encoder(
+        with_template_defaults(tokenizer, chat_template_kwargs), fold_system=fold_system
+    )
     whole = _each(conversations, encoder, skip_bad_rows)
     for _, encoded in whole:
         _check_ids(encoded, len(tokenizer))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pact.data.conversation import Conversation, Message, read_message
+from pact.data.forms import as_messages, check_columns, renamed
 from pact.data.jsonl import parse_json
 from pact.data.sources import Source, open_source
 
@@ -18,9 +19,14 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def load_examples(
-    source: Any, *, split: str | None = "train", skip_bad_rows: bool = False
+    source: Any,
+    *,
+    split: str | None = "train",
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad_rows: bool = False,
 ) -> list[Conversation]:
-    """Load conversations; every row holds `messages`, or `prompt` and `completion`.
+    """Load conversations, whose rows have one of the forms of `pact.data.forms`.
 
     The assistant's turns are what is learnt, but for those of a `prompt`, which TRL does not learn
     either, and those that say `weight: 0`, `train: false` or `training: false`. Thoughts and tool
@@ -28,11 +34,10 @@ def load_examples(
     Other fields are left out, which the log says.
 
     Args:
-        source: a path to a .jsonl file (one row a line) or a .json file (one array of rows), a
-            folder written by `Dataset.save_to_disk`, a name that `datasets.load_dataset` knows, a
-            `Dataset`, or a list of dicts. `prompt` and `completion` are strings or lists of
-            messages, as TRL has them.
+        source: what `pact.data.sources.open_source` takes: files, folders, names, data sets, lists.
         split: which part of a data set with several parts; None takes the only one there is.
+        subset: which configuration of a data set that has several.
+        columns: names that rows are read by, such as `instruction`, to those that the data have.
         skip_bad_rows: leave out rows that are malformed, and count them in the log.
 
     Returns:
@@ -42,8 +47,9 @@ def load_examples(
         ValueError: the source is missing, empty or malformed, or no row has an assistant turn to
             learn.
     """
-    found = open_source(source, split)
-    conversations = read_rows(found, skip_bad_rows)
+    check_columns(columns)
+    found = open_source(source, split, subset)
+    conversations = read_rows(found, skip_bad_rows, columns=columns)
     roles = {message["role"] for turns in conversations for message in turns}
     if "assistant" not in roles:
         raise ValueError(
@@ -67,7 +73,10 @@ def left_out(faults: list[str], num_rows: int, name: str) -> None:
 
 
 def read_rows(
-    source: Source, skip_bad_rows: bool, change: Callable[[Any], Any] = lambda value: value
+    source: Source,
+    skip_bad_rows: bool,
+    change: Callable[[Any], Any] = lambda value: value,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Conversation]:
     """Every row as a conversation, after `change`; the log names what is left out.
 
@@ -81,7 +90,10 @@ def read_rows(
         try:
             if isinstance(row.value, ValueError):
                 raise row.value
-            conversation, names = _conversation(row.where, change(row.value))
+            value = renamed(row.value, columns, row.where)
+            if isinstance(value, Mapping):
+                value = as_messages(value, row.where)
+            conversation, names = _conversation(row.where, change(value))
         except ValueError as error:
             if not skip_bad_rows:
                 raise
@@ -127,7 +139,8 @@ def _row_messages(row: Mapping[str, Any], where: str) -> tuple[list[Message], se
     null = [name for name in ("messages", "prompt", "completion") if name in row]
     null = [name for name in null if row[name] is None]
     raise ValueError(
-        f"{where} must hold 'messages', or 'prompt' and 'completion', got the keys "
+        f"{where} must hold 'messages', 'conversations', 'prompt' and 'completion', or "
+        "'instruction' and 'output' (--columns gives others these names), got the keys "
         f"{sorted(map(str, row))}"
         + (f", where {' and '.join(map(repr, null))} is null" if null else "")
     )

@@ -1,11 +1,13 @@
-"""Rows of data from where users keep them: JSON files, saved data sets, hub names, lists."""
+"""Rows of data from where users keep them: files, folders, saved data sets, hub names, lists."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, config, load_dataset, load_from_disk
 
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
@@ -30,20 +32,30 @@ class Source(NamedTuple):
     """Which part of several it is, or the only one; None for a source without parts."""
 
 
-def open_source(source: Any, split: str | None) -> Source:
+FILES = (".jsonl", ".json", ".csv", ".parquet")
+"""What data files end in."""
+SNAPSHOT = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.arrow")
+"""What a folder of a hub's data set holds, itself or below."""
+
+
+def open_source(source: Any, split: str | None, subset: str | None = None) -> Source:
     """Find the rows of a source; they are read as they are asked for.
 
     Args:
-        source: a path to a .jsonl file (one row a line) or a .json file (one array of rows), a
-            folder written by `Dataset.save_to_disk`, a name that `datasets.load_dataset` knows, a
-            `Dataset`, a `DatasetDict`, or a list.
+        source: a path to a .jsonl file (one row a line), a .json file (one array of rows), a .csv
+            file (with a header) or a .parquet file; a folder written by `Dataset.save_to_disk` or
+            one with a data set's files, as a snapshot of the hub's; a name that
+            `datasets.load_dataset` knows; a `Dataset`, a `DatasetDict`, or a list.
         split: which part of a source of several; None takes the only one there is.
+        subset: which configuration of a data set of the hub's, or of such a folder.
 
     Raises:
         ValueError: the source is missing or malformed, or has no such part.
     """
     if isinstance(source, (str, Path)):
-        return _open_path(source, split)
+        return _open_path(source, split, subset)
+    if subset is not None:
+        raise ValueError(f"a subset is of a data set's name or folder, got subset={subset!r}")
     if isinstance(source, DatasetDict):
         name = "the given DatasetDict"
         part = _part(source, split, name)
@@ -63,37 +75,81 @@ def _numbered(name: str, values: Iterable[Any], split: str | None = None) -> Sou
     return Source(name, rows, split)
 
 
-def _open_path(source: str | Path, split: str | None) -> Source:
+def _open_path(source: str | Path, split: str | None, subset: str | None) -> Source:
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:  # ~somebody who has no home
         raise ValueError(f"data {source} does not exist: {error}") from error
     if path.is_dir():
-        return _open_folder(path, split)
-    if path.suffix in (".jsonl", ".json"):
+        return _open_folder(path, split, subset)
+    if path.suffix in FILES:
         if not path.is_file():
             raise ValueError(f"data file {source} does not exist")
-        if path.suffix == ".jsonl":
-            return Source(str(source), _json_lines(path))
-        return _numbered(str(source), _json_array(path))
+        if subset is not None:
+            raise ValueError(f"a file has no subsets, got subset={subset!r} for {source}")
+        return _open_file(path, str(source))
     if path.is_file():
         raise ValueError(
-            f"a data file must end in .jsonl or .json, got {source}: rename it, or load it with "
+            f"a data file must end in {', '.join(FILES)}, got {source}: rename it, or load it with "
             "`datasets` and give the Dataset"
         )
     name = str(source)
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"data {source} does not exist: neither a file nor a folder is there")
-    return _from_hub(name, split)
+    return _from_hub(name, split, subset)
 
 
-def _from_hub(name: str, split: str | None) -> Source:
+def _open_file(path: Path, name: str) -> Source:
+    if path.suffix == ".jsonl":
+        return Source(name, _json_lines(path))
+    if path.suffix == ".csv":
+        return Source(name, _csv_rows(path))
+    if path.suffix == ".parquet":
+        return _numbered(name, _without_fill(_parquet_rows(path)))
+    return _numbered(name, _json_array(path))
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Rows by the header's names, all texts; quoted ones may hold line breaks."""
+    text = read_text(path)
+    csv.field_size_limit(max(len(text), 1))
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        header = next(reader, None)
+        if not header or len(set(header)) < len(header):
+            raise ValueError(f"{path} must begin with a line of different names, got {header}")
+        for values in reader:
+            if not values:
+                continue
+            where = f"line {reader.line_num} of {path}"
+            if len(values) != len(header):
+                fault = ValueError(
+                    f"{where} must have {len(header)} values, as the header has, got {len(values)}"
+                )
+                yield Row(where, fault)
+                continue
+            yield Row(where, dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except Exception as error:  # pyarrow raises errors of many kinds
+        raise ValueError(f"{path} is not a whole Parquet file ({error})") from error
+
+
+def _from_hub(name: str, split: str | None, subset: str | None) -> Source:
     if not (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
         check_on_hub(name, "dataset", "README.md")
     try:
-        loaded = load_dataset(name, split=split)
+        loaded = load_dataset(name, subset, split=split)
     except Exception as error:  # the hub client raises errors of many kinds
         wanted = "" if split is None else f" with a split {split!r}"
+        wanted += "" if subset is None else f" and a subset {subset!r}"
         raise ValueError(
             f"{name} is neither a file, nor a folder, nor a data set{wanted} that `datasets` can "
             f"load ({type(error).__name__}: {error})"
@@ -129,17 +185,32 @@ def _json_array(path: Path) -> list[Any]:
     return rows
 
 
-def _open_folder(path: Path, split: str | None) -> Source:
+def _open_folder(path: Path, split: str | None, subset: str | None) -> Source:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise ValueError(
-            f"a data folder must be written by Dataset.save_to_disk, got {path} without a "
-            "state.json or dataset_dict.json: give one of its files instead"
-        )
+        return _open_snapshot(path, split, subset)
+    if subset is not None:
+        raise ValueError(f"a saved data set has no subsets, got subset={subset!r} for {path}")
     loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         part = _part(loaded, split, str(path))
         return _numbered(str(path), _without_fill(loaded[part]), part)
     return _numbered(str(path), _without_fill(loaded))
+
+
+def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
+    """A folder as the hub has a data set: files, with a card or without."""
+    if not any(next(path.rglob(pattern), None) for pattern in SNAPSHOT):
+        raise ValueError(
+            f"a data folder must hold a data set: one written by Dataset.save_to_disk, or files "
+            f"that end in {', '.join(pattern[1:] for pattern in SNAPSHOT)}, got none in {path}"
+        )
+    try:
+        loaded = load_dataset(str(path), subset)
+    except Exception as error:  # its readers raise errors of many kinds
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{path} cannot be read as a data set: {cause}") from error
+    part = _part(loaded, split, str(path))
+    return _numbered(str(path), _without_fill(loaded[part]), part)
 
 
 def _part(parts: DatasetDict, split: str | None, name: str) -> str:

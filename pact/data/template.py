@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pact.data.conversation import Conversation, Message, like
+from pact.data.folding import folded, renders_system
 from pact.data.rendering import (
     BadConversation,
     Tokens,
@@ -90,8 +91,9 @@ def encode(
 class Encoder:
     """`encode` for many conversations: what the template alone decides is found once."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, fold_system: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.folds = fold_system and not renders_system(tokenizer)
         self.marks_answers = has_generation_blocks(tokenizer)
         check_fast(tokenizer)
         self.control = control_ids(tokenizer)
@@ -105,6 +107,7 @@ class Encoder:
     def __call__(self, conversation: Sequence[Message]) -> Encoded:
         """Encode one conversation, whole."""
         turns = like(conversation, conversation)
+        turns = folded(turns) if self.folds else turns
         self._check(turns)
         text = render(turns, self.tokenizer)
         _check_rendered(text, turns)

@@ -35,6 +35,13 @@ class DiscoverConfig:
     """Harmful prompts with the refusals that the aligned model gives them."""
     split: str | None = None
     """Which split of data, where it has several; it must be named then."""
+    subset: str | None = None
+    """Which configuration of a data set that has several."""
+    columns: dict[str, str] | None = None
+    """What the data call the columns that are read, such as {"instruction": "question", "output":
+    "answer"}; see `pact.data.forms` for their names."""
+    fold_system: bool = False
+    """Put a system turn into the user's first one where the chat template has none."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -84,7 +91,11 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
     tokenizer = load_tokenizer(config.aligned, config.chat_template_kwargs)
     _check_tokenizers(tokenizer, load_tokenizer(config.base), config)
     conversations = load_examples(
-        config.data, split=config.split, skip_bad_rows=config.skip_bad_rows
+        config.data,
+        split=config.split,
+        subset=config.subset,
+        columns=config.columns,
+        skip_bad_rows=config.skip_bad_rows,
     )
     size = min(config.num_samples, len(conversations))
     drawn = sorted(random.Random(config.seed).sample(range(len(conversations)), size))
@@ -93,6 +104,7 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
         tokenizer,
         config.max_length,
         skip_bad_rows=config.skip_bad_rows,
+        fold_system=config.fold_system,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     aligned = load_model(config.aligned, dtype=config.dtype, merge_adapters=True).to(device)

@@ -82,9 +82,17 @@ class TrainConfig(FitConfig):
     """The aligned chat model: a folder, or a hub name. A folder of adapters is merged into its
     base, and the run's folder keeps that base beside new adapters."""
     train_file: str
-    """Conversations: .jsonl, .json, a saved data set, or a hub name."""
+    """Conversations, or token ids with labels: .jsonl, .json, .csv, .parquet, a folder of them, a
+    saved data set, or a hub name."""
     split: str = "train"
     """Which split of train_file and of refusals, where a data set has several."""
+    subset: str | None = None
+    """Which configuration of a data set that has several."""
+    columns: dict[str, str] | None = None
+    """What the data call the columns that are read, such as {"instruction": "question", "output":
+    "answer"}; see `pact.data.forms` for their names."""
+    fold_system: bool = False
+    """Put a system turn into the user's first one where the chat template has none."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None

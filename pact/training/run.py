@@ -16,6 +16,7 @@ import copy
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,12 @@ from pact.data.collate import Collator, pad_id
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
+from pact.data.forms import check_columns, renamed
 from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
+from pact.data.sources import open_source
 from pact.data.template import header_ids
+from pact.data.tokenised import is_tokenised, tokenised_dataset
 from pact.discovery import SafetyTokens
 from pact.loading import has_adapters, load_model, load_tokenizer
 from pact.models import check_head, output_head
@@ -170,9 +174,7 @@ def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
     """Everything that the settings name, the models last."""
     tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
     objective = _objective(config, pact, tokenizer)
-    dataset = encode_examples(
-        _conversations(config), tokenizer, config.max_length, skip_bad_rows=config.skip_bad_rows
-    )
+    dataset = _dataset(config, tokenizer)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, pad_id(tokenizer), post_only=objective.needs_post_only)
     model, reference, loaded = _load_models(config, objective, dataset)
@@ -181,15 +183,48 @@ def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
     return _Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
 
 
-def _conversations(config: TrainConfig) -> list[Conversation]:
-    conversations, *more = (
-        load_examples(source, split=config.split, skip_bad_rows=config.skip_bad_rows)
-        for source in (config.train_file, config.refusals)
-        if source is not None
+def _dataset(config: TrainConfig, tokenizer: Any) -> Dataset:
+    """The examples: token ids as they are, or conversations by the chat template."""
+    check_columns(config.columns)
+    source = open_source(config.train_file, config.split, config.subset)
+    rows = ((row.where, renamed(row.value, config.columns, row.where)) for row in source.rows)
+    first = next(rows, None)
+    if first is None or not is_tokenised(first[1]):
+        return encode_examples(
+            _conversations(config),
+            tokenizer,
+            config.max_length,
+            skip_bad_rows=config.skip_bad_rows,
+            fold_system=config.fold_system,
+        )
+    if config.refusals is not None:
+        raise ValueError(
+            f"refusals join conversations, got token ids in {config.train_file}: give the "
+            "conversations that they were made of, or leave refusals unset"
+        )
+    return tokenised_dataset(
+        chain([first], rows),
+        source.name,
+        len(tokenizer),
+        config.max_length,
+        skip_bad_rows=config.skip_bad_rows,
     )
-    if not more:
+
+
+def _conversations(config: TrainConfig) -> list[Conversation]:
+    conversations = load_examples(
+        config.train_file,
+        split=config.split,
+        subset=config.subset,
+        columns=config.columns,
+        skip_bad_rows=config.skip_bad_rows,
+    )
+    if config.refusals is None:
         return conversations
-    return with_refusals(conversations, more[0], config.refusal_share, config.seed)
+    refusals = load_examples(
+        config.refusals, split=config.split, skip_bad_rows=config.skip_bad_rows
+    )
+    return with_refusals(conversations, refusals, config.refusal_share, config.seed)
 
 
 def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:

@@ -60,8 +60,8 @@ def test_only_a_newline_ends_a_json_line(tmp_path: Path) -> None:
 def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load(name: str, split: str) -> Dataset:
-        asked.append((name, split))
+    def load(name: str, subset: str | None, split: str) -> Dataset:
+        asked.append((name, subset, split))
         if name == "gone":
             raise FileNotFoundError("no such data set")
         return Dataset.from_list(ROWS)
@@ -69,11 +69,12 @@ def test_a_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_dataset", load)
     monkeypatch.setattr(sources, "check_on_hub", lambda *_: None)
     assert load_examples("owner/name", split="train_sft") == EXPECTED
-    assert asked == [("owner/name", "train_sft")]
+    assert load_examples("owner/name", subset="main") == EXPECTED
+    assert asked == [("owner/name", None, "train_sft"), ("owner/name", "main", "train")]
     with pytest.raises(ValueError, match="gone is neither a file.*no such data set"):
         load_examples("gone")
     parts = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])})
-    monkeypatch.setattr(sources, "load_dataset", lambda name, split: parts)
+    monkeypatch.setattr(sources, "load_dataset", lambda name, subset, split: parts)
     with pytest.raises(ValueError, match=r"owner/name has the splits \['test', 'train'\]"):
         load_examples("owner/name", split=None)
 
@@ -113,7 +114,7 @@ def test_forms_of_a_row(row: dict[str, Any]) -> None:
             [{"text": "Hi"}],
             r"row 0 of the given list must hold 'messages'.*got the keys \['text'\]",
         ),
-        ([{"prompt": "Hi"}], "must hold 'messages', or 'prompt' and 'completion'"),
+        ([{"prompt": "Hi"}], "must hold 'messages', 'conversations', 'prompt' and 'compl"),
         (
             [{"prompt": None, "completion": "Hello"}],
             r"got the keys \['completion', 'prompt'\], where 'prompt' is null",
@@ -166,7 +167,12 @@ def test_refused(source: Any, message: str) -> None:
             '{"messages": []}',
             r"must hold one array of rows, got a dict: wrap it in \[...\]",
         ),
-        ("a.csv", "prompt,completion", "must end in .jsonl or .json"),
+        ("a.csv", "prompt,completion", "at least one row, got none"),
+        ("a.csv", "prompt,prompt\na,b", "must begin with a line of different names"),
+        ("a.csv", "prompt,completion\na,b,c", "line 2 of .*a.csv must have 2 values"),
+        ("a.csv", 'prompt,completion\na,"b', "a.csv, line 2: not CSV"),
+        ("a.parquet", "PAR1", "a.parquet is not a whole Parquet file"),
+        ("a.txt", "Hi", "must end in .jsonl, .json, .csv, .parquet"),
     ],
 )
 def test_refused_files(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -178,5 +184,8 @@ def test_refused_bytes_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match="must be UTF-8 text"):
         load_examples(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match="must be written by Dataset.save_to_disk"):
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
         load_examples(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must hold a data set: one written by"):
+        load_examples(tmp_path / "empty")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 
 from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
@@ -221,3 +222,28 @@ def test_a_label_beyond_the_models_vocabulary_is_refused(
         ValueError, match=r"below the model's vocabulary of 300, got 3\d\d in .*train.jsonl"
     ):
         train(_settings(files, tmp_path / "run", model=str(folder)))
+
+
+@pytest.mark.parametrize("form", ["token ids", "sharegpt"])
+def test_data_of_another_form_train_the_same(
+    form: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    """Conversations that were encoded before, and those under other names, in Parquet."""
+    turns = conversations(12)
+    if form == "token ids":
+        data = encode_examples(turns, load_tokenizer(files["model"]), None)
+        settings: dict[str, Any] = {}
+    else:
+        roles = {"user": "human", "assistant": "gpt"}
+        chats = [[{"from": roles[m["role"]], "value": m["content"]} for m in t] for t in turns]
+        data = Dataset.from_dict({"chat": chats})
+        settings = {"columns": {"conversations": "chat"}}
+    data.to_parquet(tmp_path / "data.parquet")
+    own = train(_settings(files, tmp_path / "own"))
+    file = str(tmp_path / "data.parquet")
+    other = train(_settings(files, tmp_path / "other", train_file=file, **settings))
+    assert largest_error(parameters_of(other.model), parameters_of(own.model)) == 0.0
+    if form == "token ids":
+        with pytest.raises(ValueError, match="refusals join conversations, got token ids"):
+            mixed = {"train_file": file, "refusals": files["train_file"]}
+            train(_settings(files, tmp_path / "mixed", **mixed))
