@@ -214,7 +214,10 @@ def _head_loss_cases() -> Iterator[Case]:
         softcap: float | None = None,
         smoothed: bool = False,
         trained: bool = False,
+        own_tokens: bool = False,
     ) -> Case:
+        tokens = (CHUNK_ROWS, num_tokens) if own_tokens else (num_tokens,)
+
         def launch() -> object:
             kl = None
             if over is not None:
@@ -228,7 +231,7 @@ def _head_loss_cases() -> Iterator[Case]:
                 meta(CHUNK_ROWS, WIDTH, dtype=dtype),
                 meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
                 meta(CHUNK_ROWS, dtype=torch.int64),
-                None if kl is None else meta(num_tokens, dtype=torch.int64),
+                None if kl is None else meta(*tokens, dtype=torch.int64),
                 term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
                 kl=kl,
                 reduction=Reduction("mean"),
@@ -244,6 +247,7 @@ def _head_loss_cases() -> Iterator[Case]:
     yield case("vocabulary", over="vocabulary", default=True)
     yield case("vocabulary states", over="vocabulary", states=True)
     yield case("vocabulary K1000", over="vocabulary", num_tokens=1000)
+    yield case("own tokens", over="vocabulary", own_tokens=True, default=True)
     yield case("all", over="vocabulary", bias=True, softcap=SOFTCAP, smoothed=True)
     yield case("softcap", softcap=SOFTCAP)
     yield case("smoothed trained", bias=True, smoothed=True, trained=True)

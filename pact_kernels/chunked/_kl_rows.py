@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pact_kernels.chunked import _target as target
@@ -32,7 +33,8 @@ class KlRows:
 
     Args:
         kl: what is asked for.
-        head: the student's rows of the selected tokens, in any dtype.
+        head: the student's (V, D), in any dtype.
+        token_ids: (K,), or (N, K) with a set for each row; None where the head is theirs alone.
         kept: (N,) positions of the rows, or None where every position is a row.
         num_positions: R.
 
@@ -40,12 +42,23 @@ class KlRows:
         ValueError: the row tensors have neither N nor R entries.
     """
 
-    def __init__(self, kl: KlRequest, head: Head, kept: Tensor | None, num_positions: int) -> None:
+    def __init__(
+        self,
+        kl: KlRequest,
+        head: Head,
+        token_ids: Tensor | None,
+        kept: Tensor | None,
+        num_positions: int,
+    ) -> None:
         num_rows = num_positions if kept is None else kept.numel()
         given = kl.step.shape[0]
         check_rows(given, num_rows, num_positions)
         dtype = accumulator_dtype(head.weight.dtype)
-        self.kl, self.head = kl, head._replace(weight=head.weight.to(dtype))
+        self.kl, self.whole, self.token_ids, self.dtype = kl, head, token_ids, dtype
+        self.by_row = token_ids is not None and token_ids.dim() == 2
+        self.head: Head | None = None  # (K, D) where it is the same for all rows
+        if not self.by_row:
+            self.head = _wide(head if token_ids is None else head.select(token_ids), dtype)
         self.kept = None if given == num_rows else kept
         self.log_weight = kl.token_weights.to(dtype).clamp(min=0.0).log_()  # (K,)
         self.reference = kl.reference_head
@@ -59,14 +72,48 @@ class KlRows:
 
     def row_bytes(self) -> int:
         """Memory that a row of a block takes: fp32 states, and a dozen tensors of K logits."""
-        selected, width = self.head.weight.shape
+        selected, width = self.log_weight.numel(), self.whole.weight.shape[1]
         states = width + (0 if self.reference is None else self.reference.weight.shape[1])
-        return self.log_weight.itemsize * (states + 12 * selected)
+        gathered = selected * width * self.whole.weight.itemsize if self.by_row else 0
+        if self.by_row:
+            states += selected * width
+        return gathered + self.log_weight.itemsize * (states + 12 * selected)
+
+    def ids(self, rows: slice) -> Tensor:
+        """(B, K) of some rows, or (K,) of all."""
+        assert self.token_ids is not None
+        return self._taken(self.token_ids, rows) if self.by_row else self.token_ids
+
+    def logits(self, states: Tensor, rows: slice) -> Tensor:
+        """(B, K) of the student.
+
+        With a set for each row, the most likely tokens as a rule, they are rounded as the logits of
+        the row's log-sum-exp are: else a confidence near 1 would be off by that rounding.
+        """
+        if self.head is not None:
+            return self.head.logits(states)
+        ids = self.ids(rows)
+        products = torch.bmm(self._gathered(ids), states.to(self.dtype)[:, :, None])[:, :, 0]
+        products = products.to(states.dtype).to(self.dtype)
+        bias = None if self.whole.bias is None else self.whole.bias[ids].to(self.dtype)
+        return self.whole._replace(bias=bias).finish_(products)
+
+    def add_gradient_(self, out: Tensor, sparse: Tensor, rows: slice) -> None:
+        """out (B, D) += sparse (B, K) times each row's selected rows of the head."""
+        if self.head is not None:
+            out.addmm_(sparse, self.head.weight)
+        else:
+            out += torch.bmm(sparse[:, None], self._gathered(self.ids(rows)))[:, 0]
+
+    def _gathered(self, ids: Tensor) -> Tensor:
+        """(B, K, D)"""
+        few = self.whole.weight.index_select(0, ids.flatten()).to(self.dtype)
+        return few.view(*ids.shape, -1)
 
     def __call__(self, states: Tensor, rows: slice, lse: Tensor | None = None) -> RowKl:
         """KL of some rows from the student's states (B, D) and, over the vocabulary, lse (B,)."""
         kl = self.kl
-        student = self.head.logits(states)  # (B, K)
+        student = self.logits(states, rows)  # (B, K)
         full = self._reference_logits(kl.reference_full, kl.full_lse, rows)  # (B, K)
         post = gate = None
         if kl.gate is not None and kl.reference_post is not None:
@@ -94,7 +141,7 @@ class KlRows:
     def _reference_logits(self, source: Tensor, lse: Tensor | None, rows: slice) -> Tensor:
         """(B, K) selected logits of the reference; log-confidences over the vocabulary."""
         block = self._taken(source, rows)  # (B, K) or (B, D')
-        dtype = self.head.weight.dtype
+        dtype = self.dtype
         logits = block.to(dtype) if self.reference is None else self.reference.logits(block)
         if self.kl.over == "selection" or lse is None:
             return logits
@@ -103,3 +150,7 @@ class KlRows:
     def _taken(self, tensor: Tensor, rows: slice) -> Tensor:
         """Entries of some rows of a row tensor."""
         return tensor[rows] if self.kept is None else tensor.index_select(0, self.kept[rows])
+
+
+def _wide(head: Head, dtype: torch.dtype) -> Head:
+    return head._replace(weight=head.weight.to(dtype))

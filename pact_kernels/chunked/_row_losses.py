@@ -55,7 +55,7 @@ class RowLosses:
     kl_rows: KlRows | None
     target: Tensor | None  # (N,)
     row_grad: Tensor | None  # (N,)
-    token_ids: Tensor | None  # (K,)
+    token_ids: Tensor | None  # (K,), or (N, K)
     held: bool
     """The softmax's tiles lack the target and, where the KL runs over the vocabulary, the selected
     tokens: the factors there make up for it. In 16 bits a probability next to one would be rounded
@@ -63,8 +63,10 @@ class RowLosses:
 
     def __post_init__(self) -> None:
         over_vocabulary = self.kl_rows is not None and self.kl_rows.kl.over == "vocabulary"
+        self.holds_selected = self.held and over_vocabulary
         self.unselected: Tensor | None = None  # (V,) 0 at the selected tokens, else 1
-        if self.held and over_vocabulary and self.token_ids is not None:
+        shared = self.kl_rows is not None and not self.kl_rows.by_row
+        if self.holds_selected and shared and self.token_ids is not None:
             dtype = accumulator_dtype(self.head.weight.dtype)
             ones = self.head.weight.new_ones(self.head.weight.shape[0], dtype=dtype)
             self.unselected = ones.index_fill_(0, self.token_ids, 0.0)
@@ -78,6 +80,12 @@ class RowLosses:
             return None
         return self.target[index]
 
+    def left_out(self, index: slice) -> Tensor | None:
+        """(B, K) selected tokens of some rows that their tiles are to lack, each row its own."""
+        if self.kl_rows is None or not self.kl_rows.by_row or not self.holds_selected:
+            return None
+        return self.kl_rows.ids(index)
+
     def shared_bytes(self) -> int:
         """Memory of the whole call."""
         size = 0 if self.unselected is None else self.unselected.nbytes
@@ -89,7 +97,7 @@ class RowLosses:
 
     def factor_bytes(self) -> int:
         """Memory of a row's factors."""
-        entries = 3 + (0 if self.token_ids is None else self.token_ids.numel())
+        entries = 3 + (0 if self.token_ids is None else self.token_ids.shape[-1])
         return entries * accumulator_dtype(self.head.weight.dtype).itemsize
 
     def __call__(self, states: Tensor, index: slice, swept: Swept, values: Tensor) -> RowFactors:
@@ -137,14 +145,17 @@ class RowLosses:
         factor = torch.full_like(logit, self.smoothing - 1.0)
         if self.held:
             softmax = (logit - swept.lse).exp_()
+            left_out = self.left_out(index)
             if self.unselected is not None:
                 softmax *= self.unselected[target]
+            elif left_out is not None:
+                softmax.masked_fill_((left_out == target[:, None]).any(1), 0.0)
             factor += alpha * softmax
         return factor * self.head.slope(logit)
 
     def _at_selected(self, kl: RowKl, lse: Tensor, alpha: Tensor) -> Tensor:
         """(B, K)"""
         sparse = kl.sparse
-        if self.unselected is not None:
+        if self.holds_selected:
             sparse = sparse + alpha[:, None] * (kl.student - lse[:, None]).exp_()
         return sparse * self.head.slope(kl.student)

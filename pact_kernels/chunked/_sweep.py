@@ -117,8 +117,17 @@ class Sweep:
         self.heads = [self.head.tile(low, high) for low, high in self.tiles]
         self.slopes: list[Tensor] = []  # (M, T) of each tile, for `add_weight_gradient_`
 
-    def __call__(self, rows: Tensor, target: Tensor | None, out: Tensor | None) -> Swept:
-        """Sweep rows (M, D) with targets (M,); `out` (M, D) times `norm` is the softmax's mean."""
+    def __call__(
+        self,
+        rows: Tensor,
+        target: Tensor | None,
+        out: Tensor | None,
+        left_out: Tensor | None = None,
+    ) -> Swept:
+        """Sweep rows (M, D) with targets (M,); `out` (M, D) times `norm` is the softmax's mean.
+
+        In 16 bits each row's tokens of `left_out` (M, K) are left out of its tiles.
+        """
         num_rows, num_tiles = rows.shape[0], len(self.tiles)
         by_tile = self.wide.new_empty((3, num_tiles, num_rows, 1))
         run = _Running(
@@ -129,6 +138,7 @@ class Sweep:
             targets=None if target is None else _Targets(target, self.tile),
             logit_sum=by_tile.new_zeros(num_rows) if self.uniform else None,
             uniform=self._new_uniform(num_rows),
+            left_out=left_out,
         )
         self.slopes = []
         for number in range(num_tiles):
@@ -170,6 +180,10 @@ class Sweep:
                 run.targets.zero_(z, number)
             if self.unselected is not None:
                 z *= self.unselected[low:high]
+            if run.left_out is not None:
+                inside = (run.left_out >= low) & (run.left_out < high)  # (M, K)
+                row, place = inside.nonzero(as_tuple=True)
+                z[row, run.left_out[row, place] - low] = 0.0
             raw.copy_(z)
         if out is not None and number:
             out *= torch.sub(before, shift, out=run.shrink).exp_()
@@ -289,6 +303,7 @@ class _Running:
     targets: _Targets | None
     logit_sum: Tensor | None  # (M,)
     uniform: Tensor | None  # (M, D) or (1, D)
+    left_out: Tensor | None  # (M, K)
 
 
 class _Targets:

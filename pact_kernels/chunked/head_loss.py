@@ -70,7 +70,7 @@ def head_loss(
     grad_bias = hidden.new_zeros(weight.shape[:1] if needs_grad[2] else (0,), dtype=dtype)
     kl_rows = None
     if kl is not None and token_ids is not None:
-        kl_rows = KlRows(kl, head.select(token_ids), kept, num_positions)
+        kl_rows = KlRows(kl, head, token_ids, kept, num_positions)
     loop = _Chunks(
         hidden=hidden,
         head=head,
@@ -158,14 +158,14 @@ class _Chunks:
         out = None  # (M, D)
         if grad_hidden is not None:
             out = grad_hidden[index] if self.in_place else self.sums[: states.shape[0]]
-        swept = self.sweep(states, self.rows.targets(index), out)
+        swept = self.sweep(states, self.rows.targets(index), out, self.rows.left_out(index))
         blocks = []
         for low, high in chunks(states.shape[0], self.block_rows):
             block, at = slice(low, high), slice(index.start + low, index.start + high)
             of_block = swept.rows(block)
             factors = self.rows(states[block], at, of_block, values[:, block])
             if out is not None:
-                self._finish_(out[block], of_block, self.rows.targets(at), factors)
+                self._finish_(out[block], of_block, at, factors)
             if self.sweep.keep:
                 blocks.append(factors)
         if self.sweep.keep:
@@ -177,10 +177,9 @@ class _Chunks:
         else:
             grad_hidden.index_copy_(0, kept, out.to(grad_hidden.dtype))
 
-    def _finish_(
-        self, out: Tensor, swept: Swept, target: Tensor | None, factors: RowFactors
-    ) -> None:
+    def _finish_(self, out: Tensor, swept: Swept, index: slice, factors: RowFactors) -> None:
         """The sums (B, D) of a block become its gradient, in place."""
+        target = self.rows.targets(index)
         out *= (factors.softmax * swept.norm)[:, None]
         if factors.target is not None and target is not None:
             head_rows = self.head.weight.index_select(0, target).to(out.dtype)  # (B, D)
@@ -188,7 +187,7 @@ class _Chunks:
         if factors.uniform is not None and swept.uniform is not None:
             out.addcmul_(swept.uniform, factors.uniform[:, None])
         if factors.sparse is not None and self.rows.kl_rows is not None:
-            out.addmm_(factors.sparse, self.rows.kl_rows.head.weight)
+            self.rows.kl_rows.add_gradient_(out, factors.sparse, index)
 
     def _add_head_gradient_(
         self, states: Tensor, index: slice, lse: Tensor, factors: RowFactors
@@ -199,7 +198,7 @@ class _Chunks:
         self.sweep.add_weight_gradient_(
             grad_weight, grad_bias, states, factors.softmax, lse, factors.uniform, first=first
         )
-        target, token_ids = self.rows.targets(index), self.rows.token_ids
+        target, kl_rows = self.rows.targets(index), self.rows.kl_rows
         if factors.target is not None and target is not None:
             if grad_weight is not None:
                 scaled = self.sweep.scaled[: states.shape[0]]  # (M, D)
@@ -207,7 +206,18 @@ class _Chunks:
                 grad_weight.index_put_((target,), scaled, accumulate=True)
             if grad_bias is not None:
                 grad_bias.index_put_((target,), factors.target, accumulate=True)
-        if factors.sparse is not None and token_ids is not None:
+        if factors.sparse is None or kl_rows is None:
+            return
+        token_ids = kl_rows.ids(index)
+        if kl_rows.by_row:
+            for low, high in chunks(states.shape[0], self.block_rows):
+                ids, sparse = token_ids[low:high], factors.sparse[low:high]  # (B, K)
+                if grad_weight is not None:
+                    rows = states[low:high, None].to(self.dtype) * sparse[:, :, None]  # (B, K, D)
+                    grad_weight.index_add_(0, ids.flatten(), rows.flatten(0, 1))
+                if grad_bias is not None:
+                    grad_bias.index_add_(0, ids.flatten(), sparse.flatten())
+        else:
             if grad_weight is not None:
                 of_tokens = factors.sparse.T @ states.to(self.dtype)  # (K, D)
                 grad_weight.index_put_((token_ids,), of_tokens, accumulate=True)

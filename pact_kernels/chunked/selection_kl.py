@@ -28,8 +28,10 @@ def selection_kl(
     """Row KLs and, where needed, the gradient of sum_n row_grad_n kl_n."""
     num_rows, width = hidden.shape
     dtype = accumulator_dtype(hidden.dtype)
-    kl_rows = KlRows(kl, selected, None, num_rows)
-    weight = kl_rows.head.weight  # (K, D)
+    kl_rows = KlRows(kl, selected, None, None, num_rows)
+    head = kl_rows.head
+    assert head is not None
+    weight = head.weight  # (K, D)
     out = SelectionKl(
         hidden.new_zeros(num_rows, dtype=dtype),
         hidden.new_zeros(num_rows, dtype=dtype),
@@ -48,7 +50,7 @@ def selection_kl(
             out.gate[index] = value.gate
         if not any(needs_grad):
             continue
-        gradient = value.sparse * kl_rows.head.slope(value.student)  # (M, K)
+        gradient = value.sparse * head.slope(value.student)  # (M, K)
         if row_grad is not None:
             gradient *= row_grad[index, None].to(dtype)
         if needs_grad[0]:

@@ -101,7 +101,7 @@ class ExponentialChunks:
         self.config = exponential_config(target_of(hidden), crowded=crowded, even=even)
         self.kl_rows = None
         if kl is not None and token_ids is not None:
-            self.kl_rows = KlRows(kl, self.head.select(token_ids), kept, hidden.shape[0])
+            self.kl_rows = KlRows(kl, self.head, token_ids, kept, hidden.shape[0])
 
     def run(
         self,
@@ -145,7 +145,7 @@ class ExponentialChunks:
                     sums[: num_sums * (stop - start)].view(num_sums, stop - start),
                     RowShift(shift.log2[index], shift.above_target[index]),
                     rows,
-                    _chunk_kl(part_of(kl, slice(start, stop)), self.token_ids),
+                    self._chunk_kl(part_of(kl, slice(start, stop)), index),
                     smoothed,
                     gradients,
                     needs_grad,
@@ -202,6 +202,15 @@ class ExponentialChunks:
             add_product_(grad_weight, chunk, scaled.scaled, limit_bytes)
         if needs_grad[2]:
             launch_column_sums(chunk, rows.scale, grad_bias)
+
+    def _chunk_kl(self, known: Tensor | MixedTarget | None, index: slice) -> ChunkKl:
+        """What a chunk finishes of its KL."""
+        if known is None or self.kl_rows is None:
+            return NO_CHUNK_KL
+        ids = self.kl_rows.ids(index), self.kl_rows.ids_stride
+        if isinstance(known, Tensor):
+            return ChunkKl(*ids, known, NO_CHUNK_KL.target)
+        return ChunkKl(*ids, None, known)
 
     def _target_logits(
         self, row_values: Tensor, shift: RowShift, smoothed: HeadSums | None
@@ -326,12 +335,3 @@ def rows_of_waves(
 
 def _part(tensor: Tensor | None, index: slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
-
-
-def _chunk_kl(known: Tensor | MixedTarget | None, token_ids: Tensor | None) -> ChunkKl:
-    """What a chunk finishes of its KL."""
-    if known is None:
-        return NO_CHUNK_KL
-    if isinstance(known, Tensor):
-        return NO_CHUNK_KL._replace(token_ids=token_ids, entries=known)
-    return ChunkKl(token_ids, None, known)

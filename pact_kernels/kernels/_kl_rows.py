@@ -19,11 +19,13 @@ from torch import Tensor
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.common.rows import check_rows
 from pact_kernels.kernels._device.operands import KlOut, MixedTarget, RowTensors, Selected
+from pact_kernels.kernels._kernels.gathered_logits import launch_gathered_logits
 from pact_kernels.kernels._kernels.pact_kl import fits_registers, launch_pact_kl
 from pact_kernels.kernels._kernels.selected_logits import (
     launch_selected_gradient,
     launch_selected_logits,
 )
+from pact_kernels.kernels._launch.operands import in_unit_stride
 from pact_kernels.kernels._launch.runtime import unit_stride
 from pact_kernels.types import Head
 
@@ -68,7 +70,8 @@ class KlRows:
 
     Args:
         kl: what is asked for.
-        head: the student's selected rows.
+        head: the student's (V, D); the KL alone gives its selected rows.
+        token_ids: (K,), or (N, K) with a set for each row; None where the head is theirs alone.
         kept: (N,) positions of the rows, or None where every position is a row.
         num_positions: R.
 
@@ -76,20 +79,44 @@ class KlRows:
         ValueError: the row tensors have neither N nor R entries.
     """
 
-    def __init__(self, kl: KlRequest, head: Head, kept: Tensor | None, num_positions: int) -> None:
+    def __init__(
+        self,
+        kl: KlRequest,
+        head: Head,
+        token_ids: Tensor | None,
+        kept: Tensor | None,
+        num_positions: int,
+    ) -> None:
         num_rows = num_positions if kept is None else kept.numel()
         check_rows(kl.step.shape[0], num_rows, num_positions)
-        self.kl, self.head = kl, head
+        self.by_row = token_ids is not None and token_ids.dim() == 2
+        self.token_ids = token_ids
+        if self.by_row:
+            head = in_unit_stride(head)
+        elif token_ids is not None:
+            head = head.select(token_ids)
+        self.kl, self.head = kl, head  # (V, D) with a set for each row, else (K, D)
         self.kept = None if kl.step.shape[0] == num_rows else kept
         self.token_weights = unit_stride(kl.token_weights)  # (K,)
-        self.reference = kl.reference_head or head._replace(weight=NO_WEIGHT)
-        heads = head, self.reference
-        self.in_one_launch = fits_registers(*(h.weight for h in heads if h.weight is not None))
+        self.reference = kl.reference_head or head._replace(weight=NO_WEIGHT, bias=None)
+        # A row's own logits are gathered before, and its reference's are given.
+        weights = [h.weight for h in (head, self.reference) if h.weight is not None]
+        self.in_one_launch = self.by_row or fits_registers(*weights)
 
     @property
     def num_tokens(self) -> int:
         """K"""
         return self.token_weights.numel()
+
+    def ids(self, rows: slice) -> Tensor:
+        """(B, K) of some rows, or (K,) of all."""
+        assert self.token_ids is not None
+        return self._taken(self.token_ids, rows) if self.by_row else self.token_ids
+
+    @property
+    def ids_stride(self) -> int:
+        """Between rows' tokens."""
+        return self.num_tokens if self.by_row else 0
 
     def row_weight(self, rows: slice) -> Tensor | None:
         """(B,) of some rows."""
@@ -137,7 +164,7 @@ class KlRows:
         """Memory of a row of a block: what it keeps, and gathered or formed logits."""
         num_tokens = self.token_weights.numel()
         kept = 2 if self.kl.over == "vocabulary" else 1
-        copies = kept if self.in_one_launch else kept + 3
+        copies = kept + self.by_row if self.in_one_launch else kept + 3
         gathered = 0
         if self.kept is not None:
             gathered = 2 * self.kl.reference_full.shape[1] * self.kl.reference_full.element_size()
@@ -157,6 +184,8 @@ class KlRows:
         """Fill `out` for some rows; see `launch_pact_kl`."""
         kl, head = self.kl, self.head
         student = Selected(states, head)
+        if self.by_row:
+            student = self._gathered(states, self.ids(rows))
         full = self._source(kl.reference_full, rows)
         post = None
         if kl.gate is not None and kl.reference_post is not None:
@@ -190,6 +219,12 @@ class KlRows:
         )
         if grad_hidden is not None and gradient is not None and not self.in_one_launch:
             launch_selected_gradient(gradient, head.weight, grad_hidden)
+
+    def _gathered(self, states: Tensor, ids: Tensor) -> Selected:
+        """Each row's logits of its own tokens."""
+        logits = states.new_empty(ids.shape, dtype=torch.float32)
+        launch_gathered_logits(states, self.head, ids, logits)
+        return Selected(logits, self.head._replace(weight=NO_WEIGHT, bias=None))
 
     def _source(self, values: Tensor, rows: slice) -> Selected:
         return Selected(self._taken(values, rows), self.reference)

@@ -203,7 +203,7 @@ class _Loop:
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
         self.kl, self.kl_rows = kl, None
         if kl is not None and token_ids is not None:
-            self.kl_rows = KlRows(kl, head.select(token_ids), kept, hidden.shape[0])
+            self.kl_rows = KlRows(kl, head, token_ids, kept, hidden.shape[0])
 
     def rows(self, index: slice) -> Tensor:
         """(M, D) states of some rows, each contiguous."""
@@ -294,18 +294,21 @@ class _Loop:
         row_grad = None if self.row_grad is None else self.row_grad[index]
         row_max, sum_exp, softmax_factor, unused = values.new_empty((4, z.shape[0]))  # (M,) each
         softmax = Softmax(row_max, sum_exp)
-        sparse, kl = None, NO_VOCABULARY_KL
-        if isinstance(known, Tensor):
-            sparse = SparseKl(self.token_ids, known, None)
-        elif known is not None and self.kl is not None and self.kl_rows is not None:
-            sparse = SparseKl(self.token_ids, torch.empty_like(known.student), softmax_factor)
-            kl = VocabularyKl(
-                known,
-                self.kl_rows.row_weight(index),
-                float(self.kl.kl_weight),
-                values[1],
-                *sparse[1:],
-            )
+        sparse, kl, kl_rows = None, NO_VOCABULARY_KL, self.kl_rows
+        if known is not None and self.kl is not None and kl_rows is not None:
+            ids = kl_rows.ids(index), kl_rows.ids_stride
+            if isinstance(known, Tensor):
+                sparse = SparseKl(*ids, known, None)
+            else:
+                sparse = SparseKl(*ids, torch.empty_like(known.student), softmax_factor)
+                kl = VocabularyKl(
+                    known,
+                    kl_rows.row_weight(index),
+                    float(self.kl.kl_weight),
+                    values[1],
+                    sparse.sparse,
+                    softmax_factor,
+                )
         losses = unused if term.kind == "none" else values[0]
         launch_chunk_loss(z, head, target, losses, softmax, kl, request=term)
         if gradient:

@@ -37,7 +37,7 @@ def selection_kl(
     if row_grad is not None:
         row_grad = row_grad.contiguous()  # that of a sum is one number, expanded
     head = selected._replace(weight=unit_stride(selected.weight))
-    kl_rows = KlRows(kl, head, None, num_rows)
+    kl_rows = KlRows(kl, head, None, None, num_rows)
     fp32 = torch.float32
     out = SelectionKl(
         hidden.new_empty(num_rows, dtype=fp32),

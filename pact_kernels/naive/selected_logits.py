@@ -14,7 +14,8 @@ from pact_kernels.types import HeadOptions
 def selected_logits(
     hidden: Tensor, weight: Tensor, token_ids: Tensor, **head: Unpack[HeadOptions]
 ) -> Tensor:
-    """(..., D), (V, D), (K,) -> (..., K)."""
+    """(..., D), (V, D), (K,) -> (..., K); of ids (N, K) each row's own."""
     if hidden.dtype != torch.float64:
         hidden, weight = hidden.float(), weight.float()
-    return logits(hidden, weight, **head)[..., token_ids]
+    z = logits(hidden, weight, **head)
+    return z[..., token_ids] if token_ids.dim() == 1 else z.gather(-1, token_ids)

@@ -29,7 +29,7 @@ def pact_kl(
     hidden: Tensor,
     weight: Tensor,
     token_ids: Tensor,
-    token_weights: Tensor,
+    token_weights: Tensor | None,
     step: Tensor,
     reference: ReferenceLogits | ReferenceStates,
     *,
@@ -65,8 +65,10 @@ def pact_kl(
     Args:
         hidden: (N, D) or (B, L, D) the student's states; every position is a row.
         weight: (V, D) the student's head.
-        token_ids: (K,) int64, distinct.
+        token_ids: (K,) int64, distinct; or (N, K), a set for each row, over the vocabulary and with
+            a reference of logits: what anyone's teacher stored of its most likely tokens.
         token_weights: (K,), used by over="selection": positive parts count, and there must be one.
+            None where token_ids are (N, K).
         step: (N,) or (B, L) int64 or int32, each row's step within its answer.
         reference: logits (N, K) or states (N, D) of the same rows; no gradient reaches it.
         gate: the gate's settings, or None for the full-context reference alone.
@@ -92,7 +94,7 @@ def pact_kl(
     check_head(hidden, head)
     check_reduction(reduction, num_items)
     temperature = resolve_temperature(over, temperature)
-    token_ids, step, reference, row_weight = check_kl(
+    token_ids, token_weights, step, reference, row_weight = check_kl(
         hidden,
         weight,
         token_ids,
@@ -104,7 +106,6 @@ def pact_kl(
         over=over,
         process_group=process_group,
     )
-    token_weights = token_weights.detach()
     rows = hidden.reshape(-1, hidden.shape[-1])
     if rows.shape[0] != step.shape[0]:
         raise ValueError(

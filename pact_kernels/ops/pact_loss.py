@@ -33,7 +33,7 @@ def pact_loss(
     weight: Tensor,
     target: Tensor,
     token_ids: Tensor,
-    token_weights: Tensor,
+    token_weights: Tensor | None,
     step: Tensor,
     reference: ReferenceLogits | ReferenceStates,
     *,
@@ -64,11 +64,11 @@ def pact_loss(
         hidden: (N, D) or (B, L, D) the student's states.
         weight: (V, D) the student's head.
         target: (N,) or (B, L) int64, already shifted.
-        token_ids: (K,) int64, distinct.
-        token_weights: (K,), used by over="selection".
+        token_ids: (K,) int64, distinct; or (N, K), a set for each row, see `pact_kl`.
+        token_weights: (K,), used by over="selection"; None where token_ids are (N, K).
         step: int64 or int32, each row's step within its answer. step, reference and row_weight have
             one entry per row, in the order in which the rows stand in target once ignored ones are
-            dropped, or one entry per position of target.
+            dropped, or one entry per position of target; so have token_ids (N, K).
         reference: logits (N, K) or states (N, D); no gradient reaches it.
         kl_weight: lambda.
         gate, temperature, over, row_weight: as in `pact_kl`.
@@ -94,7 +94,7 @@ def pact_loss(
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
     temperature = resolve_temperature(over, temperature)
-    token_ids, step, reference, row_weight = check_kl(
+    token_ids, token_weights, step, reference, row_weight = check_kl(
         hidden,
         weight,
         token_ids,
@@ -106,7 +106,6 @@ def pact_loss(
         over=over,
         process_group=process_group,
     )
-    token_weights = token_weights.detach()
     hidden, head = autocast_inputs(hidden, head)
     rows = hidden.reshape(-1, hidden.shape[-1])
     if process_group is not None:
@@ -229,6 +228,7 @@ def _dense(
             }
         )
         step = step[keep]
+        token_ids = token_ids if token_ids.dim() == 1 else token_ids[keep]
         row_weight = None if row_weight is None else row_weight[keep]
     out = dense(
         rows,

@@ -53,7 +53,7 @@ def kl_of(
     ids = torch.cat((torch.tensor([0, vocabulary - 1]), target[:1], ids)).unique()
     ids = ids[ids >= 0].flip(0)  # in no order
     sparse = randn(target.numel(), ids.numel(), seed=3)
-    return SparseKl(ids, sparse, randn(target.numel(), seed=4).abs() if softmax_factor else None)
+    return SparseKl(ids, 0, sparse, randn(target.numel(), seed=4).abs() if softmax_factor else None)
 
 
 def gradient(
@@ -99,7 +99,7 @@ def check(
     softmax = softmax_of(logits(raw.double(), bias, options))
     if target is not None:
         ignored = target == options.ignore_index
-        for rows in (raw, *softmax, row_grad, *(kl or ())[1:]):
+        for rows in (raw, *softmax, row_grad, *(kl or ())[2:]):
             if rows is not None:
                 rows[ignored] = torch.nan
     launch_chunk_gradient(
@@ -167,7 +167,7 @@ def test_numbers_of_selected_tokens(tokens: int) -> None:
     """Around the least tile, and every token of the vocabulary but one."""
     target = targets(ROWS, VOCABULARY, ignored=False)
     ids = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(0))[:tokens]
-    kl = SparseKl(ids, randn(ROWS, tokens), None)
+    kl = SparseKl(ids, 0, randn(ROWS, tokens), None)
     check(random_chunk(torch.bfloat16), None, target, None, kl, LossOptions())
 
 

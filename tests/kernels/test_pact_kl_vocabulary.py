@@ -40,7 +40,7 @@ def vocabulary_rows(
         kl_weight=1.7,
     )
     num_rows = c.hidden.shape[0]
-    rows = KlRows(kl, Head(c.weight[ids].to(dtype)), None, num_rows)
+    rows = KlRows(kl, Head(c.weight[ids].to(dtype)), None, None, num_rows)
     kl_out, gate_out, softmax_factor, unused, row_max, sum_exp = torch.full(
         (6, num_rows), torch.nan
     )

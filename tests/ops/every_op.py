@@ -37,7 +37,14 @@ def every_op(p: Problem, dtype: torch.dtype = torch.float32) -> dict[str, Op]:
 
     def pact_loss(**options: Any) -> Op:
         options = {"row_weight": p.row_weight, "kl_weight": 1.7, **options}
-        return lambda h, w, b: pk.pact_loss(h, w, p.target, *kl, bias=b, **options)
+        given = options.pop("given", kl)
+        return lambda h, w, b: pk.pact_loss(h, w, p.target, *given, bias=b, **options)
+
+    ids, confidences_of_teacher = p.stored()
+    teacher = pk.ReferenceLogits(
+        confidences_of_teacher.to(wide), None, torch.zeros(ids.shape[0], dtype=wide)
+    )
+    stored = (ids, None, p.step, teacher)
 
     def confidences(**options: Any) -> Op:
         return lambda h, w, b: pk.selected_confidences(h, w, p.token_ids, bias=b, **options)
@@ -62,6 +69,12 @@ def every_op(p: Problem, dtype: torch.dtype = torch.float32) -> dict[str, Op]:
         "pact_loss over the vocabulary": pact_loss(over="vocabulary", softcap=10.0),
         "pact_loss over the vocabulary by row": pact_loss(over="vocabulary", reduction="none"),
         "pact_loss of a whole step": pact_loss(over="vocabulary", gate=None, num_items=96),
+        "pact_loss of each row's tokens": pact_loss(
+            given=stored, over="vocabulary", gate=None, softcap=10.0
+        ),
+        "pact_kl of each row's tokens by row": pact_kl(
+            stored, over="vocabulary", gate=None, reduction="none", logit_scale=0.7
+        ),
     }
 
 

@@ -35,6 +35,20 @@ class Problem:
                 pk.linear_logsumexp(post, weight, **head),
             )
 
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """(N, K) each row's most likely tokens of the reference and their log-confidences, as a
+        teacher's file holds them; the least likely stands first in every other row."""
+        full, _, weight, bias = self.states
+        logits = full @ weight.T + (0.0 if bias is None else bias)
+        values, ids = logits.log_softmax(-1).topk(self.token_ids.numel())
+        return _every_other_reversed(ids), _every_other_reversed(values)
+
+
+def _every_other_reversed(rows: Tensor) -> Tensor:
+    reversed_rows = rows.clone()
+    reversed_rows[::2] = rows[::2].flip(-1)
+    return reversed_rows
+
 
 def problem(
     rows: int = 37,  # no multiple of a chunk, of a vector or of a tile

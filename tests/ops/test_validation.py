@@ -66,7 +66,6 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
     ("num_items must be positive, got 0", {"num_items": 0}),
     (r"num_items must be a number or a 0-d tensor, got shape \(1,\)", {"num_items": torch.ones(1)}),
     # the tokens
-    (r"token_ids must be \(K,\) int64, got \(1, 3\)", {"token_ids": P.token_ids[None]}),
     (r"token_ids must be \(K,\) int64, got \(3,\) torch.int32", {"token_ids": P.token_ids.int()}),
     (
         "K must be from 1 to V=17 selected tokens, got 0",
@@ -264,3 +263,32 @@ class Sharded(torch.Tensor):
 def test_a_sharded_head_is_refused_with_how_to_gather_it() -> None:
     with pytest.raises(ValueError, match=r"must be whole, got Sharded: .*full_tensor\(grad_"):
         pk.linear_logsumexp(P.hidden, P.weight.as_subclass(Sharded))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"over": "selection"}, "matched over the vocabulary, got over='selection'"),
+        ({"token_ids": torch.zeros(3, 2, dtype=torch.int64)}, "one row per step, 4, got"),
+        ({"token_ids": torch.tensor([[1, 1]] * 4)}, "token_ids must be distinct"),
+        ({"token_ids": torch.tensor([[1, 9]] * 4)}, r"must lie in \[0, 9\), got 1 to 9"),
+        ({"token_ids": torch.tensor([1, 2])}, "token_weights must be .K,., got None"),
+        (
+            {"reference": pk.ReferenceStates(torch.zeros(4, 3), None, torch.zeros(9, 3))},
+            "need the reference's stored logits, got states",
+        ),
+    ],
+)
+def test_a_set_of_tokens_for_each_row(changes: dict[str, object], said: str) -> None:
+    given = {
+        "token_ids": torch.tensor([[1, 2]] * 4),
+        "reference": pk.ReferenceLogits(torch.zeros(4, 2), None, torch.zeros(4)),
+        "over": "vocabulary",
+        **changes,
+    }
+    tokens, reference = given.pop("token_ids"), given.pop("reference")
+    step = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=said):
+        pk.pact_kl(
+            torch.zeros(4, 3), torch.zeros(9, 3), tokens, None, step, reference, gate=None, **given
+        )

@@ -131,11 +131,13 @@ class SparseKl(NamedTuple):
     """What the KL adds to a chunk's gradient."""
 
     token_ids: Any
-    """(K,) int64"""
+    """(K,) int64, or (M, K)."""
+    ids_stride: int
+    """Between rows' tokens: K, or 0 where all rows have the same."""
     sparse: Any
     """(M, K) fp32"""
     softmax_factor: Any
     """(M,) fp32, or None."""
 
 
-NO_KL = SparseKl(None, None, None)
+NO_KL = SparseKl(None, 0, None, None)

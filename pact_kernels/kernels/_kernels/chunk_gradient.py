@@ -101,7 +101,8 @@ def _chunk_gradient_kernel(
         if kl.token_ids is not None:
             places = tl.arange(0, BLOCK_N)
             is_place = places < num_tokens
-            ids = tl.load(kl.token_ids + places, mask=is_place, other=0)
+            at = kl.token_ids + row * kl.ids_stride + places
+            ids = tl.load(at, mask=is_place, other=0)
             at_ids = _load_logits(row_ptr, head, ids, is_place)
             sparse = tl.load(kl.sparse + row * num_tokens + places, mask=is_place, other=0.0)
             selected = _gradient(

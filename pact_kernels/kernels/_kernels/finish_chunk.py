@@ -76,7 +76,9 @@ class ChunkKl(NamedTuple):
     """The KL of a chunk's rows: entries that are known, or what they are formed from."""
 
     token_ids: Any
-    """(K,) int64; None without a KL."""
+    """(K,) int64, or (M, K); None without a KL."""
+    ids_stride: int
+    """Between rows' tokens: K, or 0 where all rows have the same."""
     entries: Any
     """(M, K) fp32 by the raw products; None over the vocabulary."""
     target: MixedTarget
@@ -96,7 +98,7 @@ class FinishNumbers(NamedTuple):
     kl_weight: float
 
 
-NO_CHUNK_KL = ChunkKl(None, None, NO_TARGET)
+NO_CHUNK_KL = ChunkKl(None, 0, None, NO_TARGET)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -169,8 +171,9 @@ def _finish_chunk_kernel(
 
     row_ptr = chunk.tiles + wide * chunk.stride
     if kl.token_ids is not None:
-        ids = tl.load(kl.token_ids + tokens, mask=tokens < num_tokens, other=0)
-        old = tl.load(row_ptr[:, None] + ids[None, :], mask=is_entry, other=0.0).to(tl.float32)
+        at_id = wide[:, None] * kl.ids_stride + tokens[None, :]
+        ids = tl.load(kl.token_ids + at_id, mask=is_entry, other=0)  # (BLOCK_M, BLOCK_N)
+        old = tl.load(row_ptr[:, None] + ids, mask=is_entry, other=0.0).to(tl.float32)
         new = old + entries * inverse[:, None]
     if rows.target is not None:
         target = tl.load(rows.target + row, mask=kept, other=-1)
@@ -178,7 +181,7 @@ def _finish_chunk_kernel(
         exponential = tl.exp2(-above * LOG2E) * slope
         own = exponential - numbers.one_hot * slope * inverse
         if kl.token_ids is not None:
-            is_target = (ids[None, :] == target[:, None]) & is_entry
+            is_target = (ids == target[:, None]) & is_entry
             selected = tl.sum(tl.where(is_target, entries, 0.0), 1) * inverse
             own += selected
         smaller = tl.where(tl.abs(own) < tl.abs(exponential), own, exponential)
@@ -191,7 +194,7 @@ def _finish_chunk_kernel(
         tl.store(rows.target_scale + row, tl.where(kept, left, 0.0), mask=is_row)
         tl.store(rows.target_entry + row, own, mask=is_row)
     if kl.token_ids is not None:
-        tl.store(row_ptr[:, None] + ids[None, :], new.to(tl.bfloat16), mask=is_entry)
+        tl.store(row_ptr[:, None] + ids, new.to(tl.bfloat16), mask=is_entry)
 
 
 def launch_finish_chunk(
@@ -207,7 +210,7 @@ def launch_finish_chunk(
 ) -> None:
     """Losses and scales of the rows, and the chunk's own entries."""
     num_sums, num_rows = sums.shape
-    num_tokens = 0 if kl.token_ids is None else kl.token_ids.numel()
+    num_tokens = 0 if kl.token_ids is None else kl.token_ids.shape[-1]
     tokens = padded_tokens(max(num_tokens, 1))
     block = max(1, min(MOST_ROWS, MOST_ENTRIES // tokens))
     cross_entropy = request.kind == "cross_entropy"

@@ -149,18 +149,27 @@ def check_tokens(hidden: Tensor, token_ids: Tensor, vocabulary: int) -> Tensor:
 
 
 def check_token_shapes(
-    hidden: Tensor, token_ids: Tensor, token_weights: Tensor | None, vocabulary: int
+    hidden: Tensor,
+    token_ids: Tensor,
+    token_weights: Tensor | None,
+    vocabulary: int,
+    *,
+    by_row: bool = False,
 ) -> None:
-    """token_ids (K,) int64 with 1 <= K <= V; token_weights (K,)."""
-    if token_ids.dim() != 1 or token_ids.dtype != torch.int64:
+    """token_ids (K,), or (N, K) `by_row`, int64 with 1 <= K <= V; token_weights (K,)."""
+    if token_ids.dim() != (2 if by_row else 1) or token_ids.dtype != torch.int64:
+        shape = "(N, K)" if by_row else "(K,)"
         raise ValueError(
-            f"token_ids must be (K,) int64, got {tuple(token_ids.shape)} {token_ids.dtype}"
+            f"token_ids must be {shape} int64, got {tuple(token_ids.shape)} {token_ids.dtype}"
         )
-    if not 1 <= token_ids.numel() <= vocabulary:
+    if not 1 <= token_ids.shape[-1] <= vocabulary:
         raise ValueError(
-            f"K must be from 1 to V={vocabulary} selected tokens, got {token_ids.numel()}: run the "
-            "discovery with another top_k"
+            f"K must be from 1 to V={vocabulary} selected tokens, got {token_ids.shape[-1]}: run "
+            "the discovery with another top_k"
         )
+    if by_row:
+        check_devices(hidden, token_ids=token_ids)
+        return
     if token_weights is not None and token_weights.shape != token_ids.shape:
         raise ValueError(
             f"token_weights must be (K,) like token_ids {tuple(token_ids.shape)}, got "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pact_kernels.ops._checks.arguments import INTEGERS, check_devices, check_token_shapes
@@ -39,7 +40,7 @@ def check_kl(
     hidden: Tensor,
     weight: Tensor,
     token_ids: Tensor,
-    token_weights: Tensor,
+    token_weights: Tensor | None,
     step: Tensor,
     reference: ReferenceLogits | ReferenceStates,
     row_weight: Tensor | None,
@@ -47,8 +48,9 @@ def check_kl(
     gate: GateConfig | None,
     over: str,
     process_group: object = None,
-) -> tuple[Tensor, Tensor, ReferenceLogits | ReferenceStates, Tensor | None]:
-    """The KL's own arguments, flat: token_ids (K,), step (N,), reference (N, ...), row_weight (N,).
+) -> tuple[Tensor, Tensor, Tensor, ReferenceLogits | ReferenceStates, Tensor | None]:
+    """The KL's own arguments, flat: token_ids (K,) or (N, K), token_weights (K,), step (N,),
+    reference (N, ...), row_weight (N,).
 
     The row tensors are of one N; each may come with the leading shape (B, L), one entry per
     position. Weights are looked at where they are used, over the selection.
@@ -57,7 +59,16 @@ def check_kl(
     vocabulary = weight.shape[0] if process_group is None else MOST_TOKENS
     if process_group is not None and isinstance(reference, ReferenceStates):
         reference = _local_reference(reference, process_group)
-    check_token_shapes(hidden, token_ids, token_weights, vocabulary)
+    by_row = token_ids.dim() > 1
+    if by_row:
+        token_ids = _by_row(token_ids, step, reference, over, process_group)
+    elif token_weights is None:
+        raise ValueError(
+            "token_weights must be (K,), got None: it may be left out where token_ids are (N, K)"
+        )
+    check_token_shapes(hidden, token_ids, token_weights, vocabulary, by_row=by_row)
+    if by_row or token_weights is None:  # which over the vocabulary nothing reads
+        token_weights = token_ids.new_ones(token_ids.shape[-1], dtype=torch.float32)
     if step.dtype not in INTEGERS:
         raise ValueError(f"step must be int64 or int32, got {step.dtype}")
     if not isinstance(reference, ReferenceLogits | ReferenceStates):
@@ -73,13 +84,41 @@ def check_kl(
         vocabulary = min(vocabulary, reference.weight.shape[0])
         reference = _flat_states(reference, num_rows, gate)
     else:
-        reference = _flat_logits(reference, num_rows, token_ids.numel(), gate, over)
+        reference = _flat_logits(reference, num_rows, token_ids.shape[-1], gate, over)
     return (
         check_token_ids(token_ids, token_weights if over == "selection" else None, vocabulary),
+        token_weights.detach(),
         step.reshape(-1),
         reference,
         _vector(row_weight, num_rows, "row_weight"),
     )
+
+
+def _by_row(
+    token_ids: Tensor,
+    step: Tensor,
+    reference: ReferenceLogits | ReferenceStates,
+    over: str,
+    process_group: object,
+) -> Tensor:
+    """token_ids as (N, K), a set for each row."""
+    if over != "vocabulary":
+        raise ValueError(
+            "token_ids (N, K), a set for each row, are matched over the vocabulary, got "
+            f"over={over!r}"
+        )
+    if not isinstance(reference, ReferenceLogits):
+        raise ValueError(
+            "token_ids (N, K) need the reference's stored logits, got states: give ReferenceLogits"
+        )
+    if process_group is not None:
+        raise ValueError("token_ids (N, K) over a sharded vocabulary are not supported")
+    if token_ids.shape[:-1].numel() != step.numel():
+        raise ValueError(
+            f"token_ids must be (K,), or have one row per step, {step.numel()}, got "
+            f"{tuple(token_ids.shape)}"
+        )
+    return token_ids.reshape(step.numel(), token_ids.shape[-1]).contiguous()
 
 
 def _local_reference(states: ReferenceStates, process_group: object) -> ReferenceStates:

@@ -14,7 +14,7 @@ from pact_kernels.ops._operators.library import register
 
 
 def check_token_ids(token_ids: Tensor, token_weights: Tensor | None, vocabulary: int) -> Tensor:
-    """token_ids (K,), distinct and in [0, V); where token_weights (K,) are given, one is positive.
+    """token_ids (K,) or (N, K), distinct in a row and in [0, V); of token_weights one is positive.
 
     Raises:
         ValueError: they are not, and lie on a CPU.
@@ -23,14 +23,15 @@ def check_token_ids(token_ids: Tensor, token_weights: Tensor | None, vocabulary:
 
 
 def _run(token_ids: Tensor, token_weights: Tensor | None, vocabulary: int) -> Tensor:
-    if token_ids.device.type == "cpu":
+    if token_ids.device.type == "cpu" and token_ids.numel():
         least, most = int(token_ids.min()), int(token_ids.max())
         if least < 0 or most >= vocabulary:
             raise ValueError(
                 f"token_ids must lie in [0, {vocabulary}), got {least} to {most}: the tokens "
                 "belong to another vocabulary"
             )
-        if token_ids.unique().numel() != token_ids.numel():
+        ordered = token_ids.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
             raise ValueError("token_ids must be distinct, got an id twice: take their torch.unique")
     if token_weights is not None and token_weights.device.type == "cpu":
         if not bool((token_weights > 0).any()):
