@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pact.adapted_head import adapted_head, base_linear, is_adapted
 from pact.loading import DTYPES, load_model, load_tokenizer  # noqa: F401  (a model's first names)
 from pact_kernels.types import Head
 
@@ -156,13 +157,54 @@ def output_head(model: nn.Module) -> Head:
     Muse's `output_multiplier` and Granite's `logits_scaling` (a divisor there) are known;
     `check_head` finds any model whose head does something else.
 
+    With LoRA adapters on the head that are switched off it is the layer below them.
+
     Raises:
         ValueError: the head is wrapped by an adapter or is another kind of layer, so its weight
-            alone is not its map.
+            alone is not its map; `head_and_states` knows LoRA's.
     """
+    layer = _head_layer(model)
+    if is_adapted(layer):
+        raise ValueError(
+            "the output head must be a plain nn.Linear, got one with adapters on it: call "
+            "head_and_states, or switch them off"
+        )
+    return _plain_head(model, layer)
+
+
+def base_head(model: nn.Module) -> Head:
+    """The head without whatever adapters are on it."""
+    return _plain_head(model, _head_layer(model))
+
+
+def head_weight(model: nn.Module) -> Tensor:
+    """(V, D) of the head, without whatever adapters are on it."""
+    return base_head(model).weight
+
+
+def head_and_states(model: nn.Module, hidden: Tensor) -> tuple[Tensor, Head]:
+    """The states and the head that together give the model's logits, adapters as they are set.
+
+    They are `hidden` and `output_head(model)` but for LoRA adapters on the head, which make both
+    wider, see `pact.adapted_head`.
+
+    Args:
+        model: a causal language model.
+        hidden: (..., D) states of its backbone.
+    """
+    layer = _head_layer(model)
+    head = _plain_head(model, layer)
+    return adapted_head(layer, head, hidden) if is_adapted(layer) else (hidden, head)
+
+
+def _head_layer(model: nn.Module) -> Any:
     causal = causal_lm(model)
     backbone(causal)
-    linear = causal.get_output_embeddings()
+    return causal.get_output_embeddings()
+
+
+def _plain_head(model: nn.Module, layer: Any) -> Head:
+    linear: Any = base_linear(layer)
     if not isinstance(linear, nn.Linear):
         kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
         is_adapted = kind.startswith("peft.")
@@ -177,7 +219,7 @@ def output_head(model: nn.Module) -> Head:
                 else "load the model with its head as it is, not quantised or replaced"
             )
         )
-    config = causal.config.get_text_config()
+    config = causal_lm(model).config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(linear.weight, linear.bias, float(softcap) if softcap else None, _scale(config))
 
@@ -212,16 +254,16 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
         ValueError: they differ, so the model's head applies something that `Head` does not express.
     """
     causal = causal_lm(model)
-    head = output_head(model)
-    ids = torch.arange(1, tokens + 1, device=head.weight.device)[None]  # (1, L)
-    ids = ids.clamp(max=head.weight.shape[0] - 1)
+    weight = head_weight(model)
+    ids = torch.arange(1, tokens + 1, device=weight.device)[None]  # (1, L)
+    ids = ids.clamp(max=weight.shape[0] - 1)
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module  # type: ignore[assignment]  # what wraps it for several processes
     with evaluating(model):
-        _compare_logits(model, causal, head, ids)
+        _compare_logits(model, causal, ids)
 
 
-def _compare_logits(model: nn.Module, causal: Any, head: Head, ids: Tensor) -> None:
+def _compare_logits(model: nn.Module, causal: Any, ids: Tensor) -> None:
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     if own.shape[0] != ids.shape[1]:
         raise ValueError(
@@ -232,6 +274,7 @@ def _compare_logits(model: nn.Module, causal: Any, head: Head, ids: Tensor) -> N
     if not bool(own.isfinite().all()):
         return  # the head is not at fault: the first loss says so
     states = hidden_states(model, ids, torch.ones_like(ids))[0]  # (L, D)
+    states, head = head_and_states(model, states)
     ours = nn.functional.linear(states, head.weight, head.bias).float() * head.logit_scale
     if head.softcap is not None:
         ours = head.softcap * torch.tanh(ours / head.softcap)
@@ -259,7 +302,7 @@ def check_packing(model: nn.Module) -> None:
     fix = "train it with packing off (padded batches)"
     if "position_ids" not in inspect.signature(backbone(causal).forward).parameters:
         raise ValueError(f"packing needs a model that takes position_ids, got {name}: {fix}")
-    weight = output_head(model).weight
+    weight = head_weight(model)
     # Sequences of 4 and of 5 tokens; then that of 5 again and 4 of padding.
     ids = torch.arange(2 * 9, device=weight.device).reshape(2, 9)  # (B, L)
     ids[1, :5] = ids[0, 4:]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pact_kernels as pk
 from pact.data.examples import Conversation
 from pact.evaluation.inference import AnswerBatch, answer_batches, looking_at
-from pact.models import Head, output_head
+from pact.models import Head, head_and_states, head_weight
 from pact.reference import Reference
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def measure_drift(
     Raises:
         ValueError: the reference gives cached logits.
     """
-    head = output_head(model)
-    token_ids = torch.as_tensor(tokens.ids).to(head.weight.device)  # (K,)
+    token_ids = torch.as_tensor(tokens.ids).to(head_weight(model).device)  # (K,)
     with looking_at(model):
         batches = answer_batches(
             model,
@@ -95,7 +94,7 @@ def measure_drift(
             title="drift",
             progress=progress,
         )
-        parts = [_compare(batch, head, token_ids, reference) for batch in batches]
+        parts = [_compare(model, batch, token_ids, reference) for batch in batches]
     rows = _Rows(*(torch.cat(part).double().cpu() for part in zip(*parts, strict=True)))
     first = rows.first.bool()
     return Drift(
@@ -112,7 +111,10 @@ def measure_drift(
     )
 
 
-def _compare(batch: AnswerBatch, head: Head, token_ids: Tensor, reference: Reference) -> _Rows:
+def _compare(
+    model: nn.Module, batch: AnswerBatch, token_ids: Tensor, reference: Reference
+) -> _Rows:
+    hidden, head = head_and_states(model, batch.hidden)
     states = reference(batch.inputs)
     if not isinstance(states, pk.ReferenceStates):
         raise ValueError(
@@ -123,7 +125,7 @@ def _compare(batch: AnswerBatch, head: Head, token_ids: Tensor, reference: Refer
     reference_head = head._replace(weight=states.weight, bias=own_bias)
     vocabulary, selection = (
         pk.pact_kl(
-            batch.hidden,
+            hidden,
             head.weight,
             token_ids,
             torch.ones(token_ids.numel(), device=token_ids.device),
@@ -141,7 +143,7 @@ def _compare(batch: AnswerBatch, head: Head, token_ids: Tensor, reference: Refer
     return _Rows(
         vocabulary,
         selection,
-        _confidence(batch.hidden, head, token_ids),
+        _confidence(hidden, head, token_ids),
         _confidence(states.full_hidden, reference_head, token_ids),
         torch.diff(answer, prepend=answer.new_tensor([-1])),
     )

@@ -17,7 +17,7 @@ from pact.data.examples import Conversation
 from pact.evaluation.generate import generate_answers
 from pact.evaluation.inference import answer_batches, looking_at
 from pact.evaluation.intervals import Rate
-from pact.models import output_head
+from pact.models import head_and_states
 
 SPARE_TOKENS = 8
 """Tokens beyond the longest expected answer: its end of turn, and room to see it go on."""
@@ -63,7 +63,6 @@ def perplexity(
         max_length: tokens kept of each conversation, from its beginning; None keeps all.
         progress: whether to show a bar.
     """
-    head = output_head(model)
     total_nats, tokens = 0.0, 0
     with looking_at(model):
         for inputs, hidden in answer_batches(
@@ -75,6 +74,7 @@ def perplexity(
             title="held-out loss",
             progress=progress,
         ):
+            hidden, head = head_and_states(model, hidden)
             losses = pk.linear_cross_entropy(
                 hidden, head.weight, inputs["row_target"], reduction="none", **head.options
             )  # (N,)

@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 import pact_kernels as pk
 from pact.data.spans import IGNORE
-from pact.models import captured_states, causal_lm, check_head, evaluating, output_head
+from pact.models import (
+    captured_states,
+    causal_lm,
+    check_head,
+    evaluating,
+    head_and_states,
+    head_weight,
+    output_head,
+)
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.reference.live import AdaptersOff, FrozenModel, adapters_off
 
@@ -90,7 +98,7 @@ def patch(
                 "(as over='vocabulary' has it), or train with pact.PactTrainer"
             )
         objective = PactObjective(tokens.ids, tokens.weights, config)
-        vocabulary = output_head(model).weight.shape[0]
+        vocabulary = head_weight(model).shape[0]
         if int(objective.token_ids.max()) >= vocabulary:
             raise ValueError(
                 f"safety tokens must be below the model's vocabulary of {vocabulary}, got "
@@ -258,9 +266,10 @@ class _Loss:
         held_to = None
         if state.reference is not None:
             held_to = self._reference(state.reference, places)
+        rows, head = head_and_states(self.causal, hidden[places])
         found: pk.PactLoss = state.objective(
-            hidden[places],
-            output_head(self.causal),
+            rows,
+            head,
             shifted[places],
             step[places],
             held_to,
@@ -302,10 +311,7 @@ class _Loss:
         given["use_cache"] = False
         apart = adapters_off(model) if isinstance(reference, AdaptersOff) else evaluating(model)
         causal = causal_lm(model)
-        if (
-            isinstance(reference, FrozenModel)
-            and output_head(causal).weight.device != places[0].device
-        ):
+        if isinstance(reference, FrozenModel) and head_weight(causal).device != places[0].device:
             model.to(places[0].device)  # a trainer has moved the student since
         with apart, captured_states(causal) as states:
             causal(**given)

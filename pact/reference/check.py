@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
-from pact.models import evaluating, hidden_states, output_head
+from pact.models import base_head, evaluating, head_and_states, hidden_states
 from pact.objective import Objective, PactObjective
 from pact.reference.centred import CentredLogits, centred_logits, centred_reference
 from pact.reference.live import Reference
@@ -67,7 +67,7 @@ def check_same_model(
     Raises:
         ValueError: they differ by more than rounding; it says the likely cause.
     """
-    head = output_head(model)
+    head = base_head(model)
     token_ids, over = _compared(objective, head.weight.shape[0])
     token_ids = token_ids.to(head.weight.device)
 
@@ -78,7 +78,7 @@ def check_same_model(
         places = batch.get("position_ids")  # of packed sequences
         states = hidden_states(model, batch["input_ids"], batch["attention_mask"], places)
     hidden = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
-    student = centred_logits(hidden, head, token_ids, over)  # (N, K)
+    student = centred_logits(*head_and_states(model, hidden), token_ids, over)  # (N, K)
     full = known().full  # (N, K)
     if full.numel() == 0:
         return 0.0

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pact.data.batches import length_batches
 from pact.loading import DTYPES
-from pact.models import Head, causal_lm, output_head
+from pact.models import Head, base_head, causal_lm
 from pact.objective import PactObjective
 from pact.progress import progress_bar
 from pact.reference.cache import ReferenceCache
@@ -123,7 +123,7 @@ class _Filler(NamedTuple):
     def values(self, shard: int, bar: Any) -> dict[str, list[np.ndarray]]:
         """Per context, (n, K) of every example of a shard."""
         layout = self.cache.layout
-        head = output_head(self.reference.model)
+        head = base_head(self.reference.model)
         examples = layout.examples(shard)
         values: dict[str, list[np.ndarray]] = {
             context: [np.empty(0)] * len(examples) for context in layout.contexts

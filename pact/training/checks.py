@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pact.data.packing import PackedCollator
-from pact.models import backbone, causal_lm, check_head, check_packing, output_head
+from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
 from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
 
@@ -41,7 +41,7 @@ def check_training(
     check_head(model)
     if isinstance(reference, FrozenModel):
         check_head(reference.model)
-    vocabulary = output_head(model).weight.shape[0]
+    vocabulary = head_weight(model).shape[0]
     largest = int(objective.token_ids.max()) if isinstance(objective, PactObjective) else -1
     if largest >= vocabulary:
         raise ValueError(

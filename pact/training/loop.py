@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from pact.data.spans import IGNORE
-from pact.models import output_head
+from pact.models import head_weight
 from pact.objective import Objective
 from pact.processes import join_processes
 from pact.progress import progress_bar
@@ -242,7 +242,7 @@ def _read_step(
         example = dataset[0]
         micro_batches = [[{**example, "labels": [IGNORE] * len(example["labels"])}]]
     batches = [collator(examples) for examples in micro_batches]
-    vocabulary = output_head(parts.model).weight.shape[0]
+    vocabulary = head_weight(parts.model).shape[0]
     for batch in batches:
         largest = max(int(batch["input_ids"].max()), int(batch["labels"].max()))
         if largest >= vocabulary:

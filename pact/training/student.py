@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pact.models import output_head, states_and_auxiliary
+from pact.models import head_and_states, states_and_auxiliary
 from pact.objective import Objective
 from pact.reference import Reference
 from pact.training.checks import check_tied
@@ -68,10 +68,10 @@ def batch_loss(
     states, auxiliary = states_and_auxiliary(
         model, batch["input_ids"], batch["attention_mask"], places
     )  # (B, L, D)
-    hidden = states[batch["row_sequence"], batch["row_position"]]  # (N, D)
+    hidden, head = head_and_states(model, states[batch["row_sequence"], batch["row_position"]])
     loss = objective(
-        hidden,
-        output_head(model),
+        hidden,  # (N, D)
+        head,
         batch["row_target"],
         batch["row_step"],
         held_to,

@@ -18,7 +18,7 @@ from pact.data.collate import Collator, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids, with_template_defaults
 from pact.launched import check_joined
-from pact.models import output_head
+from pact.models import head_weight
 from pact.objective import Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
 from pact.training.checks import check_training
@@ -119,7 +119,7 @@ class PactTrainer(Trainer):
                 self.model, self.objective, self.reference, data_collator
             )
         self._is_packed = isinstance(data_collator, PackedCollator)
-        self.data_collator = CheckedCollator(data_collator, output_head(self.model).weight.shape[0])
+        self.data_collator = CheckedCollator(data_collator, head_weight(self.model).shape[0])
         self._unchecked = self.objective.needs_reference
         self._is_first_step = True
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, KL, gate

@@ -43,7 +43,8 @@ def batch(lines: int = 2, length: int = LENGTH, vocabulary: int = VOCABULARY) ->
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """By parameter; of those that the loss depends on."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    names, parameters = zip(*trained, strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {name: g for name, g in zip(names, found, strict=True) if g is not None}
 

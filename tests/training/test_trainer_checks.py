@@ -83,7 +83,14 @@ REFUSED = {
         "adapters on the embeddings need embeddings of their own",
     ),
     "merged adapters": (merged, "must be apart from .* got 'default' merged into .*q_proj"),
-    "an adapted head": (lambda: lora(target_modules=["lm_head"]), "got peft.*Linear, an adapter's"),
+    "a head under DoRA": (
+        lambda: lora(target_modules=["lm_head"], use_dora=True),
+        "must be LoRA's B A alone",
+    ),
+    "a head trained by a copy": (
+        lambda: lora(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "got peft.*, an adapter's",
+    ),
     "no language model": (lambda: nn.Linear(3, 3), "must be a causal language model"),
 }
 
