@@ -23,6 +23,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import pact_kernels as pk
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
+from pact.discovery import SafetyTokens
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 README = Path(__file__).parents[1] / "README.md"
@@ -121,6 +122,8 @@ def test_every_block_is_run_by_a_test_below() -> None:
         "Evaluation and discovery",
         "torch.compile and autocast",
         "Sharded heads",
+        "Vocabulary-parallel heads",
+        "Each row's own tokens",
     }
 
 
@@ -252,6 +255,35 @@ def test_a_quoted_message_is_what_users_see(message: str) -> None:
     assert f"`{message}" in PAGE.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)):
         pk.pact_loss(**{**given, **MESSAGES[message]})
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_vocabulary_parallel_heads() -> None:
+    hidden, part, target = torch.randn(7, 16), torch.randn(30, 16), torch.randint(30, (7,))
+    found = run("Vocabulary-parallel heads", {"hidden": hidden, "part": part, "target": target})
+    logits = hidden @ part.T
+    torch.testing.assert_close(found["loss"], torch.nn.functional.cross_entropy(logits, target))
+    torch.testing.assert_close(found["lse"], logits.logsumexp(-1))
+
+
+def test_each_rows_own_tokens() -> None:
+    found = run(
+        "Each row's own tokens", {"hidden": torch.randn(7, 16), "weight": torch.randn(30, 16)}
+    )
+    assert float(found["kl"]) > 0
+
+
+def test_one_line_for_a_transformers_model() -> None:
+    ids = torch.arange(3, 15)[None]
+    names = {
+        "model": tiny_llama(),
+        "tokens": SafetyTokens(torch.tensor([5, 17]), torch.ones(2)),
+        "batch": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids},
+    }
+    page = README.parent / "docs" / "integrations.md"
+    found = run("One line for a transformers model", names, page)
+    assert float(found["loss"]) > 0 and int(found["parts"].num_rows) == 11
+    assert found["model"](ids).logits is not None
 
 
 def test_the_other_quoted_messages() -> None:

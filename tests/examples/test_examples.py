@@ -1,0 +1,77 @@
+"""Every script of examples/ runs, on a model small enough, and does what it says."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from transformers import TrainingArguments
+
+from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
+from tests.tiny import save_tiny, tiny_llama
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Model, tokens, data and output."""
+    save_tiny(tmp_path / "model")
+    SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS).save(tmp_path / "tokens.safetensors")
+    rows = [json.dumps({"messages": turns}) for turns in conversations(8)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    # Two steps of the twenty are enough.
+    own = TrainingArguments.__post_init__
+
+    def short(self: Any) -> None:
+        self.max_steps, self.logging_steps, self.use_cpu, self.bf16 = 2, 1, True, False
+        own(self)
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", short)
+    return [
+        str(tmp_path / name) for name in ("model", "tokens.safetensors", "data.jsonl", "output")
+    ]
+
+
+@pytest.mark.parametrize("name", ["hf_trainer", "trl_sft"])
+def test_a_trainer(name: str, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    main(*files)
+    assert (Path(files[3]) / "adapter_model.safetensors").is_file()
+    assert "'loss'" in capsys.readouterr().out
+
+
+def test_distillation_from_a_stored_file(tmp_path: Path) -> None:
+    """The student comes nearer to a teacher of other weights, of which it has 8 tokens a row."""
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 320, (4, 16), generator=g)
+    with torch.no_grad():
+        log_probs = tiny_llama(seed=1)(ids).logits[:, :-1].log_softmax(-1)
+    values, tokens = log_probs.topk(8)
+    stored = {"input_ids": ids, "token_ids": tokens, "log_probs": values}
+    save_file({n: t.contiguous() for n, t in stored.items()}, tmp_path / "top.safetensors")
+    main = runpy.run_path(str(EXAMPLES / "distill_top_k.py"))["main"]
+    losses = main(str(save_tiny(tmp_path / "model")), str(tmp_path / "top.safetensors"), "30")
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_axolotls_keys_are_the_plugins() -> None:
+    """The rest is Axolotl's own; `tests/integrations/test_axolotl.py` runs the plugin."""
+    settings = yaml.safe_load((EXAMPLES / "axolotl.yaml").read_text(encoding="utf-8"))
+    assert settings["plugins"] == ["pact.integrations.axolotl.PactPlugin"]
+    assert PactConfig(**settings["pact_config"]).settled.gate is False
+
+
+def test_every_script_is_short_and_tested() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 62, path.name
+        assert path.stem in Path(__file__).read_text(encoding="utf-8"), path.name
