@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     if not result.records:
         print(f"nothing was left to do: saved in {result.output_dir}")
         return
-    last = result.records[-1]
+    last = next(record for record in reversed(result.records) if "loss" in record)
     print(
         f"{last['step']:.0f} steps, cross-entropy {last['cross_entropy']:.4f}, "
         f"KL {last['kl']:z.4f}: saved in {result.output_dir}"

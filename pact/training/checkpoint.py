@@ -29,8 +29,9 @@ def save_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any] | None = None,
+    keep: int = 1,
 ) -> Path:
-    """Write the state after `step` steps, then delete the older checkpoints.
+    """Write the state after `step` steps, then delete the older checkpoints but the newest ones.
 
     Args:
         output_dir: the run's folder; the checkpoint is `checkpoints/step-<step>` in it.
@@ -38,6 +39,7 @@ def save_checkpoint(
         parameters: what is trained, by name.
         optimizer: its state is kept whole.
         identity: what the run is of, JSON values; see `pact.training.identity`.
+        keep: how many are kept, this one among them.
     """
     folder = output_dir / CHECKPOINTS
     partial = folder / f"partial-{step:08d}"
@@ -51,16 +53,21 @@ def save_checkpoint(
     complete = folder / f"step-{step:08d}"
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)
+    whole = sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and _step(p) <= step)
     for other in folder.iterdir():
-        if other != complete:
+        if other not in whole[-keep:]:
             shutil.rmtree(other)
     return complete
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The complete checkpoint with the most steps, if there is one."""
     found = [p for p in (output_dir / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(p.name)]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(found, key=_step, default=None)
 
 
 @torch.no_grad()

@@ -7,11 +7,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 CONFIG_FILE = "config.yaml"
+Schedule = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "polynomial",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,11 @@ class FitConfig:
     group_by_length: bool = False
     """Draw the examples of a step at similar length, so that less of a padded batch is padding."""
     warmup_ratio: float = 0.03
-    """Share of the steps over which the learning rate rises; after it, half a cosine down to 0."""
+    """Share of the steps over which the learning rate rises; after it, the schedule."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls, by transformers' name; cosine is half a cosine down to 0."""
+    optimizer: str = "adamw_torch"
+    """By transformers' name (TrainingArguments.optim), such as adamw_torch_fused or adafactor."""
     weight_decay: float = 0.0
     """AdamW's decay of every trained matrix; biases and norms are spared."""
     max_grad_norm: float = 1.0
@@ -43,9 +56,19 @@ class FitConfig:
     seed: int = 0
     """Order of the data, dropout and the adapters' first values depend on it alone."""
     save_every: int | None = 500
-    """Steps between checkpoints, of which the newest is kept; unset writes none."""
+    """Steps between checkpoints; unset writes none."""
+    save_total_limit: int = 1
+    """Checkpoints that are kept, the newest ones."""
     log_every: int = 1
     """Steps between records of the metrics, each the mean over them."""
+    eval_every: int | None = None
+    """Steps between evaluations, where there are examples for them; unset is once an epoch."""
+    patience: int | None = None
+    """Evaluations without a better one after which the run stops; unset runs to the end."""
+    keep_best: bool = True
+    """End with the weights whose evaluation was the best, where there are evaluations."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the records too, by accelerate's names: tensorboard, wandb, mlflow, ..."""
     resume: bool = False
     """Go on from the newest checkpoint of the output folder; without one, start anew."""
 
@@ -69,6 +92,10 @@ class FitConfig:
             ("seed", self.seed >= 0, "at least 0"),
             ("save_every", self.save_every is None or self.save_every >= 1, "at least 1, or unset"),
             ("log_every", self.log_every >= 1, "at least 1"),
+            ("schedule", self.schedule in get_args(Schedule), f"one of {get_args(Schedule)}"),
+            ("save_total_limit", self.save_total_limit >= 1, "at least 1"),
+            ("eval_every", self.eval_every is None or self.eval_every >= 1, "at least 1, or unset"),
+            ("patience", self.patience is None or self.patience >= 1, "at least 1, or unset"),
         ):
             if not valid:
                 raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
@@ -103,6 +130,11 @@ class TrainConfig(FitConfig):
     which gives the pull on the safety tokens rows where there is something to hold."""
     refusal_share: float = 0.1
     """How many: their share of all. Unused where refusals is unset."""
+    eval_file: str | None = None
+    """Other examples, of any form that train_file may have: their loss is looked at on the way, the
+    best weights are kept, and `patience` may end the run."""
+    probe_prompts: str | None = None
+    """Harmful requests that are asked at each evaluation: the share that is refused is reported."""
     output_dir: str
     """Folder for the trained model, its config, metrics and checkpoints; it must be empty."""
     method: Literal["pact", "plain"] = "pact"
@@ -123,6 +155,10 @@ class TrainConfig(FitConfig):
     """Scale of the adapters, times 1 / rank (the paper's)."""
     lora_dropout: float = 0.0
     """Dropout at the adapters' input."""
+    lora_rslora: bool = False
+    """Scale the adapters by alpha / sqrt(rank) instead of alpha / rank."""
+    lora_dora: bool = False
+    """Train the adapted matrices' magnitudes apart from their directions (DoRA)."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter (the paper's)."""
     cache: bool = True
@@ -145,6 +181,10 @@ class TrainConfig(FitConfig):
                 "method=pact needs the safety tokens, got tokens unset: give the file that "
                 "`pact discover` writes, or use method=plain"
             )
+        if self.eval_file is None:
+            for name in ("eval_every", "patience", "probe_prompts"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of evaluations: give eval_file, or leave it unset")
         for name, valid, need in (
             ("refusal_share", 0 <= self.refusal_share < 1, "in [0, 1)"),
             ("max_length", self.max_length >= 2, "at least 2"),

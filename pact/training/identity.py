@@ -22,9 +22,25 @@ from pact.reference.fingerprint import model_fingerprint
 from pact.training.checkpoint import RUN_FILE, newest_checkpoint
 from pact.training.config import CONFIG_FILE, resolved
 
-FREE_ON_RESUME = {"resume", "save_every", "log_every", "output_dir", "cache_dir"}
+FREE_ON_RESUME = {
+    "resume",
+    "save_every",
+    "save_total_limit",
+    "log_every",
+    "report_to",
+    "output_dir",
+    "cache_dir",
+}
 """Settings that do not touch what is computed."""
-BY_CONTENT = {"model", "train_file", "tokens", "refusals", "reference_model"}
+BY_CONTENT = {
+    "model",
+    "train_file",
+    "eval_file",
+    "probe_prompts",
+    "tokens",
+    "refusals",
+    "reference_model",
+}
 """Settings that name files: what is in them is compared instead."""
 
 Identity = dict[str, Any]
@@ -51,6 +67,15 @@ def contents_of(
     if objective.needs_post_only:
         contents["assistant header"] = str(list(header_ids))
     return contents | {name: model_fingerprint(model) for name, model in models.items()}
+
+
+def evaluation_contents(dataset: Any, prompts: Sequence[Any]) -> dict[str, str]:
+    """A digest of what a run is evaluated on, which decides its best weights and its end."""
+    contents = {"evaluation data": _digest(*read_columns(dataset))}
+    if prompts:
+        text = json.dumps([list(prompt) for prompt in prompts], sort_keys=True)
+        contents["probe prompts"] = xxhash.xxh3_128(text.encode()).hexdigest()
+    return contents
 
 
 def identity_of(

@@ -5,6 +5,7 @@ A step has `batch_size` examples, cut over processes and micro-batches; N are a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
 
 from pact.data.spans import IGNORE
 from pact.models import head_weight
@@ -23,11 +27,14 @@ from pact.reference import FrozenModel, Reference, check_at_start
 from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pact.training.checks import check_training
 from pact.training.config import FitConfig
+from pact.training.evaluating import LOSS, BestWeights, Evaluation
 from pact.training.finite import Watch, check_parameters
 from pact.training.identity import Identity, check_same_run
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
 from pact.training.student import Student
+
+logger = logging.getLogger(__name__)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -44,6 +51,7 @@ def fit(
     *,
     output_dir: Path | None = None,
     identity: Identity | None = None,
+    evaluation: Evaluation | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> list[Record]:
     """Train what is trainable in `model`, in place.
@@ -63,6 +71,9 @@ def fit(
         output_dir: an existing folder for metrics and checkpoints; None writes nothing.
         identity: what the run is of, kept in its checkpoints and compared on resuming, see
             `pact.training.identity`; None compares nothing.
+        evaluation: called every `config.eval_every` steps and at the end; its records have the step
+            and their own names. The run ends with the weights whose loss was the best, and stops
+            after `config.patience` evaluations without a better one.
         after_step: called with the number of steps done, after each, in every process: to look at
             the model on its way, whose modules' modes it leaves as they are.
 
@@ -84,9 +95,14 @@ def fit(
     accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
     first = _resume(output_dir, parts, identity) if config.resume else 0
     log = MetricsLog(output_dir if is_main else None, resume_step=first)
+    best = BestWeights(output_dir, _shared(log.records, accelerator), config.patience)
+    eval_every = config.eval_every or plan.steps_per_epoch
+    track = _trackers(accelerator, config, output_dir)
     meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
     for step in range(first, plan.num_steps):
+        if evaluation is not None and best.exhausted():
+            break
         torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
         batches = _read_step(plan, step, dataset, collator, parts)
         if step == 0:
@@ -106,11 +122,25 @@ def fit(
             record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
             record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
             log.append(record)
+            track(record)
             bar.set_postfix_str(_summary(record))
+        if evaluation is not None and (is_last or done % eval_every == 0):
+            found = {"step": done, "epoch": done / plan.steps_per_epoch}
+            found |= evaluation(parts.model, accelerator, config.dtype)
+            log.append(found)
+            track(found)
+            best.see(done, found[LOSS], parts.parameters, writes=is_main)
         bar.update()
         if output_dir and saves:
             if is_main:
-                save_checkpoint(output_dir, done, parts.parameters, parts.optimizer, identity)
+                save_checkpoint(
+                    output_dir,
+                    done,
+                    parts.parameters,
+                    parts.optimizer,
+                    identity,
+                    config.save_total_limit,
+                )
                 if not is_last:
                     log.plot()
             accelerator.wait_for_everyone()
@@ -118,8 +148,52 @@ def fit(
             after_step(done)
     bar.close()
     log.plot()
+    accelerator.end_training()
+    if evaluation is not None and config.keep_best and best.losses:
+        accelerator.wait_for_everyone()
+        logger.info("the best weights are those of step %d", best.restore(parts.parameters))
     model.eval()
     return log.records
+
+
+def _shared(records: list[Record], accelerator: Accelerator) -> list[Record]:
+    """The main process's records, in every process."""
+    if accelerator.num_processes == 1:
+        return records
+    return list(broadcast_object_list([records])[0])
+
+
+def _trackers(
+    accelerator: Accelerator, config: FitConfig, output_dir: Path | None
+) -> Callable[[Record], None]:
+    """Start the trackers that are asked for; returns what gives them a record.
+
+    Raises:
+        ValueError: one of them is unknown or not installed.
+    """
+    if not config.report_to:
+        return lambda record: None
+    available = [str(name) for name in get_available_trackers()]
+    missing = [name for name in config.report_to if name not in available]
+    if missing:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ValueError(
+            f"report_to must name trackers that are installed, got {missing[0]!r}: pip install it "
+            f"(accelerate knows {known}; installed: {', '.join(available) or 'none'})"
+        )
+    accelerator.project_configuration.set_directories(str(output_dir or "."))
+    accelerator.log_with = list(config.report_to)
+    settings = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in vars(config).items()
+    }
+    accelerator.init_trackers("pact", settings)
+
+    def track(record: Record) -> None:
+        values = {name: value for name, value in record.items() if name != "step"}
+        accelerator.log(values, step=int(record["step"]))
+
+    return track
 
 
 class _Parts(NamedTuple):
@@ -142,6 +216,7 @@ def _prepare(
 ) -> _Parts:
     """Place the model, wrap it for several processes, and make its optimiser."""
     parameters = check_training(model, objective, reference, collator)
+    kind, options = _optimizer_kind(config)
     join_processes()
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")
@@ -155,7 +230,8 @@ def _prepare(
     student = accelerator.prepare(Student(model.train(), objective, reference))
     if isinstance(reference, FrozenModel):
         reference.model.to(accelerator.device)
-    return _Parts(accelerator, config, model, student, parameters, _adamw(parameters, config))
+    optimizer = _optimizer(parameters, config, kind, options)
+    return _Parts(accelerator, config, model, student, parameters, optimizer)
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -253,15 +329,39 @@ def _read_step(
     return batches
 
 
-def _adamw(parameters: Mapping[str, nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices alone."""
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], config: FitConfig, kind: Any, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimiser, with decay on matrices alone."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer: torch.optim.Optimizer = kind(groups, **options)
+    return optimizer
+
+
+def _optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
+    """Class and settings of the optimiser of a name, as transformers has them.
+
+    It is asked for before there is an `Accelerator`, whose state its arguments would reset.
+
+    Raises:
+        ValueError: there is none of this name, or its package is not installed.
+    """
+    if config.optimizer == FitConfig.optimizer:
+        return torch.optim.AdamW, {"lr": config.learning_rate}
+    try:
+        given = TrainingArguments(
+            "unused", optim=config.optimizer, learning_rate=config.learning_rate, report_to="none"
+        )
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(given)
+    except (ValueError, ImportError) as error:
+        cause = " ".join(str(error).split())[:400]
+        raise ValueError(f"optimizer {config.optimizer!r} cannot be had: {cause}") from error
+    return kind, options
 
 
 def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -> int:

@@ -93,8 +93,10 @@ def plot_metrics(records: Sequence[Mapping[str, float]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    looked = [record for record in records if "eval_cross_entropy" in record]
+    records = [record for record in records if "loss" in record]
     panels = [
-        (title, lines)
+        (title, lines, records)
         for title, lines in (
             ("Loss, nats per token", {"loss": "loss", "cross-entropy": "cross_entropy"}),
             ("KL to the reference, nats per token", {"KL": "kl"}),
@@ -103,12 +105,17 @@ def plot_metrics(records: Sequence[Mapping[str, float]], path: Path) -> None:
         )
         if any(record[key] for record in records for key in lines.values())
     ]
+    if looked:
+        title = "Evaluation, nats per token"
+        panels.append((title, {"loss": "eval_loss", "cross-entropy": "eval_cross_entropy"}, looked))
+    if any("eval_refusals" in record for record in looked):
+        panels.append(("Evaluation, share refused", {"refused": "eval_refusals"}, looked))
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(9, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (title, lines) in enumerate(panels, start=1):
+    for place, (title, lines, points) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, min(len(panels), 2), place)
-        _draw(axes, title, lines, records)
+        _draw(axes, title, lines, points)
     figure.savefig(path, dpi=150)
 
 

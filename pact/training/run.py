@@ -37,6 +37,7 @@ from pact.data.sources import open_source
 from pact.data.template import header_ids
 from pact.data.tokenised import is_tokenised, tokenised_dataset
 from pact.discovery import SafetyTokens
+from pact.evaluation.prompts import load_prompts
 from pact.loading import has_adapters, load_model, load_tokenizer
 from pact.models import check_head, output_head
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
@@ -51,8 +52,15 @@ from pact.reference import (
     fill_cache,
 )
 from pact.training.config import CONFIG_FILE, TrainConfig, save_configs
+from pact.training.evaluating import Evaluation
 from pact.training.folder import check_output, held_folder
-from pact.training.identity import BY_CONTENT, check_settings, contents_of, identity_of
+from pact.training.identity import (
+    BY_CONTENT,
+    check_settings,
+    contents_of,
+    evaluation_contents,
+    identity_of,
+)
 from pact.training.loop import fit
 from pact.training.metrics import Record
 from pact.training.saving import save_trained
@@ -133,7 +141,11 @@ def _train(
         )
     if processes.is_main_process and not (output_dir / CONFIG_FILE).is_file():
         save_configs(output_dir, (replace(config, resume=False), pact))
-    identity = identity_of((config, pact), given.contents, processes.num_processes)
+    evaluation, contents = None, given.contents
+    if config.eval_file is not None:
+        evaluation = _evaluation(config, given)
+        contents = contents | evaluation_contents(evaluation.dataset, evaluation.prompts)
+    identity = identity_of((config, pact), contents, processes.num_processes)
     records = fit(
         given.model,
         dataset,
@@ -143,6 +155,7 @@ def _train(
         config,
         output_dir=output_dir,
         identity=identity,
+        evaluation=evaluation,
     )
     if processes.is_main_process:
         keep_base = has_adapters(config.model)
@@ -181,6 +194,22 @@ def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
     contents = contents_of(dataset, objective, header, loaded)
     model, reference = _with_reference(config, objective, model, reference)
     return _Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
+
+
+def _evaluation(config: TrainConfig, given: _Inputs) -> Evaluation:
+    """Other examples, held to the live reference, and requests to refuse."""
+    assert config.eval_file is not None
+    prompts: list[Conversation] = []
+    if config.probe_prompts is not None:
+        prompts = load_prompts(config.probe_prompts, skip_bad_rows=config.skip_bad_rows)
+    return Evaluation(
+        _dataset(replace(config, train_file=config.eval_file, refusals=None), given.tokenizer),
+        given.objective,
+        given.reference,
+        given.collator,
+        prompts=prompts,
+        tokenizer=given.tokenizer,
+    )
 
 
 def _dataset(config: TrainConfig, tokenizer: Any) -> Dataset:

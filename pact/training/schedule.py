@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from transformers import get_scheduler
 
 from pact.data.batches import bucketed_order
 from pact.training.config import FitConfig
+
+
+@cache
+def _factor(name: str, num_warmup_steps: int, num_steps: int) -> Callable[[int], float]:
+    """Step -> factor on the peak rate: what transformers' scheduler of this name multiplies by."""
+    nothing = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(name, nothing, num_warmup_steps, num_steps)
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return factor
 
 
 class Plan(NamedTuple):
@@ -52,12 +64,9 @@ class Plan(NamedTuple):
         return [share[start : start + size] for start in range(0, len(share), size)]
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up from 0, then half a cosine down to 0: transformers' "cosine" schedule."""
-        warmup = self.num_warmup_steps
-        if step < warmup:
-            return self.config.learning_rate * step / warmup
-        progress = (step - warmup) / max(self.num_steps - warmup, 1)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        """Linear warm-up from 0 (but for "constant"), then transformers' schedule of the name."""
+        factor = _factor(self.config.schedule, self.num_warmup_steps, self.num_steps)
+        return self.config.learning_rate * float(factor(step))
 
     def noise_seed(self, step: int, process: int) -> int:
         """Seed of a step's dropout in one process."""

@@ -92,6 +92,8 @@ def make_trainable(model: Any, config: TrainConfig) -> Any:
         r=config.lora_r,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
+        use_rslora=config.lora_rslora,
+        use_dora=config.lora_dora,
         targets=config.lora_targets,
         seed=config.seed,
     )
@@ -103,6 +105,8 @@ def add_adapters(
     r: int = TrainConfig.lora_r,
     alpha: int = TrainConfig.lora_alpha,
     dropout: float = TrainConfig.lora_dropout,
+    use_rslora: bool = TrainConfig.lora_rslora,
+    use_dora: bool = TrainConfig.lora_dora,
     targets: Sequence[str] | str = TrainConfig.lora_targets,
     seed: int = TrainConfig.seed,
 ) -> Any:
@@ -115,6 +119,8 @@ def add_adapters(
         r: their rank.
         alpha: their scale, times 1 / r.
         dropout: at their input.
+        use_rslora: scale them by alpha / sqrt(r).
+        use_dora: train magnitudes and directions apart.
         targets: names of the linear layers that get one, or ends of their paths; "all-linear" for
             all but the head; or one regular expression that whole paths match.
         seed: their first values depend on it alone.
@@ -130,6 +136,8 @@ def add_adapters(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
         target_modules=_found_targets(model, targets),
     )
     with torch.random.fork_rng():
