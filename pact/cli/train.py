@@ -12,6 +12,14 @@ def run(argv: Sequence[str]) -> None:
 
     config, pact = parse("train", [TrainConfig, PactConfig], argv)
 
+    if config.dry_run:
+        import sys
+
+        from pact.training.dry_run import describe
+
+        print(describe(config, pact, colour=sys.stdout.isatty()))
+        return
+
     from pact.training.run import train
 
     result = train(config, pact)

@@ -314,7 +314,8 @@ class _Loss:
         if isinstance(reference, FrozenModel) and head_weight(causal).device != places[0].device:
             model.to(places[0].device)  # a trainer has moved the student since
         with apart, captured_states(causal) as states:
-            causal(**given)
+            # Its hooks, of parameters that are sharded for one, have run for the student already.
+            type(causal).forward(causal, **given)
             head = output_head(causal)
         hidden = states[0].to(places[0].device)[places]  # (N, D)
         return pk.ReferenceStates(hidden, None, head.weight.detach(), head.bias)

@@ -171,6 +171,8 @@ class TrainConfig(FitConfig):
     """Precision of the kept values."""
     reference_model: str | None = None
     """A model to hold to, loaded in dtype; unset is the model itself, adapters off or copied."""
+    dry_run: bool = False
+    """Load and check everything, print the plan and the first batch, and train nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ FREE_ON_RESUME = {
     "save_total_limit",
     "log_every",
     "report_to",
+    "dry_run",
     "output_dir",
     "cache_dir",
 }

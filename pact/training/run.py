@@ -83,7 +83,7 @@ class TrainResult(NamedTuple):
     """The metrics, see `pact.training.loop.fit`."""
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """What a run, or the filling of its cache, works with."""
 
     tokenizer: Any
@@ -129,7 +129,7 @@ def _train(
     config: TrainConfig, pact: PactConfig, processes: PartialState, output_dir: Path
 ) -> TrainResult:
     """The run in a folder that it holds."""
-    given = _load(config, pact)
+    given = loaded_inputs(config, pact)
     dataset, reference, collator = given.dataset, given.reference, given.collator
     is_live = isinstance(reference, AdaptersOff | FrozenModel)
     if is_live and _is_worth_caching(config, dataset):
@@ -178,12 +178,12 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
     join_processes()
     if config.method == "plain":
         raise ValueError("method=plain has no reference to cache: give --method pact")
-    given = _load(config, pact or PactConfig())
+    given = loaded_inputs(config, pact or PactConfig())
     assert isinstance(given.reference, AdaptersOff | FrozenModel)
     return _cached(config, given).cache
 
 
-def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
+def loaded_inputs(config: TrainConfig, pact: PactConfig) -> Inputs:
     """Everything that the settings name, the models last."""
     tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
     objective = _objective(config, pact, tokenizer)
@@ -193,10 +193,10 @@ def _load(config: TrainConfig, pact: PactConfig) -> _Inputs:
     model, reference, loaded = _load_models(config, objective, dataset)
     contents = contents_of(dataset, objective, header, loaded)
     model, reference = _with_reference(config, objective, model, reference)
-    return _Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
+    return Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
 
 
-def _evaluation(config: TrainConfig, given: _Inputs) -> Evaluation:
+def _evaluation(config: TrainConfig, given: Inputs) -> Evaluation:
     """Other examples, held to the live reference, and requests to refuse."""
     assert config.eval_file is not None
     prompts: list[Conversation] = []
@@ -264,7 +264,7 @@ def _is_worth_caching(config: TrainConfig, dataset: Dataset) -> bool:
 
 def _cached(
     config: TrainConfig,
-    given: _Inputs,
+    given: Inputs,
 ) -> CachedReference:
     """The live reference from disk; all processes fill in what is not there yet."""
     objective, reference = given.objective, given.reference
