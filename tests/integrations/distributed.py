@@ -14,6 +14,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig
 
@@ -85,7 +87,33 @@ def by_patch(folder: Path, num_processes: int) -> dict[str, Tensor]:
     return parameters_of(model)
 
 
-WAYS = {"sft": by_sft, "patch": by_patch}
+def by_fsdp(folder: Path, num_processes: int) -> dict[str, Tensor]:
+    """A patched model under torch's `fully_shard`, which accelerate's FSDP2 calls (on GPUs alone):
+    a layer is a unit, and the head is gathered with the rest of the root, once a step."""
+    given = problem(PactConfig(gate=False), count=8)
+    reference = FrozenModel(tiny_llama(seed=1))
+    model = pact.patch(tiny_llama(), tokens=TOKENS, reference=reference).train()
+    if num_processes > 1:
+        mesh = init_device_mesh("cpu", (num_processes,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    rank = PartialState().process_index
+    for step in range(3):
+        examples = [given.dataset[4 * (step % 2) + n] for n in range(4)]
+        rows = sum(label != -100 for example in examples for label in example["labels"][1:])
+        batch = given.collator(examples[rank::num_processes])
+        kept = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        loss = model(**kept, num_items_in_batch=rows).loss
+        (loss * num_processes).backward()  # whose gradients are averaged
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = dict(model.named_parameters())
+    return {n: (p.full_tensor() if num_processes > 1 else p).detach() for n, p in trained.items()}
+
+
+WAYS = {"sft": by_sft, "patch": by_patch, "fsdp": by_fsdp}
 
 
 def main(folder: Path) -> None:
