@@ -18,6 +18,7 @@ COMMANDS = {
     "show": "print or draw a file of safety tokens",
     "cache": "compute the reference of a training run ahead of it",
     "train": "fine-tune a chat model and keep its alignment",
+    "plan": "memory and time of a training step, for a model and a card",
     "merge": "put adapters into the model below them",
     "evaluate": "measure refusals, drift and what was learnt",
     "recipe": "settings for real models: memory plans, dry runs, data, whole runs",
