@@ -12,8 +12,8 @@ device, N of them answer rows,
 
 A time is flops over the card's peak by datasheet, a bound that no run reaches; beside it stands the
 part of the peak that large products were seen to reach under load on one H200, 0.68. On a processor
-the peak is that of a product timed here. Traffic of weights in the optimiser and of gradients
-between cards is added.
+the peak is that of a product timed here, of which steps reached 0.63. Traffic of weights in the
+optimiser and of gradients between cards is added.
 
 Legend: B sequences, L positions, T tokens, N answer rows, D hidden size, V vocabulary, H heads, h
 their width.
@@ -31,6 +31,9 @@ from torch import nn
 GIB = 2**30
 REACHED = 0.68
 """Of the peak: 670 of 989 TFLOP/s, an H200's products of 16384 x 4096 x 128256 under load."""
+REACHED_ON_A_CPU = 0.63
+"""Of a product timed alone: SmolLM2-135M, 4 x 128 tokens in fp32 on two cores, 0.59 of it in plain
+steps and 0.67 with a live reference."""
 OPTIMIZER_BYTES = 28
 """AdamW's traffic of a trained value: itself, its gradient, both moments read; three written."""
 
@@ -210,7 +213,7 @@ def step_plan(config: StepConfig, sizes: Sizes) -> StepPlan:
     if config.full_finetuning and config.reference == "live":
         memory["the reference, a copy"] = sizes.parameters * element // parts
     if config.device == "cpu":
-        return StepPlan(memory, flops, {}, measured_tflops(sizes, config.dtype), 1.0)
+        return StepPlan(memory, flops, {}, measured_tflops(sizes, config.dtype), REACHED_ON_A_CPU)
     card = CARDS[config.device]
     peak = card.tflops if config.dtype == "bf16" else card.tflops / 6  # three products of tf32
     seconds = {"optimiser": OPTIMIZER_BYTES * trained / parts / (1e12 * card.tb_per_s)}
@@ -264,10 +267,9 @@ def plan_text(config: StepConfig, sizes: Sizes, plan: StepPlan) -> str:
         f"{'a step, at least':<24}{1e3 * plan.bound_s:>9.0f} ms, at {plan.peak_tflops:,.4g} "
         "TFLOP/s",
     ]
-    if plan.reached < 1:
-        lines.append(
-            f"{'a step, about':<24}{1e3 * plan.expected_s:>9.0f} ms, at {plan.reached:.0%} of it"
-        )
+    lines.append(
+        f"{'a step, about':<24}{1e3 * plan.expected_s:>9.0f} ms, at {plan.reached:.0%} of it"
+    )
     tokens_per_s = config.gpus * config.sequences * config.length / plan.expected_s
     lines.append(f"{'tokens a second':<24}{tokens_per_s:>9,.0f}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ The output folder of a run:
     tokenizer.json ...              so that the folder loads as a model of its own
     config.yaml                     every setting, which `pact train --config` reads
     metrics.jsonl, metrics.png
+    README.md                       a model card: settings, and how far it moved from its reference
     checkpoints/step-<n>            the newest state, for --resume
 """
 
@@ -51,6 +52,7 @@ from pact.reference import (
     cache_key,
     fill_cache,
 )
+from pact.training.card import write_card
 from pact.training.config import CONFIG_FILE, TrainConfig, save_configs
 from pact.training.evaluating import Evaluation
 from pact.training.folder import check_output, held_folder
@@ -160,6 +162,7 @@ def _train(
     if processes.is_main_process:
         keep_base = has_adapters(config.model)
         save_trained(given.model, given.tokenizer, output_dir, keep_base=keep_base)
+        write_card(output_dir, config, pact, records, contents)
         logger.info("saved the trained model to %s", output_dir)
     processes.wait_for_everyone()
     return TrainResult(given.model, output_dir, records)

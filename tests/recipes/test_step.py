@@ -109,5 +109,5 @@ def test_the_command(
 def test_a_processors_peak_is_timed_here(model: str) -> None:
     sizes = sizes_of(model)
     plan = step_plan(config(model, device="cpu", dtype="fp32"), sizes)
-    assert plan.peak_tflops > 0 and plan.reached == 1.0
+    assert plan.peak_tflops > 0 and plan.expected_s > plan.bound_s
     assert "tokens a second" in plan_text(config(model, device="cpu"), sizes, plan)

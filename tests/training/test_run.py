@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,31 @@ def test_data_of_another_form_train_the_same(
         with pytest.raises(ValueError, match="refusals join conversations, got token ids"):
             mixed = {"train_file": file, "refusals": files["train_file"]}
             train(_settings(files, tmp_path / "mixed", **mixed))
+
+
+def test_a_run_on_other_examples_too_and_its_card(files: dict[str, str], tmp_path: Path) -> None:
+    """Evaluated twice an epoch, probed, and described; the best weights are what is saved."""
+    requests = [{"prompt": f"request {n}"} for n in range(3)]
+    (tmp_path / "probe.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    settings = {"eval_file": files["train_file"], "probe_prompts": str(tmp_path / "probe.jsonl")}
+    config = _settings(files, tmp_path / "run", **settings, eval_every=2, lora_rslora=True)
+    result = train(config)
+    looked = [record for record in result.records if "eval_loss" in record]
+    assert [record["step"] for record in looked] == [2, 4]
+    assert all(0.0 <= record["eval_refusals"] <= 1.0 for record in looked)
+    assert result.model.peft_config["default"].use_rslora
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    head, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(head)["library_name"] == "peft"
+    assert "drift on the training rows" in body and "on other examples, at step" in body
+    assert "harmful requests refused there: " in body and "learning_rate: 0.01" in body
+    assert "evaluation data `" in body
+    changed = config_with_other_evaluation(config, tmp_path)
+    with pytest.raises(ValueError, match="got another evaluation data than"):
+        train(changed)
+
+
+def config_with_other_evaluation(config: TrainConfig, folder: Path) -> TrainConfig:
+    rows = [json.dumps({"messages": turns}) for turns in conversations(5)]
+    (folder / "other.jsonl").write_text("\n".join(rows))
+    return replace(config, eval_file=str(folder / "other.jsonl"), resume=True)
