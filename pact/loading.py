@@ -22,13 +22,18 @@ from pact.hub import check_on_hub
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTIZED = ("4bit", "8bit")
 ADAPTERS_FILE = "adapter_config.json"
 OWN_BASE = "base"
 """Where a run keeps the base of its adapters, if it is in no other place."""
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: str = "fp32", merge_adapters: bool = False
+    name_or_path: str | Path,
+    *,
+    dtype: str = "fp32",
+    merge_adapters: bool = False,
+    quantize: str | None = None,
 ) -> Any:
     """Load a causal language model in evaluation mode.
 
@@ -38,6 +43,8 @@ def load_model(
         merge_adapters: merge a folder's adapters into its base, in fp32, and say so in the log: the
             model is then a starting point like any other. Without, it is a PEFT model that can
             switch them off.
+        quantize: "4bit" (nf4, its constants quantised too) or "8bit", by bitsandbytes: the linear
+            layers but the head; dtype is that of the rest and of the products.
 
     Raises:
         ValueError: the folder does not exist or holds no model; the dtype is unknown; the base of
@@ -47,13 +54,18 @@ def load_model(
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
     path = find_model(name_or_path)
     if not has_adapters(path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+        options = {} if quantize is None else {"quantization_config": _quantised(quantize, dtype)}
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **options)
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError(
                 f"a hub name must be of a whole model, got {path}, which holds adapters: download "
                 "it into a folder, and give that"
             )
         return model.eval()
+    if quantize is not None:
+        raise ValueError(
+            f"a model is quantised whole, got the folder of adapters {path}: run `pact merge` first"
+        )
     if not merge_adapters:
         return _load_adapters(Path(path), DTYPES[dtype])
     adapted = _load_adapters(Path(path), torch.float32)
@@ -78,6 +90,30 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return with_template_defaults(tokenizer, template_kwargs)
+
+
+def _quantised(quantize: str, dtype: str) -> Any:
+    """The settings of bitsandbytes.
+
+    Raises:
+        ValueError: another name, or bitsandbytes is not installed.
+    """
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if quantize not in QUANTIZED:
+        raise ValueError(f"quantize must be one of {', '.join(QUANTIZED)}, got {quantize!r}")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantize={quantize} needs bitsandbytes: pip install bitsandbytes")
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[dtype],
+    )
 
 
 def has_adapters(name_or_path: str | Path) -> bool:

@@ -63,6 +63,39 @@ def test_load_refuses_what_is_not_there(tmp_path):
         load_model(tmp_path, dtype="int8")
 
 
+def test_quantised_loading(tmp_path, monkeypatch):
+    """bitsandbytes quantises; what is asked of it is looked at here."""
+    import transformers
+    from transformers import BitsAndBytesConfig
+
+    import pact.loading as loading
+
+    folder, asked = save_tiny(tmp_path / "model"), []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs bitsandbytes: pip install"):
+        load_model(folder, quantize="4bit")
+    with pytest.raises(ValueError, match="one of 4bit, 8bit, got '2bit'"):
+        load_model(folder, quantize="2bit")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(BitsAndBytesConfig, "post_init", lambda self: None)
+    own = transformers.AutoModelForCausalLM.from_pretrained
+
+    def load(path, *, dtype, quantization_config):
+        asked.append(quantization_config)
+        return own(path, dtype=dtype)
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    load_model(folder, dtype="bf16", quantize="4bit")
+    load_model(folder, quantize="8bit")
+    four, eight = asked
+    assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4"
+    assert four.bnb_4bit_use_double_quant and four.bnb_4bit_compute_dtype == torch.bfloat16
+    assert eight.load_in_8bit
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="run `pact merge` first"):
+        load_model(folder, quantize="4bit", merge_adapters=True)
+
+
 def test_load_gives_an_evaluating_model_in_the_dtype_asked_for(tmp_path):
     folder = save_tiny(tmp_path / "model")
     model = load_model(folder, dtype="bf16")

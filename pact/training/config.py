@@ -155,6 +155,8 @@ class TrainConfig(FitConfig):
     """Scale of the adapters, times 1 / rank (the paper's)."""
     lora_dropout: float = 0.0
     """Dropout at the adapters' input."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Load the frozen model in nf4 or in 8 bits, by bitsandbytes, under the adapters (QLoRA)."""
     lora_rslora: bool = False
     """Scale the adapters by alpha / sqrt(rank) instead of alpha / rank."""
     lora_dora: bool = False
@@ -183,6 +185,8 @@ class TrainConfig(FitConfig):
                 "method=pact needs the safety tokens, got tokens unset: give the file that "
                 "`pact discover` writes, or use method=plain"
             )
+        if self.quantize is not None and self.full_finetuning:
+            raise ValueError("quantize is of a frozen model under adapters: leave it unset")
         if self.eval_file is None:
             for name in ("eval_every", "patience", "probe_prompts"):
                 if getattr(self, name) is not None:

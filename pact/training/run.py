@@ -309,7 +309,9 @@ def _load_models(
     """The model before anything is trained in it, a reference of its own, and both by name."""
     # Only what is trained needs float32: under LoRA the model itself may be bfloat16.
     dtype = "fp32" if config.full_finetuning else config.dtype
-    model = load_model(_absolute(config.model), dtype=dtype, merge_adapters=True)
+    model = load_model(
+        _absolute(config.model), dtype=dtype, merge_adapters=True, quantize=config.quantize
+    )
     check_head(model)
     vocabulary = output_head(model).weight.shape[0]
     largest = pc.max(pc.list_flatten(dataset.data.column("input_ids"))).as_py()

@@ -57,7 +57,8 @@ def test_saved_settings_are_all_settings(tmp_path: Path) -> None:
     assert saved["lora_targets"] == ["q_proj"]
     assert saved["learning_rate"] == FitConfig.learning_rate
     assert saved["gate"] is True
-    saved["lora_targets"] = tuple(saved["lora_targets"])
+    for name in ("lora_targets", "report_to"):
+        saved[name] = tuple(saved[name])
     names = TrainConfig.__dataclass_fields__
     assert TrainConfig(**{name: saved[name] for name in names}) == config
 
