@@ -21,7 +21,7 @@ from pact_kernels.kernels._launch.runtime import TARGETS, recording
 from pact_kernels.ops._operators import head_loss, selection_kl
 from pact_kernels.ops._operators.kl_arguments import KlArguments, ReferenceArguments, gate_values
 from pact_kernels.ops._operators.row_loss import Settings
-from pact_kernels.ops._operators.scale_gradient import Scaling
+from pact_kernels.ops._operators.scale_gradient import scaled_gradients
 from pact_kernels.ops._operators.schema import flat
 from pact_kernels.types import GateConfig, Head
 from tests.kernels.test_head_loss_chunks import meta
@@ -72,8 +72,14 @@ def cost(operator: Any, arguments: tuple[Any, ...], limit_bytes: int) -> list[st
     settings = Settings(Reduction("mean"), [True, False, False], limit_bytes, "triton")
     with recording(TARGETS["sm_90"]) as launches, Operations() as operations:
         loss, _, _, *formed = operator._forward(*flat(arguments), *flat(settings))
-        Scaling("triton", limit_bytes)(
-            formed, torch.empty_like(loss), [torch.bfloat16] * 3, settings.needs_grad
+        scaled_gradients(
+            formed,
+            torch.empty_like(loss),
+            [torch.bfloat16] * 3,
+            settings.needs_grad,
+            implementation="triton",
+            limit_bytes=limit_bytes,
+            keep_graph=False,
         )
     return [launch.kernel.fn.__name__ for launch in launches] + operations.seen
 

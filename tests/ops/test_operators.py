@@ -119,6 +119,30 @@ def test_backward_twice_gives_the_gradient_twice(name: str) -> None:
 
 @all_ops
 @pytest.mark.usefixtures("implementation")
+def test_what_a_kept_graph_gave_out_may_be_changed(name: str) -> None:
+    """Zeroed behind autograd's back, after an incoming 0, a third time: each pass is like new."""
+    p = small()
+    given = leaves_of(p)
+    loss = value_of(every_op(p)[name](*given)).sum()
+    first = torch.autograd.grad(loss, given, retain_graph=True)
+    expected = [gradient.clone() for gradient in first]
+    for gradient in first:
+        gradient.data.zero_()
+    (0.0 * loss).backward(retain_graph=True)
+    for leaf in given:
+        assert not leaf.grad.any()
+        leaf.grad = None
+    for _ in range(2):
+        again = torch.autograd.grad(loss, given, retain_graph=True)
+        for gradient, once in zip(again, expected, strict=True):
+            torch.testing.assert_close(gradient, once, rtol=SUMS, atol=1e-7)
+            gradient.data.zero_()
+    for gradient, once in zip(torch.autograd.grad(2.0 * loss, given), expected, strict=True):
+        torch.testing.assert_close(gradient, 2.0 * once, rtol=SUMS, atol=1e-7)
+
+
+@all_ops
+@pytest.mark.usefixtures("implementation")
 def test_a_second_derivative_is_refused(name: str) -> None:
     p = small()
     given = leaves_of(p)

@@ -21,7 +21,7 @@ from pact_kernels.common.reduction import Reduction, divided
 from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.dispatch import operator_implementation, workspace_bytes
 from pact_kernels.ops._operators.library import register, register_autograd
-from pact_kernels.ops._operators.scale_gradient import Scaling
+from pact_kernels.ops._operators.scale_gradient import scaled_gradients
 from pact_kernels.ops._operators.schema import flat, nested, schema
 from pact_kernels.types import Head
 
@@ -164,7 +164,6 @@ class RowLossOperator(Generic[A]):
         arguments, ctx.settings = self._nested(inputs)
         leaves = (arguments.hidden, arguments.head.weight, arguments.head.bias)
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
-        ctx.scaling = Scaling(ctx.settings.implementation, ctx.settings.workspace_bytes)
         if ctx.settings.reduction.kind != "none":
             num_items = ctx.settings.reduction.num_items
             ctx.settings = ctx.settings._replace(
@@ -196,8 +195,15 @@ class RowLossOperator(Generic[A]):
             if ctx.dtypes[0] == torch.float16:
                 reduction = settings.reduction._replace(num_items=num_items)
                 grad = divided(grad, reduction.denominator(num_rows))
-            gradients = ctx.scaling(formed, grad, ctx.dtypes, settings.needs_grad)
-            # Autograd copies what a retained graph still holds.
+            gradients = scaled_gradients(
+                formed,
+                grad,
+                ctx.dtypes,
+                settings.needs_grad,
+                implementation=settings.implementation,
+                limit_bytes=settings.workspace_bytes,
+                keep_graph=torch._C._autograd._get_current_graph_task_keep_graph(),
+            )
             by_name = {
                 name: gradient
                 for name, gradient in zip(LEAVES, gradients, strict=True)

@@ -34,40 +34,35 @@ scale_gradient = register(
 )
 
 
-class Scaling:
-    """The scaling of one graph's gradients, in each of its backward passes.
+def scaled_gradients(
+    formed: list[Tensor],
+    grad: Tensor,
+    dtypes: list[Any],
+    needs_grad: list[bool],
+    *,
+    implementation: str,
+    limit_bytes: int,
+    keep_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients that are needed, times `grad` () and in their leaves' dtypes.
 
-    The kernels scale in place, and only what is not to be multiplied by 1. So a pass that comes
-    after another, through a retained graph, finds the gradients times what came in before.
+    A graph that is kept for another backward keeps them as they were formed, and gives copies out;
+    otherwise they are scaled where they lie (kernels), or given out as they are for a 1.
     """
+    plain = type(grad) is Tensor  # another type is being traced, and has no value to look at
+    in_place = plain and implementation == "triton" and not keep_graph
+    unscaled = plain and implementation != "triton" and bool(grad == 1)
+    results: list[Tensor | None] = []
+    for gradient, dtype, needed in zip(formed, dtypes, needs_grad, strict=True):
+        if not needed:
+            results.append(None)
+        elif unscaled:
+            results.append(gradient.to(dtype, copy=keep_graph))
+        elif in_place and gradient.dtype == dtype:
+            from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
 
-    def __init__(self, implementation: str, limit_bytes: int) -> None:
-        self.implementation, self.limit_bytes = implementation, limit_bytes
-        self.before: Tensor | None = None
-
-    def __call__(
-        self, formed: list[Tensor], grad: Tensor, dtypes: list[Any], needs_grad: list[bool]
-    ) -> list[Tensor | None]:
-        """The gradients that are needed, times `grad` and in their leaves' dtypes."""
-        plain = type(grad) is Tensor  # another type is being traced, and has no value to look at
-        in_place = plain and self.implementation == "triton" and self.before is None
-        unscaled = plain and self.implementation != "triton" and bool(grad == 1)
-        scale = grad if self.before is None else grad / self.before
-        results: list[Tensor | None] = []
-        for gradient, dtype, needed in zip(formed, dtypes, needs_grad, strict=True):
-            if not needed:
-                results.append(None)
-            elif unscaled:
-                results.append(gradient.to(dtype))
-            elif in_place and gradient.dtype == dtype:
-                from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
-
-                launch_scale_in_place(gradient, grad)
-                results.append(gradient)
-            elif self.before is not None and gradient.dtype != dtype:
-                results.append(scale_gradient(gradient, grad, dtype, self.limit_bytes))
-            else:
-                results.append(scale_gradient(gradient, scale, dtype, self.limit_bytes))
-        if in_place:
-            self.before = grad
-        return results
+            launch_scale_in_place(gradient, grad)
+            results.append(gradient)
+        else:
+            results.append(scale_gradient(gradient, grad, dtype, limit_bytes))
+    return results
