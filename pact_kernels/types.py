@@ -5,6 +5,7 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -36,7 +37,7 @@ class GateConfig:
     prefix_length: int = 8
     """Answer steps before the decay sets in."""
     decay_tau: float = 8.0
-    """Decay length in answer steps; 0 cuts the gate off at prefix_length."""
+    """Decay length in answer steps; 0 cuts the gate off at prefix_length, inf lets it be."""
     prefix_boost: float = 1.0
     """Factor on the whole gate."""
 
@@ -44,10 +45,12 @@ class GateConfig:
         whole = isinstance(self.prefix_length, int)
         for name, valid, need in (
             ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
-            ("temperature", self.temperature > 0.0, "positive"),
+            ("alpha", -math.inf < self.alpha < math.inf, "finite"),
+            ("bias", -math.inf < self.bias < math.inf, "finite"),
+            ("temperature", 0.0 < self.temperature < math.inf, "positive and finite"),
             ("prefix_length", whole and self.prefix_length >= 0, "a whole number, at least 0"),
             ("decay_tau", self.decay_tau >= 0.0, "at least 0 (0 is a hard cut)"),
-            ("prefix_boost", self.prefix_boost >= 0.0, "at least 0"),
+            ("prefix_boost", 0.0 <= self.prefix_boost < math.inf, "at least 0, and finite"),
         ):
             if not valid:
                 raise ValueError(f"gate {name} must be {need}, got {getattr(self, name)}")

@@ -5,6 +5,7 @@ Legend: V vocabulary, K safety tokens.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -213,8 +214,8 @@ def _check_settings(mode: str, top_k: int, max_response_length: int, temperature
         raise ValueError(f"top_k must be at least 2, got {top_k}: the paper keeps 50")
     if max_response_length < 1:
         raise ValueError(f"max_response_length must be at least 1, got {max_response_length}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def _check_tokenizers(aligned: Any, base: Any, config: DiscoverConfig) -> None:

@@ -97,8 +97,10 @@ class PactConfig:
                 "over='vocabulary' matches confidences at temperature 1, got kl_temperature="
                 f"{self.kl_temperature}: leave it unset"
             )
-        if self.kl_temperature is not None and not self.kl_temperature > 0:
-            raise ValueError(f"kl_temperature must be positive, got {self.kl_temperature}")
+        if self.kl_temperature is not None and not 0 < self.kl_temperature < math.inf:
+            raise ValueError(
+                f"kl_temperature must be positive and finite, got {self.kl_temperature}"
+            )
         if not settled.kl_step_tau > 0:
             raise ValueError(f"kl_step_tau must be positive, inf included, got {self.kl_step_tau}")
         if not 0 <= settled.kl_margin < math.inf:

@@ -21,7 +21,7 @@ from pact_kernels.ops._checks.arguments import (
     num_rows_hint,
     whole_or_local,
 )
-from pact_kernels.ops._checks.kl import check_kl, resolve_temperature
+from pact_kernels.ops._checks.kl import check_kl, check_kl_weight, resolve_temperature
 from pact_kernels.ops._operators.head_loss import HeadLossArguments, head_loss
 from pact_kernels.ops._operators.kl_arguments import KlArguments, gate_values
 from pact_kernels.ops._operators.references import in_one_dtype, reference_arguments
@@ -93,7 +93,7 @@ def pact_loss(
     check_cross_entropy(label_smoothing, z_loss)
     check_reduction(reduction, num_items)
     flat_target = check_target(hidden, target)
-    temperature = resolve_temperature(over, temperature)
+    temperature, kl_weight = resolve_temperature(over, temperature), check_kl_weight(kl_weight)
     token_ids, token_weights, step, reference, row_weight = check_kl(
         hidden,
         weight,
@@ -130,7 +130,7 @@ def pact_loss(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            kl_weight=float(kl_weight),
+            kl_weight=kl_weight,
             reduction=reduction,
             num_items=num_items,
         )
@@ -181,7 +181,7 @@ def pact_loss(
                 gate=gate_values(gate),
                 over=over,
                 temperature=temperature,
-                kl_weight=float(kl_weight),
+                kl_weight=kl_weight,
             ),
             kind="cross_entropy",
             ignore_index=ignore_index,

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from pact_kernels.dispatch import is_naive
-from pact_kernels.ops._checks.arguments import autocast_inputs, check_head, check_tokens
+from pact_kernels.ops._checks.arguments import (
+    autocast_inputs,
+    check_head,
+    check_temperature,
+    check_tokens,
+)
 from pact_kernels.ops._operators.selected_log_confidences import selected_log_confidences
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
 from pact_kernels.ops.selected_logits import selected_logits
@@ -49,8 +54,7 @@ def selected_confidences(
     """
     if over not in ("selection", "vocabulary"):
         raise ValueError(f"over must be 'selection' or 'vocabulary', got {over!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_temperature(temperature)
     head = Head(weight, bias, softcap, logit_scale)
     check_head(hidden, head)
     if is_naive():

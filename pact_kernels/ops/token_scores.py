@@ -11,6 +11,7 @@ from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
     check_devices,
     check_head,
+    check_temperature,
 )
 from pact_kernels.ops._operators import token_scores as operator
 from pact_kernels.types import Head
@@ -83,8 +84,7 @@ def token_scores(
         )
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_temperature(temperature)
     sample = sample.reshape(-1).long()
     aligned_hidden, aligned = autocast_inputs(aligned_hidden.reshape(num_rows, -1), aligned)
     base_hidden, base = autocast_inputs(base_hidden.reshape(num_rows, -1), base)

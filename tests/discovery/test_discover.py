@@ -180,7 +180,7 @@ def test_models_are_left_as_they_were(pair: Pair, dataset: Any) -> None:
         ({"mode": "kl"}, r"mode must be one of \('p_diff', 'pref_logratio'\), got 'kl'"),
         ({"top_k": 0}, "top_k must be at least 2, got 0"),
         ({"max_response_length": 0}, "max_response_length must be at least 1"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be positive and finite"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"dtype": "int8"}, "dtype must be one of .*got 'int8'"),

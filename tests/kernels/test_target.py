@@ -7,6 +7,8 @@ other row may differ by as many entries as it has such sums.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +91,7 @@ GATES = {
     "hard cut": pk.GateConfig(decay_tau=0.0, prefix_length=4),
     "hard cut at once": pk.GateConfig(decay_tau=0.0, prefix_length=0),
     "no prefix": pk.GateConfig(prefix_length=0, decay_tau=3.0),
+    "no decay": pk.GateConfig(prefix_length=2, decay_tau=math.inf),
     "boost": pk.GateConfig(prefix_boost=1.7),
     "bias": pk.GateConfig(bias=-0.3),
     "negative alpha": pk.GateConfig(alpha=-5.0, bias=0.1),

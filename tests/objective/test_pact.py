@@ -126,7 +126,10 @@ def test_no_token_and_no_reference_are_refused():
     [
         ({"over": "all"}, "over must be"),
         ({"kl_weight": -1.0}, "kl_weight"),
-        ({"over": "selection", "kl_temperature": 0.0}, "kl_temperature must be positive"),
+        (
+            {"over": "selection", "kl_temperature": 0.0},
+            "kl_temperature must be positive and finite",
+        ),
         ({"over": "vocabulary", "kl_temperature": 2.0}, "temperature 1"),
         ({"kl_step_tau": 0.0}, "kl_step_tau"),
         ({"gate_top_p": 1.5}, "top_p"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -45,13 +46,16 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
     ("hidden and weight must be on one device, got cpu and meta", {"weight": P.weight.to(META)}),
     ("hidden and bias must be on one device", {"bias": P.bias.to(META)}),
     (r"bias must be \(V,\) = \(17,\), got \(5,\)", {"bias": P.bias[:5]}),
-    ("softcap must be positive or None, got 0.0", {"softcap": 0.0}),
-    ("softcap must be positive or None, got -3", {"softcap": -3}),
+    ("softcap must be positive and finite, or None, got 0.0", {"softcap": 0.0}),
+    ("softcap must be positive and finite, or None, got -3", {"softcap": -3}),
+    ("softcap must be positive and finite, or None, got inf", {"softcap": math.inf}),
     ("logit_scale must not be 0", {"logit_scale": 0.0}),
+    ("logit_scale must be finite, got nan", {"logit_scale": math.nan}),
     # the cross-entropy
     (r"label_smoothing must be in \[0, 1\), got 1.0", {"label_smoothing": 1.0}),
     (r"label_smoothing must be in \[0, 1\), got -0.1", {"label_smoothing": -0.1}),
-    ("z_loss must be at least 0, got -1", {"z_loss": -1}),
+    ("z_loss must be at least 0, and finite, got -1", {"z_loss": -1}),
+    ("z_loss must be at least 0, and finite, got inf", {"z_loss": math.inf}),
     (r"target must have hidden's shape .*\(8,\), got \(7,\)", {"target": P.target[:7]}),
     ("target must be int64 or int32, got torch.float64", {"target": P.target.double()}),
     ("hidden and target must be on one device", {"target": P.target.to(META)}),
@@ -63,7 +67,10 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
         "num_items is the denominator of reduction='mean', got reduction='sum': leave it out",
         {"reduction": "sum", "num_items": 3},
     ),
-    ("num_items must be positive, got 0", {"num_items": 0}),
+    ("num_items must be positive and finite, got 0", {"num_items": 0}),
+    ("num_items must be positive and finite, got inf", {"num_items": math.inf}),
+    ("kl_weight must be finite, got nan", {"kl_weight": math.nan}),
+    ("temperature must be positive and finite, got inf", {"temperature": math.inf}),
     (r"num_items must be a number or a 0-d tensor, got shape \(1,\)", {"num_items": torch.ones(1)}),
     # the tokens
     (r"token_ids must be \(K,\) int64, got \(3,\) torch.int32", {"token_ids": P.token_ids.int()}),
@@ -91,7 +98,7 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
         "at temperature 1, got temperature=2.0: leave it out",
         {"over": "vocabulary", "temperature": 2.0},
     ),
-    ("temperature must be positive, got 0", {"temperature": 0}),
+    ("temperature must be positive and finite, got 0", {"temperature": 0}),
     ("step must be int64 or int32, got torch.float32", {"step": P.step.float()}),
     ("step must be int64 or int32, got torch.uint8", {"step": P.step.to(torch.uint8)}),
     ("hidden and step must be on one device", {"step": P.step.to(META)}),
@@ -182,9 +189,9 @@ OTHER_CASES = [
     ("linear_cross_entropy", "target must have", {"target": P.target[:7]}),
     ("linear_cross_entropy", "reduction must be", {"reduction": "max"}),
     ("selected_confidences", "over must be 'selection' or 'vocabulary', got 1", {"over": 1}),
-    ("selected_confidences", "temperature must be positive, got 0", {"temperature": 0}),
+    ("selected_confidences", "temperature must be positive and finite, got 0", {"temperature": 0}),
     ("pact_kl", "reduction must be", {"reduction": "max"}),
-    ("pact_kl", "temperature must be positive, got -2", {"temperature": -2}),
+    ("pact_kl", "temperature must be positive and finite, got -2", {"temperature": -2}),
     ("pact_kl", "step must have one entry per row of hidden, 7, got 8", {"hidden": P.hidden[:7]}),
 ]
 
@@ -211,7 +218,7 @@ SCORE_CASES: list[tuple[str, dict[str, Any]]] = [
         {"aligned_hidden": P.hidden[:0], "base_hidden": P.hidden[:0], "sample": P.step[:0]},
     ),
     (r"mode must be one of \('p_diff', 'pref_logratio'\), got 'ratio'", {"mode": "ratio"}),
-    ("temperature must be positive, got 0", {"temperature": 0}),
+    ("temperature must be positive and finite, got 0", {"temperature": 0}),
     ("softcap must be positive", {"softcap": -1.0}),
     (r"bias must be \(V,\)", {"base_bias": P.bias[:3]}),
 ]
@@ -229,7 +236,11 @@ def test_token_scores_refuses(message: str, given: dict[str, Any]) -> None:
         ("top_p", 0.0, r"in \(0, 1\]"),
         ("top_p", 1.1, r"in \(0, 1\]"),
         ("top_p", float("nan"), r"in \(0, 1\]"),
-        ("temperature", 0.0, "positive"),
+        ("temperature", 0.0, "positive and finite"),
+        ("temperature", math.inf, "positive and finite"),
+        ("alpha", math.nan, "finite"),
+        ("bias", -math.inf, "finite"),
+        ("prefix_boost", math.inf, "at least 0, and finite"),
         ("prefix_length", -1, "a whole number, at least 0"),
         ("prefix_length", 2.5, "a whole number, at least 0"),
         ("decay_tau", -1.0, "at least 0"),

@@ -8,6 +8,8 @@ Legend: B sequences, L positions, R = B L, N rows, D hidden size, V vocabulary, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,10 +65,12 @@ def check_head(hidden: Tensor, head: Head, name: str = "hidden") -> None:
     check_devices(hidden, name, weight=weight, bias=bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be (V,) = ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive or None, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
     if logit_scale == 0:
         raise ValueError("logit_scale must not be 0: every logit would vanish")
+    if not -math.inf < logit_scale < math.inf:
+        raise ValueError(f"logit_scale must be finite, got {logit_scale}")
 
 
 def check_devices(hidden: Tensor, name: str = "hidden", /, **tensors: Tensor | None) -> None:
@@ -83,8 +87,14 @@ def check_cross_entropy(label_smoothing: float, z_loss: float) -> None:
     """The scalars of the cross-entropy."""
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be at least 0, and finite, got {z_loss}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Of a softmax."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def check_reduction(reduction: str, num_items: int | float | Tensor | None) -> None:
@@ -103,8 +113,8 @@ def check_reduction(reduction: str, num_items: int | float | Tensor | None) -> N
             raise ValueError(
                 f"num_items must be a number or a 0-d tensor, got shape {tuple(num_items.shape)}"
             )
-    elif not num_items > 0:
-        raise ValueError(f"num_items must be positive, got {num_items}")
+    elif not 0 < num_items < math.inf:
+        raise ValueError(f"num_items must be positive and finite, got {num_items}")
 
 
 def check_target(hidden: Tensor, target: Tensor) -> Tensor:

@@ -5,12 +5,18 @@ Legend: B sequences, L positions, N rows, D hidden size, V vocabulary, K selecte
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pact_kernels.ops._checks.arguments import INTEGERS, check_devices, check_token_shapes
+from pact_kernels.ops._checks.arguments import (
+    INTEGERS,
+    check_devices,
+    check_temperature,
+    check_token_shapes,
+)
 from pact_kernels.ops._checks.token_ids import check_token_ids
 from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
 
@@ -31,9 +37,15 @@ def resolve_temperature(over: str, temperature: float | None) -> float:
         return 1.0
     if temperature is None:
         return 2.0
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_temperature(temperature)
     return float(temperature)
+
+
+def check_kl_weight(kl_weight: float) -> float:
+    """A factor on a loss."""
+    if not -math.inf < kl_weight < math.inf:
+        raise ValueError(f"kl_weight must be finite, got {kl_weight}")
+    return float(kl_weight)
 
 
 def check_kl(
