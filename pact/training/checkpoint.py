@@ -1,21 +1,27 @@
 """What a run needs to go on after a stop: the trained weights and the optimiser's state at a step.
 
 The order of the data, the learning rate and the dropout are functions of the step (`schedule`), so
-nothing else is state. A checkpoint is written under another name and renamed when it is complete.
+nothing else is state. A checkpoint is written under another name, flushed, closed by a manifest and
+renamed; what is no longer as its manifest says is passed over.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from pact.training.manifest import damage, flush, write_manifest
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.json"
@@ -29,7 +35,7 @@ def save_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any] | None = None,
-    keep: int = 1,
+    keep: int = 2,
 ) -> Path:
     """Write the state after `step` steps, then delete the older checkpoints but the newest ones.
 
@@ -50,12 +56,14 @@ def save_checkpoint(
     torch.save({"step": step, "optimizer": optimizer.state_dict()}, partial / "state.pt")
     if identity is not None:
         (partial / RUN_FILE).write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    write_manifest(partial, step)
     complete = folder / f"step-{step:08d}"
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)
-    whole = sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and _step(p) <= step)
+    flush(folder)
+    older = [p for p in _complete(output_dir) if _step(p) <= step]
     for other in folder.iterdir():
-        if other not in whole[-keep:]:
+        if other not in older[-keep:]:
             shutil.rmtree(other)
     return complete
 
@@ -64,10 +72,41 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def _complete(output_dir: Path) -> list[Path]:
+    """By their steps."""
+    found = (output_dir / CHECKPOINTS).glob("step-*")
+    return sorted((p for p in found if _NAME.fullmatch(p.name)), key=_step)
+
+
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The complete checkpoint with the most steps, if there is one."""
-    found = [p for p in (output_dir / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(p.name)]
-    return max(found, key=_step, default=None)
+    """The complete checkpoint with the most steps, if there is one; it is not looked into."""
+    return next(reversed(_complete(output_dir)), None)
+
+
+def whole_checkpoint(output_dir: Path, only: Collection[str] | None = None) -> Path | None:
+    """The newest checkpoint that is as it was written, if there is any; says what it passes over.
+
+    Args:
+        output_dir: the run's folder.
+        only: the files of it that are going to be read; None is all.
+
+    Raises:
+        ValueError: there are checkpoints, and all of them are damaged.
+    """
+    passed = []
+    for checkpoint in reversed(_complete(output_dir)):
+        found = damage(checkpoint, _step(checkpoint), only)
+        if found is None:
+            for line in passed:
+                logger.warning("passed over the checkpoint %s; going on from %s", line, checkpoint)
+            return checkpoint
+        passed.append(f"{checkpoint} ({found})")
+    if passed:
+        raise ValueError(
+            f"a run is resumed from a whole checkpoint, got damaged ones alone: "
+            f"{', '.join(passed)}: restore one, or delete {output_dir / CHECKPOINTS} to start anew"
+        )
+    return None
 
 
 @torch.no_grad()

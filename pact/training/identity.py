@@ -19,7 +19,7 @@ from torch import nn
 from pact.objective import Objective, PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.fingerprint import model_fingerprint
-from pact.training.checkpoint import RUN_FILE, newest_checkpoint
+from pact.training.checkpoint import RUN_FILE, whole_checkpoint
 from pact.training.config import CONFIG_FILE, resolved
 
 FREE_ON_RESUME = {
@@ -144,7 +144,7 @@ def read_identity(checkpoint: Path) -> Identity | None:
 
 def _saved_settings(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
     """The settings of the run in a folder, and the file that has them."""
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = whole_checkpoint(folder, only=(RUN_FILE,))
     identity = None if checkpoint is None else read_identity(checkpoint)
     if checkpoint is not None and identity is not None:
         return identity["settings"], checkpoint / RUN_FILE

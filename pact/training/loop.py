@@ -24,7 +24,12 @@ from pact.objective import Objective
 from pact.processes import join_processes
 from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference, check_at_start
-from pact.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pact.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    whole_checkpoint,
+)
 from pact.training.checks import check_training
 from pact.training.config import FitConfig
 from pact.training.evaluating import LOSS, BestWeights, Evaluation
@@ -365,8 +370,8 @@ def _optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
 
 
 def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -> int:
-    """Take up the newest checkpoint, if it is of this run; returns the steps done."""
-    checkpoint = newest_checkpoint(output_dir) if output_dir else None
+    """Take up the newest whole checkpoint, if it is of this run; returns the steps done."""
+    checkpoint = whole_checkpoint(output_dir) if output_dir else None
     if checkpoint is None:
         return 0
     if identity is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from pact.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    whole_checkpoint,
 )
 from pact.training.config import FitConfig, TrainConfig
+from pact.training.manifest import damage
 from pact.training.student import make_trainable
 from tests.tiny import tiny_llama
 from tests.training.problem import Problem, Stopping, parameters_of, problem
@@ -83,14 +86,110 @@ def test_a_partial_checkpoint_is_never_taken_and_old_ones_go(tmp_path: Path) -> 
     optimizer = torch.optim.AdamW(parameters.values())
     (tmp_path / CHECKPOINTS / "partial-00000012").mkdir(parents=True)
     assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10):  # 9 comes after 10 by name alone
-        save_checkpoint(tmp_path, step, parameters, optimizer)
+    for step in (9, 10):
+        save_checkpoint(tmp_path, step, parameters, optimizer, keep=1)
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000010"]
     restored = {"weight": nn.Parameter(torch.zeros(3))}
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert load_checkpoint(checkpoint, restored, torch.optim.AdamW(restored.values())) == 10
     assert torch.equal(restored["weight"], parameters["weight"])
+
+
+FILES = ("weights.safetensors", "state.pt", "run.json", "manifest.json")
+
+
+def _flip(path: Path, place: float) -> None:
+    """One bit of one byte."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x01
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "first bit": lambda path: _flip(path, 0.0),
+    "middle bit": lambda path: _flip(path, 0.5),
+    "last bit": lambda path: _flip(path, 1.0),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def _run_of_two(folder: Path) -> tuple[dict[str, nn.Parameter], dict[int, torch.Tensor]]:
+    """Checkpoints of two steps, and the weights of each."""
+    parameters = {"weight": nn.Parameter(torch.zeros(300))}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    weights = {}
+    for step in (1, 2):
+        parameters["weight"].grad = torch.full((300,), float(step))
+        optimizer.step()
+        weights[step] = parameters["weight"].detach().clone()
+        save_checkpoint(folder, step, parameters, optimizer, {"settings": {"seed": step}})
+    return parameters, weights
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_never_read(
+    kind: str, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before it is taken, and if that is damaged too, none."""
+    parameters, weights = _run_of_two(tmp_path)
+    newest = tmp_path / CHECKPOINTS / "step-00000002"
+    assert whole_checkpoint(tmp_path) == newest and not caplog.messages
+    DAMAGES[kind](newest / file)
+    with caplog.at_level("WARNING"):
+        checkpoint = whole_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == "step-00000001"
+    (warning,) = caplog.messages
+    assert str(newest) in warning and file in warning
+    optimizer = torch.optim.AdamW(parameters.values())
+    assert load_checkpoint(checkpoint, parameters, optimizer) == 1
+    assert torch.equal(parameters["weight"], weights[1])
+    DAMAGES[kind](checkpoint / file)
+    with pytest.raises(ValueError, match="from a whole checkpoint, got damaged ones alone: .*, "):
+        whole_checkpoint(tmp_path)
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    _run_of_two(tmp_path)
+    path = tmp_path / CHECKPOINTS / "step-00000002" / "manifest.json"
+    written = path.read_bytes()
+    for place in range(len(written)):
+        for bit in range(8):
+            flipped = bytearray(written)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(bytes(flipped))
+            assert damage(path.parent, 2) is not None, flipped
+
+
+def test_a_checkpoint_under_another_step_is_not_read(tmp_path: Path) -> None:
+    _run_of_two(tmp_path)
+    folder = tmp_path / CHECKPOINTS
+    (folder / "step-00000002").rename(folder / "step-00000009")
+    checkpoint = whole_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == "step-00000001"
+
+
+def test_a_run_goes_on_from_the_whole_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
+    given = problem(None)
+    settings: dict[str, Any] = {"max_steps": 6, "learning_rate": 1e-2, "save_total_limit": 2}
+    whole = _model(full=False)
+    given.fit(whole, FitConfig(**settings))
+    reads = 8 + 8 + 4 + 8 + 3  # into step 5
+    _stopped(given, _model(full=False), FitConfig(**settings, save_every=2), tmp_path, reads)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "step-00000004"
+    _flip(newest / "weights.safetensors", 0.9)
+    resumed = _model(full=False)
+    config = FitConfig(**settings, save_every=2, resume=True)
+    records = given.fit(resumed, config, output_dir=tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    ours, theirs = parameters_of(resumed), parameters_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert whole_checkpoint(tmp_path) == tmp_path / CHECKPOINTS / "step-00000006"
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
