@@ -13,6 +13,7 @@ Written for the plugin interface of axolotl 0.19.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class PactPlugin(BasePlugin):  # type: ignore[misc]
             value = cfg.get(name)
             if value and value != 1:
                 raise ValueError(f"the head must be whole in every process, got {name}: use DDP")
-        if "zero3" in str(cfg.get("deepspeed") or ""):
+        if _zero_stage(cfg.get("deepspeed")) == 3:
             raise ValueError("the head must be whole in every process, got ZeRO-3: use ZeRO-1 or 2")
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
@@ -94,6 +95,18 @@ class PactPlugin(BasePlugin):  # type: ignore[misc]
     def get_trainer_cls(self, cfg: Any) -> type:
         """Axolotl's trainer, with the parts of the loss in its logs."""
         return _trainer_class()
+
+
+def _zero_stage(deepspeed: Any) -> int:
+    """The stage of DeepSpeed's settings: a mapping, or the path of a file."""
+    if not deepspeed:
+        return 0
+    if isinstance(deepspeed, str):
+        path = Path(deepspeed).expanduser()
+        if not path.is_file():  # one of Axolotl's own by name
+            return 3 if "zero3" in path.name else 0
+        deepspeed = json.loads(path.read_text(encoding="utf-8"))
+    return int((deepspeed.get("zero_optimization") or {}).get("stage", 0))
 
 
 @cache

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pact.integrations.transformers_models import Live, is_patched, last_loss, patch
+from pact.integrations.transformers_models import (
+    Live,
+    forget_loss,
+    is_patched,
+    last_loss,
+    patch,
+)
 from pact.objective import PactConfig
 
 if TYPE_CHECKING:
@@ -26,8 +32,7 @@ class PatchedTrainer:
     """A mixin: `class Mine(PatchedTrainer, TheirTrainer)`.
 
     The denominator of the loss is the trainer's `num_items_in_batch`. A training log has the
-    cross-entropy and the KL beside the loss, as means since the last one, on the main process's
-    batches.
+    cross-entropy and the KL beside the loss, as means since the last one.
 
     Args:
         tokens: the safety tokens; without them the loss is the fused cross-entropy.
@@ -37,7 +42,7 @@ class PatchedTrainer:
         **kwargs: the trainer's own.
 
     Raises:
-        ValueError: as `pact.patch`; a setting that replaces the model's loss.
+        ValueError: as `pact.patch`; a setting that replaces the model's loss, or needs logits.
     """
 
     def __init__(
@@ -53,14 +58,23 @@ class PatchedTrainer:
         for name in OWN_LOSSES:
             if getattr(trainer.args, name, None):
                 raise ValueError(f"the model's forward gives the loss, got {name}: leave it unset")
-        if getattr(trainer, "compute_loss_func", None) is not None:
-            raise ValueError("the model's forward gives the loss, got compute_loss_func")
+        for name in ("compute_loss_func", "compute_metrics"):
+            if getattr(trainer, name, None) is not None:
+                raise ValueError(
+                    f"the model's forward gives the loss, and no logits, got {name}: leave it unset"
+                )
         if not is_patched(trainer.model):
             patch(trainer.model, tokens=tokens, pact=pact, reference=reference)
         elif tokens is not None:
             raise ValueError("the model is patched already, got tokens too: give them once")
         self._sums = torch.zeros(len(PARTS), device=trainer.args.device)
-        self._summed_from = 0  # the step of the last log
+        self._summed_from: int | None = None  # the step of the last log, once training has begun
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own."""
+        self._sums.zero_()
+        self._summed_from = None
+        return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(
         self,
@@ -70,8 +84,13 @@ class PatchedTrainer:
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The trainer's own, whose model gives the loss."""
+        """The trainer's own, whose model gives the loss.
+
+        Raises:
+            ValueError: it formed the loss elsewhere.
+        """
         own: Any = super()
+        forget_loss(model)
         loss = own.compute_loss(
             model,
             inputs,
@@ -80,19 +99,30 @@ class PatchedTrainer:
             **kwargs,
         )
         found = last_loss(model)
-        if model.training and found is not None:
+        if found is None:
+            raise ValueError(
+                f"{type(self).__name__} forms its loss without the forward of the patched model, "
+                "so the loss is not pact's: use pact.PactTrainer, or pact.integrations.trl"
+            )
+        if model.training:
+            if self._summed_from is None:
+                self._summed_from = self.state.global_step  # type: ignore[attr-defined]
             self._sums += torch.stack([found.cross_entropy.float(), found.kl.float()])
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the loss to a training log."""
         trainer: Any = self
-        steps = trainer.state.global_step - self._summed_from
+        steps = 0 if self._summed_from is None else trainer.state.global_step - self._summed_from
         if "loss" in logs and steps > 0:
             share = 1.0
-            if not getattr(trainer, "model_accepts_loss_kwargs", True):
+            counted = getattr(trainer, "model_accepts_loss_kwargs", True)
+            if not counted:
                 share = trainer.args.gradient_accumulation_steps  # means of micro-batches
-            values = (self._sums / (steps * share)).tolist()
+            # Each process's parts are over the rows of all, or over its own.
+            over_all = counted and trainer.args.average_tokens_across_devices
+            sums = trainer.accelerator.reduce(self._sums, "sum" if over_all else "mean")
+            values = (sums / (steps * share)).tolist()
             logs.update(zip(PARTS, values, strict=True))
             self._sums.zero_()
             self._summed_from = trainer.state.global_step

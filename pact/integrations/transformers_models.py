@@ -81,11 +81,13 @@ def patch(
 
     Raises:
         ValueError: the head is more than `pact_kernels.types.Head` expresses; a setting without
-            tokens; a gate; the model is patched already.
+            tokens; a gate; the model is patched already, or compiled, or has a forward or a loss
+            function that another library has put on it.
     """
     causal = causal_lm(model)
     if is_patched(model):
         raise ValueError("the model is patched already: call pact.unpatch first")
+    _check_own(model, causal)
     if tokens is None and (pact is not None or reference is not None):
         raise ValueError("pact and reference are of the pull on safety tokens, got no tokens")
     check_head(model)
@@ -119,6 +121,11 @@ def unpatch(model: Model) -> Model:
     """Give the model its own forward again; one that is not patched is left alone."""
     causal = causal_lm(model)
     if is_patched(model):
+        if not _drop_own_forward(causal):
+            raise ValueError(
+                "another library has wrapped the patched forward: take its hooks off first (as "
+                "accelerate.hooks.remove_hook_from_module does)"
+            )
         causal.__class__ = type(causal).__mro__[2]
         del causal._pact
     return model
@@ -126,7 +133,8 @@ def unpatch(model: Model) -> Model:
 
 def is_patched(model: nn.Module) -> bool:
     """Whether `patch` has changed it."""
-    return isinstance(causal_lm(model), _Fused)
+    causal = causal_lm(model)
+    return isinstance(causal, _Fused) and "_pact" in causal.__dict__
 
 
 def last_loss(model: nn.Module) -> pk.PactLoss | None:
@@ -138,6 +146,37 @@ def last_loss(model: nn.Module) -> pk.PactLoss | None:
     if not is_patched(model):
         raise ValueError("the model is not patched: call pact.patch first")
     return causal_lm(model)._pact.loss  # type: ignore[no-any-return]
+
+
+def forget_loss(model: nn.Module) -> None:
+    """Let `last_loss` be None until the next one is formed."""
+    causal_lm(model)._pact.loss = None
+
+
+def _check_own(model: nn.Module, causal: Any) -> None:
+    """Refuse a model whose forward or loss function is not of its class."""
+    if any(hasattr(each, "_orig_mod") for each in (model, causal)):
+        raise ValueError("the model is compiled already: patch it first, then call torch.compile")
+    if not _drop_own_forward(causal):
+        raise ValueError(
+            f"{type(causal).__name__} has a forward that another library put on it (hooks of "
+            "accelerate's prepare or of a device_map over several devices, TRL's fused head): "
+            "patch it before; for TRL, use pact.integrations.trl.PactSFTTrainer"
+        )
+    if "_loss_function" in causal.__dict__:
+        raise ValueError(
+            f"{type(causal).__name__} has a loss_function of its own, which a patch would replace: "
+            "delete it, or leave the model unpatched"
+        )
+
+
+def _drop_own_forward(causal: Any) -> bool:
+    """Whether the forward is that of the class, be it as an attribute that hooks left behind."""
+    own = causal.__dict__.get("forward")
+    if own is not None and getattr(own, "__func__", None) is type(causal).forward:
+        del causal.forward
+        own = None
+    return own is None
 
 
 def _default_reference(model: nn.Module) -> Live:
@@ -154,7 +193,7 @@ class _Fused:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Callable[..., Any] = super().forward  # type: ignore[misc]
         given = _by_name(own, args, kwargs)
-        if given.get("labels") is None:
+        if given.get("labels") is None or "_pact" not in self.__dict__:
             return own(*args, **kwargs)
         as_tuple = given.pop("return_dict", None) is False
         with captured_states(self) as states:
@@ -166,8 +205,34 @@ class _Fused:
                 f"{type(self).__name__} forms its loss without its loss_function, or more than "
                 "once: it cannot be patched; use pact.PactTrainer"
             )
-        out.logits = None
+        kept = {name: value for name, value in out.items() if name != "logits"}
+        out = type(out)(**kept)
         return out.to_tuple() if as_tuple else out
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and _defined_in(value).startswith("trl."):
+            raise ValueError(
+                "this trainer of TRL puts a loss of its own in the place of a patched model's: "
+                "call pact.unpatch first, and use pact.integrations.trl.PactSFTTrainer"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        kind, *others = reduced[1]
+        return (_made_anew, (kind.__mro__[2], *others), *reduced[2:])
+
+
+def _made_anew(kind: type, *arguments: Any) -> Any:
+    """An empty patched instance of a class, for copies and pickles to fill."""
+    fused = _fused_class(kind)
+    return fused.__new__(fused, *arguments)
+
+
+def _defined_in(function: Any) -> str:
+    """The module that a function, or a method, was written in."""
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__globals__", {}).get("__name__", ""))
 
 
 def _by_name(
@@ -261,6 +326,8 @@ class _Loss:
         shifted, is_row, step = (
             self._kept(each, hidden.shape[:-1]) for each in (shifted, is_row, step)
         )
+        if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 1:
+            num_items_in_batch = num_items_in_batch.reshape(())
         places = is_row.nonzero(as_tuple=True)  # (N,) for each dimension
         state = self.causal._pact
         held_to = None
@@ -301,8 +368,22 @@ class _Loss:
 
     @torch.no_grad()
     def _reference(self, reference: Live, places: tuple[Tensor, ...]) -> pk.ReferenceStates:
-        """The frozen model's states of the rows, by its own forward on the same arguments."""
+        """The frozen model's states of the rows, by its own forward on the same arguments.
+
+        Raises:
+            ValueError: the arguments hold what the student formed, which is not the reference's.
+        """
         model = reference.model
+        past = self.given.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
+            raise ValueError(
+                "a loss against a reference needs whole sequences, got past_key_values: give the "
+                "tokens from the first on"
+            )
+        if isinstance(reference, FrozenModel) and self.given.get("input_ids") is None:
+            raise ValueError(
+                "a frozen model embeds the tokens itself, got inputs_embeds alone: give input_ids"
+            )
         given = {
             name: value
             for name, value in self.given.items()

@@ -123,9 +123,15 @@ class PactTrainer(Trainer):
         self._unchecked = self.objective.needs_reference
         self._is_first_step = True
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, KL, gate
-        self._summed_from = 0  # the step of the last log
+        self._summed_from: int | None = None  # the step of the last log, once training has begun
         self._seen = torch.zeros(5, device=self.args.device)  # of an evaluation: those, loss, rows
         self._watch = Watch(self.args.device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; what was summed and seen before does not count."""
+        self._sums.zero_()
+        self._summed_from = None
+        return super().train(*args, **kwargs)
 
     def _collator_of_trainer(self, collator: Any) -> Any:
         """What Trainer is given; batches come from the checked collator, set after it."""
@@ -183,6 +189,9 @@ class PactTrainer(Trainer):
         loss = self._batch_loss(model, inputs, num_items_in_batch)
         total = loss.loss
         if num_items_in_batch is not None:
+            if self._summed_from is None:
+                self._summed_from = self.state.global_step
+                self._watch = Watch(self.args.device, self._summed_from + 1)
             total = total * self.accelerator.num_processes  # whose gradients are averaged
             gate = loss.mean_gate * loss.num_rows / num_items_in_batch
             self._sums += torch.stack([loss.cross_entropy.float(), loss.kl.float(), gate.float()])
@@ -255,7 +264,7 @@ class PactTrainer(Trainer):
         Raises:
             ValueError: the loss or the gradient's norm was not finite since then.
         """
-        steps = self.state.global_step - self._summed_from
+        steps = 0 if self._summed_from is None else self.state.global_step - self._summed_from
         if "loss" in logs and steps > 0:
             if "grad_norm" in logs and not self.args.fp16:  # whose scaler leaves such steps out
                 norm = torch.as_tensor(logs["grad_norm"], device=self.args.device)

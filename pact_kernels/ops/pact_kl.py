@@ -96,7 +96,7 @@ def pact_kl(
     temperature = resolve_temperature(over, temperature)
     token_ids, token_weights, step, reference, row_weight = check_kl(
         hidden,
-        weight,
+        head.weight,
         token_ids,
         token_weights,
         step,

@@ -96,7 +96,7 @@ def pact_loss(
     temperature, kl_weight = resolve_temperature(over, temperature), check_kl_weight(kl_weight)
     token_ids, token_weights, step, reference, row_weight = check_kl(
         hidden,
-        weight,
+        head.weight,
         token_ids,
         token_weights,
         step,

@@ -1,4 +1,4 @@
-"""Run by `test_distributed` in two processes: `PactSFTTrainer`, and a patched model in Trainer.
+"""Run by `test_distributed` in two processes: `PactSFTTrainer`, patched models, torchtitan's loss.
 
 torchrun --nproc-per-node=2 tests/integrations/distributed.py FOLDER
 """
@@ -21,9 +21,11 @@ from trl import SFTConfig
 
 import pact
 from pact.discovery import SafetyTokens
+from pact.integrations.mixin import PatchedTrainer
 from pact.integrations.trl import PactSFTTrainer
 from pact.objective import PactConfig
 from pact.reference import FrozenModel
+from tests.integrations.torchtitan_interface import above_the_stand_in
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, parameters_of, problem
 
@@ -69,22 +71,29 @@ def by_sft(folder: Path, num_processes: int) -> dict[str, Tensor]:
 
 
 def by_patch(folder: Path, num_processes: int) -> dict[str, Tensor]:
-    """transformers' own Trainer."""
+    """transformers' own Trainer, and the parts of its losses as it logs them."""
     given = problem(PactConfig(gate=False), count=8)
 
     def collate(examples: list[Any]) -> dict[str, Tensor]:
         batch = given.collator(examples)
         return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
-    model = pact.patch(tiny_llama(), tokens=TOKENS, reference=FrozenModel(tiny_llama(seed=1)))
-    trainer = Trainer(
+    class Mine(PatchedTrainer, Trainer):
+        pass
+
+    model = tiny_llama()
+    trainer = Mine(
         model,
-        TrainingArguments(**settings(folder, num_processes)),
+        TrainingArguments(**settings(folder, num_processes), logging_steps=1),
         train_dataset=given.dataset.select_columns(["input_ids", "labels"]),
         data_collator=collate,
+        tokens=TOKENS,
+        reference=FrozenModel(tiny_llama(seed=1)),
     )
     trainer.train()
-    return parameters_of(model)
+    logged = [entry for entry in trainer.state.log_history if "kl" in entry]
+    parts = {name: torch.tensor([e[name] for e in logged]) for name in ("cross_entropy", "kl")}
+    return parameters_of(model) | parts
 
 
 def by_fsdp(folder: Path, num_processes: int) -> dict[str, Tensor]:
@@ -113,7 +122,35 @@ def by_fsdp(folder: Path, num_processes: int) -> dict[str, Tensor]:
     return {n: (p.full_tensor() if num_processes > 1 else p).detach() for n, p in trained.items()}
 
 
-WAYS = {"sft": by_sft, "patch": by_patch, "fsdp": by_fsdp}
+def by_torchtitan_loss(folder: Path, num_processes: int) -> dict[str, Tensor]:
+    """torchtitan's loop around its loss, above a stand-in: norm and head are one unit, and the head
+    is called by the loss alone."""
+    model = tiny_llama().train()
+    if num_processes > 1:
+        mesh = init_device_mesh("cpu", (num_processes,))
+        fully_shard([model.model.norm, model.lm_head], mesh=mesh)
+        fully_shard(model.model, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    loss_fn = above_the_stand_in().FusedCrossEntropyLoss.Config().build()
+    loss_fn.set_lm_head(model.lm_head)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 320, (STEP, 12), generator=g)
+    labels = ids.roll(-1, 1)
+    for row in range(STEP):
+        labels[row, : 2 * row] = -100  # so that processes differ in rows
+    mine = slice(PartialState().process_index, None, num_processes)
+    tokens = (labels != -100).sum() / num_processes  # gradients are averaged
+    for _ in range(3):
+        states = model.model(input_ids=ids[mine]).last_hidden_state
+        loss_fn(states, labels[mine], tokens)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = dict(model.named_parameters())
+    return {n: (p.full_tensor() if num_processes > 1 else p).detach() for n, p in trained.items()}
+
+
+WAYS = {"sft": by_sft, "patch": by_patch, "fsdp": by_fsdp, "torchtitan": by_torchtitan_loss}
 
 
 def main(folder: Path) -> None:

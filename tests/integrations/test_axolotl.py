@@ -120,6 +120,7 @@ def test_what_cannot_be_honoured_is_refused(axolotl: Any, settings: dict[str, An
         ("fsdp_config", {"x": 1}, "whole in every process, got fsdp_config"),
         ("context_parallel_size", 2, "got context_parallel_size"),
         ("deepspeed", "deepspeed_configs/zero3_bf16.json", "ZeRO-3"),
+        ("deepspeed", {"zero_optimization": {"stage": 3}}, "ZeRO-3"),
     ):
         with pytest.raises(ValueError, match=said):
             plugin.pre_model_load({**settings, name: value})

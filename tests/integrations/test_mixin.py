@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
+import pact
 from pact.discovery import SafetyTokens
 from pact.integrations.mixin import PatchedTrainer
 from pact.integrations.transformers_models import is_patched, last_loss
@@ -17,7 +19,7 @@ from pact.objective import PactConfig
 from pact.reference import FrozenModel
 from pact.training import PactTrainer
 from tests.rounding import STATES
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, problem
 
 TOKENS = SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS)
@@ -137,3 +139,52 @@ def test_what_replaces_the_loss_is_refused(tmp_path: Path) -> None:
     assert is_patched(Mine("t", model=model, args=arguments(tmp_path)).model)
     with pytest.raises(ValueError, match="patched already, got tokens too"):
         Mine("t", model=model, args=arguments(tmp_path), tokens=TOKENS)
+
+
+def test_a_second_training_and_a_resumed_one_log_their_own_parts(tmp_path: Path) -> None:
+    """Each log's parts are means over the steps since the one before, in this run."""
+    given = {"train_dataset": DATA, "data_collator": collate}
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = Mine("theirs", model=tiny_llama(), args=arguments(tmp_path, **saving), **given)
+    entries = logged(whole)
+    whole.train()
+    again = [entry for entry in whole.state.log_history if "grad_norm" in entry]
+    assert len(again) == 4
+    resumed = Mine("theirs", model=tiny_llama(), args=arguments(tmp_path, max_steps=4), **given)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    after = [entry for entry in resumed.state.log_history if "grad_norm" in entry]
+    for entry in (*entries, *again, *after):
+        assert float(entry["loss"]) == pytest.approx(float(entry["cross_entropy"]), rel=1e-3)
+
+
+def test_a_loss_that_is_formed_elsewhere_is_no_pacts(tmp_path: Path) -> None:
+    class Elsewhere(Theirs):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return model(input_ids=inputs["input_ids"]).logits.float().logsumexp(-1).mean()
+
+    class Mixed(PatchedTrainer, Elsewhere):
+        pass
+
+    trainer = Mixed(
+        "theirs",
+        model=tiny_llama(),
+        args=arguments(tmp_path),
+        train_dataset=DATA,
+        data_collator=collate,
+    )
+    with pytest.raises(ValueError, match="Mixed forms its loss without the forward of the patched"):
+        trainer.train()
+
+
+def test_trl_s_own_head_and_a_patch_do_not_meet(tmp_path: Path) -> None:
+    """SFTTrainer puts a fused head on the model, whose loss would be trained instead."""
+
+    class Mixed(PatchedTrainer, SFTTrainer):
+        pass
+
+    config = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    given = {"processing_class": tiny_tokenizer(), "train_dataset": DATA}
+    with pytest.raises(ValueError, match="for TRL, use pact.integrations.trl.PactSFTTrainer"):
+        Mixed(tiny_llama(), config, **given)
+    with pytest.raises(ValueError, match="this trainer of TRL puts a loss of its own"):
+        SFTTrainer(pact.patch(tiny_llama()), config, **given)

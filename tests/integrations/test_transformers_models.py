@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -308,3 +309,60 @@ def test_a_model_that_forms_its_own_loss_is_refused_by_name() -> None:
         model(**{name: batch()[name] for name in ("input_ids", "labels")})
     assert output_head(model).weight.shape[0] == VOCABULARY
     assert model(batch()["input_ids"]).logits.shape[-1] == VOCABULARY  # all is put back
+
+
+def test_the_output_has_no_logits_by_any_name() -> None:
+    out = pact.patch(tiny_llama())(**batch(vocabulary=320))
+    assert "logits" not in out and [*out.keys()][0] == "loss"
+    assert out.logits is None and copy.copy(out).logits is None
+    assert all(value.numel() for value in out.to_tuple() if isinstance(value, Tensor))
+
+
+def test_a_forward_that_another_library_put_there() -> None:
+    """Before the patch it would run in its place; after it, it wraps the patched one."""
+    model = tiny_llama()
+    add_hook_to_module(model, AlignDevicesHook(io_same_device=True))
+    with pytest.raises(ValueError, match="a forward that another library put on it"):
+        pact.patch(model)
+    remove_hook_from_module(model)
+    plain = float(model(**batch(vocabulary=320)).loss)
+    pact.patch(model)
+    add_hook_to_module(model, AlignDevicesHook(io_same_device=True))
+    out = model(**batch(vocabulary=320))
+    assert out.logits is None and float(out.loss) == pytest.approx(plain, rel=SUMS)
+    with pytest.raises(ValueError, match="take its hooks off first"):
+        pact.unpatch(model)
+    remove_hook_from_module(model)
+    assert not is_patched(pact.unpatch(model))
+    with pytest.raises(ValueError, match="patch it first, then call torch.compile"):
+        pact.patch(torch.compile(tiny_llama()))
+    own = tiny_llama()
+    own.loss_function = lambda *args, **kwargs: torch.tensor(7.0)
+    with pytest.raises(ValueError, match="has a loss_function of its own"):
+        pact.patch(own)
+
+
+def test_a_reference_is_given_what_is_its_own() -> None:
+    """Neither the student's keys and values nor its embeddings."""
+    model = tiny_llama()
+    pact.patch(model, tokens=TOKENS, pact=PactConfig(gate=False))
+    given = batch(vocabulary=320)
+    past = model(given["input_ids"][:, :4], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="needs whole sequences, got past_key_values"):
+        model(given["input_ids"][:, 4:], past_key_values=past, labels=given["labels"][:, 4:])
+    states = model.get_input_embeddings()(given["input_ids"])
+    with pytest.raises(ValueError, match="embeds the tokens itself, got inputs_embeds"):
+        model(inputs_embeds=states, labels=given["labels"])
+
+
+def test_a_patched_model_is_saved_whole_and_its_class_makes_plain_ones(tmp_path: Path) -> None:
+    model, given = pact.patch(tiny_llama()), batch(vocabulary=320)
+    loss = float(model(**given).loss)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert is_patched(loaded) and float(loaded(**given).loss) == loss
+    one = torch.tensor([int((given["labels"][:, 1:] != -100).sum())])
+    assert float(model(**given, num_items_in_batch=one).loss) == pytest.approx(loss, rel=SUMS)
+    model.save_pretrained(tmp_path / "model")
+    plain = type(model).from_pretrained(tmp_path / "model")
+    assert not is_patched(plain) and plain(**given).logits is not None

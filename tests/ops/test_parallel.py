@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pact_kernels as pk
-from tests.ops.parallel import CASES, LSE, Case, problem, run
+from tests.ops.parallel import CASES, LSE, WIDTH, Case, problem, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,3 +99,20 @@ def test_what_cannot_be_right_is_refused_in_every_process(found: list[Any]) -> N
         assert "target must be in [0, V=53)" in beyond
         assert "needs logits without a soft cap" in smoothed
         assert "must be sharded along the vocabulary" in whole
+
+
+def test_a_reference_whose_head_is_not_cut_alike_is_refused() -> None:
+    """Before anything is exchanged, in every process: its tokens would be others."""
+    p = problem(torch.float32)
+    rows = p.hidden[:, 3:].reshape(-1, WIDTH)
+    with pytest.raises(ValueError, match="must be cut as the student's is, 20 rows .*, got 53"):
+        pk.pact_kl(
+            rows,
+            p.weight[:20],
+            p.token_ids,
+            p.token_weights,
+            p.step,
+            pk.ReferenceStates(p.full, None, p.other),
+            gate=None,
+            process_group=object(),
+        )

@@ -71,6 +71,12 @@ def check_kl(
     vocabulary = weight.shape[0] if process_group is None else MOST_TOKENS
     if process_group is not None and isinstance(reference, ReferenceStates):
         reference = _local_reference(reference, process_group)
+        if reference.weight.shape[0] != weight.shape[0]:
+            raise ValueError(
+                f"over a sharded vocabulary the reference's head must be cut as the student's is, "
+                f"{weight.shape[0]} rows in this process, got {reference.weight.shape[0]}: give "
+                "this process's rows of it"
+            )
     by_row = token_ids.dim() > 1
     if by_row:
         token_ids = _by_row(token_ids, step, reference, over, process_group)
