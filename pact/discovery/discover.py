@@ -79,6 +79,21 @@ class DiscoverConfig:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {self.dtype!r}")
 
 
+OF_ITS_INPUTS = (
+    "aligned",
+    "base",
+    "data",
+    "split",
+    "subset",
+    "columns",
+    "fold_system",
+    "chat_template_kwargs",
+    "dtype",
+    "seed",
+)
+"""Settings that the file of tokens records beside those of the scores."""
+
+
 def run_discover(config: DiscoverConfig) -> SafetyTokens:
     """Load what `config` names, find the safety tokens, and save them.
 
@@ -123,8 +138,7 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
         max_tokens=config.max_tokens,
         tokenizer=tokenizer,
     )
-    names = ("aligned", "base", "data", "split", "chat_template_kwargs", "dtype", "seed")
-    settings = {name: str(getattr(config, name)) for name in names}
+    settings = {name: str(getattr(config, name)) for name in OF_ITS_INPUTS}
     tokens = replace(tokens, metadata={**tokens.metadata, **settings})
     tokens.save(output)
     return tokens

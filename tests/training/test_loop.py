@@ -206,18 +206,21 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         assert largest_error(load_file(tmp_path / f"{name}.safetensors"), one_step) < SUMS, name
 
 
-def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`pact <arguments>` under torchrun, without a word about devices."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ACCELERATE = ("accelerate.commands.launch", "--num_processes=2")
+
+
+def launch(launcher: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`pact <arguments>` in two processes, without a word about devices."""
     return subprocess.run(
-        [sys.executable, *launcher, "-m", "pact", *arguments],
+        [sys.executable, "-m", *launcher, "-m", "pact", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )
 
 
-def test_torchrun_on_a_processor_joins_its_processes(tmp_path: Path) -> None:
+def test_launchers_on_a_processor_join_their_processes(tmp_path: Path) -> None:
     """One run, with the weights of one process; what runs in one process alone refuses two."""
     rows = [json.dumps({"messages": turns}) for turns in conversations(8)]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
@@ -236,14 +239,14 @@ def test_torchrun_on_a_processor_joins_its_processes(tmp_path: Path) -> None:
         for name, value in settings.items()
         for text in ("--" + name.replace("_", "-"), str(value))
     ]
-    done = launch(2, "train", *flags, "--output-dir", str(tmp_path / "two"))
+    done = launch(ACCELERATE, "train", *flags, "--output-dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
     alone = train(TrainConfig(**settings, output_dir=str(tmp_path / "one")))
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses == pytest.approx([record["loss"] for record in alone.records], rel=STATES)
     assert done.stdout.count("3 steps, cross-entropy") == 1
-    refused = launch(2, "show", "--tokens", settings["tokens"], "--tokenizer", settings["model"])
+    refused = launch(TORCHRUN, "show", "--tokens", settings["tokens"], "--tokenizer", settings["model"])
     assert refused.returncode != 0
     assert "WORLD_SIZE=2 where this runs in one process" in refused.stderr
 
