@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +45,43 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["hf_trainer", "trl_sft"])
+@pytest.mark.parametrize("name", ["hf_trainer", "trl_sft", "any_trainer"])
 def test_a_trainer(name: str, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
     main(*files)
     assert (Path(files[3]) / "adapter_model.safetensors").is_file()
     assert "'loss'" in capsys.readouterr().out
+
+
+def run(*command: str, **environment: str) -> str:
+    """What a command printed."""
+    root = str(EXAMPLES.parent)
+    given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PYTHON": sys.executable, **environment}
+    done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_head_in_two_parts() -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    printed = run(sys.executable, *launcher, str(EXAMPLES / "vocabulary_parallel.py"))
+    assert "2 processes, 16002 of 32003 tokens" in printed
+    loss, one = re.search(r"loss ([\d.]+), by one process ([\d.]+)", printed).groups()  # type: ignore[union-attr]
+    assert float(loss) == pytest.approx(float(one), rel=1e-6)
+    assert float(printed.split()[-1]) < 1e-5
+
+
+def test_from_a_spreadsheet_to_a_merged_model(files: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "questions.csv"
+    rows = [f"question {n},answer {n}" for n in range(8)]
+    data.write_text("\n".join(["question,answer", *rows]))
+    model, tokens, _, output = files
+    script = str(EXAMPLES / "from_csv.sh")
+    cache = str(tmp_path / "cache")
+    printed = run("sh", script, model, tokens, str(data), output, MAX_STEPS="2", HOME=cache)
+    assert re.search(r"answer \d", printed)  # the dry run's first batch
+    assert (Path(output) / "adapter_model.safetensors").is_file()
+    assert (Path(f"{output}-merged") / "model.safetensors").is_file()
 
 
 def test_distillation_from_a_stored_file(tmp_path: Path) -> None:
@@ -71,7 +106,7 @@ def test_axolotls_keys_are_the_plugins() -> None:
 
 
 def test_every_script_is_short_and_tested() -> None:
-    for path in EXAMPLES.glob("*.py"):
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 62, path.name
         assert path.stem in Path(__file__).read_text(encoding="utf-8"), path.name
