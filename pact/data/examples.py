@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pact.data.conversation import Conversation, Message, read_message
-from pact.data.forms import as_messages, check_columns, renamed
+from pact.data.forms import as_messages, check_columns, other_columns, renamed
 from pact.data.jsonl import parse_json
 from pact.data.sources import Source, open_source
 
@@ -72,6 +72,12 @@ def left_out(faults: list[str], num_rows: int, name: str) -> None:
         )
 
 
+def say_unread(names: set[str], whose: str, source: str) -> None:
+    """Name what nothing reads, if anything is."""
+    if names:
+        logger.info("%s: nothing reads the %s %s", source, whose, ", ".join(sorted(names)))
+
+
 def read_rows(
     source: Source,
     skip_bad_rows: bool,
@@ -85,14 +91,17 @@ def read_rows(
     """
     conversations: list[Conversation] = []
     faults: list[str] = []
-    unread: set[str] = set()
+    unread_fields: set[str] = set()
+    unread_columns: set[str] = set()
     for row in source.rows:
         try:
             if isinstance(row.value, ValueError):
                 raise row.value
             value = renamed(row.value, columns, row.where)
+            others: set[str] = set()
             if isinstance(value, Mapping):
-                value = as_messages(value, row.where)
+                others = other_columns(value, columns, row.where)
+                value = as_messages(value, row.where, source.are_texts)
             conversation, names = _conversation(row.where, change(value))
         except ValueError as error:
             if not skip_bad_rows:
@@ -100,14 +109,15 @@ def read_rows(
             faults.append(str(error))
             continue
         conversations.append(conversation)
-        unread |= names
+        unread_fields |= names
+        unread_columns |= others
     left_out(faults, len(faults) + len(conversations), source.name)
     if faults and not conversations:
         raise ValueError(f"every row of {source.name} is bad; the first: {faults[0]}")
     if not conversations:
         raise ValueError(f"the data must hold at least one row, got none in {source.name}")
-    if unread:
-        logger.info("%s: nothing reads the messages' %s", source.name, ", ".join(sorted(unread)))
+    say_unread(unread_columns, "columns", source.name)
+    say_unread(unread_fields, "messages'", source.name)
     return conversations
 
 
@@ -136,6 +146,8 @@ def _row_messages(row: Mapping[str, Any], where: str) -> tuple[list[Message], se
         completion, more = _turns(row["completion"], "assistant", where)
         shown = [m | {"train": False} if m["role"] == "assistant" else m for m in prompt]
         return shown + completion, unread | more
+    if row.get("instruction") is not None:
+        raise ValueError(f"{where}: output must be a string, got {row.get('output')!r:.80}")
     null = [name for name in ("messages", "prompt", "completion") if name in row]
     null = [name for name in null if row[name] is None]
     raise ValueError(

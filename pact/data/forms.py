@@ -6,6 +6,8 @@
     instruction, input, output                  Alpaca's; `history` holds earlier pairs
     system                                      beside any of them: a system turn before the others
 
+A row is read by the first of these that it has; its other columns are left out.
+
 A mapping of columns gives a row's columns these names first.
 """
 
@@ -36,6 +38,16 @@ NAMES = (
     "attention_mask",
 )
 """What a column may be called by a mapping."""
+FORMS = (
+    (("messages",), ("messages",)),
+    (("conversations",), ("conversations",)),
+    (("prompt", "completion"), ("prompt", "completion")),
+    (("instruction",), ("instruction", "input", "output", "history")),
+    (("prompt",), ("prompt",)),  # to be answered
+)
+"""The columns that a row of each form must have, and those that are read; the first form counts."""
+BESIDE = ("system", "tools", "chat_template_kwargs")
+"""What is read beside any form."""
 SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -83,24 +95,59 @@ def renamed(row: Any, columns: Mapping[str, str] | None, where: str) -> Any:
     return rest | {name: row[source] for name, source in columns.items()}
 
 
-def as_messages(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def other_columns(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None, where: str
+) -> set[str]:
+    """The names of a row's columns that its form leaves out.
+
+    Raises:
+        ValueError: the mapping gave one of them its name.
+    """
+    form = _form(row)
+    if not form:
+        return set()  # malformed, which is said where it is read
+    names = {str(name) for name, value in row.items() if value is not None} - {*form, *BESIDE}
+    mapped = sorted(names & set(columns or {}))
+    if mapped:
+        raise ValueError(
+            f"{where} is read by its {form[0]!r}, got `columns` that map {mapped[0]!r}, which "
+            f"nothing reads then: take {form[0]!r} out of the data, or {mapped[0]!r} out of columns"
+        )
+    return names
+
+
+def _form(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that a row is read by; none where it has no form."""
+    for needed, read in FORMS:
+        if all(row.get(name) is not None for name in needed):
+            return read
+    return ()
+
+
+def as_messages(row: Mapping[str, Any], where: str, is_text: bool = False) -> Mapping[str, Any]:
     """A row of any form with `messages`, or `prompt` and `completion`; of none, as it is.
+
+    Args:
+        row: the row; an Alpaca row without an output gets a `prompt` alone.
+        where: what errors call it.
+        is_text: its values are texts alone, so that lists of turns are there as their JSON.
 
     Raises:
         ValueError: a form is there and malformed.
     """
     made = dict(row)
-    for name in ("messages", "conversations", "prompt", "completion"):
+    for name in ("messages", "conversations") if is_text else ():
         if isinstance(made.get(name), str):
             made[name] = _listed(made[name])
-    if made.get("messages") is None and made.get("conversations") is not None:
+    form = _form(made)
+    if "conversations" in form:
         made["messages"] = [
             _spoken(turn, f"{where}, message {n}")
             for n, turn in enumerate(_turns(made["conversations"], where))
         ]
-    is_pair = made.get("prompt") is not None and made.get("completion") is not None
-    if made.get("messages") is None and not is_pair and made.get("instruction") is not None:
-        made["messages"] = _alpaca(made, where)
+    if "instruction" in form:
+        name = "prompt" if made.get("output") is None else "messages"
+        made[name] = _alpaca(made, where)
     system = made.get("system")
     if system:
         if not isinstance(system, str):
@@ -145,7 +192,11 @@ def _spoken(turn: Any, where: str) -> Message:
 
 def _alpaca(row: Mapping[str, Any], where: str) -> list[Message]:
     asked, given, answer = (row.get(name) for name in ("instruction", "input", "output"))
-    for name, value in (("instruction", asked), ("input", given or ""), ("output", answer)):
+    for name, value in (
+        ("instruction", asked),
+        ("input", given or ""),
+        ("output", "" if answer is None else answer),
+    ):
         if not isinstance(value, str):
             raise ValueError(f"{where}: {name} must be a string, got {value!r:.80}")
     messages: list[Message] = []
@@ -153,7 +204,8 @@ def _alpaca(row: Mapping[str, Any], where: str) -> list[Message]:
         if not isinstance(pair, (list, tuple)) or [type(text) for text in pair] != [str, str]:
             raise ValueError(f"{where}: history must hold pairs of strings, got {pair!r:.80}")
         messages += _pair(*pair)
-    return messages + _pair(f"{asked}\n\n{given}" if given else str(asked), str(answer))
+    pair = _pair(f"{asked}\n\n{given}" if given else str(asked), str(answer))
+    return messages + (pair if answer is not None else pair[:1])
 
 
 def _pair(asked: str, answer: str) -> list[Message]:
@@ -161,7 +213,7 @@ def _pair(asked: str, answer: str) -> list[Message]:
 
 
 def _listed(text: str) -> Any:
-    """The turns that a text is the JSON of, as CSV holds them; any other text as it is."""
+    """The turns that a text is the JSON of; any other text as it is."""
     if not text.lstrip().startswith("[{"):
         return text
     try:

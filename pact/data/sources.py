@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, config, load_dataset, load_from_disk
+from huggingface_hub import metadata_load
 
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
 from pact.hub import check_on_hub
@@ -30,12 +32,28 @@ class Source(NamedTuple):
     rows: Iterable[Row]
     split: str | None = None
     """Which part of several it is, or the only one; None for a source without parts."""
+    are_texts: bool = False
+    """Whether values are texts alone, as in CSV: lists are there as their JSON."""
 
 
 FILES = (".jsonl", ".json", ".csv", ".parquet")
 """What data files end in."""
-SNAPSHOT = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.arrow")
-"""What a folder of a hub's data set holds, itself or below."""
+SNAPSHOT = {
+    ".parquet": "Parquet",
+    ".jsonl": "JSON",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".arrow": "Arrow",
+}
+"""What the files of a folder of a hub's data set end in, and their kinds."""
+NO_DATA = (
+    "config.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "state.json",
+)
+"""Files beside the data, which describe them."""
 
 
 def open_source(source: Any, split: str | None, subset: str | None = None) -> Source:
@@ -103,17 +121,17 @@ def _open_file(path: Path, name: str) -> Source:
     if path.suffix == ".jsonl":
         return Source(name, _json_lines(path))
     if path.suffix == ".csv":
-        return Source(name, _csv_rows(path))
+        return Source(name, _csv_rows(path), are_texts=True)
     if path.suffix == ".parquet":
         return _numbered(name, _without_fill(_parquet_rows(path)))
     return _numbered(name, _json_array(path))
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Rows by the header's names, all texts; quoted ones may hold line breaks."""
+    """Rows by the header's names: texts, None in empty cells; quoted ones may hold line breaks."""
     text = read_text(path)
     csv.field_size_limit(max(len(text), 1))
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, None)
         if not header or len(set(header)) < len(header):
@@ -128,7 +146,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 )
                 yield Row(where, fault)
                 continue
-            yield Row(where, dict(zip(header, values, strict=True)))
+            yield Row(
+                where, {name: value or None for name, value in zip(header, values, strict=True)}
+            )
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
@@ -199,10 +219,17 @@ def _open_folder(path: Path, split: str | None, subset: str | None) -> Source:
 
 def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
     """A folder as the hub has a data set: files, with a card or without."""
-    if not any(next(path.rglob(pattern), None) for pattern in SNAPSHOT):
+    found = _suffixes(path)
+    if not found:
         raise ValueError(
             f"a data folder must hold a data set: one written by Dataset.save_to_disk, or files "
-            f"that end in {', '.join(pattern[1:] for pattern in SNAPSHOT)}, got none in {path}"
+            f"that end in {', '.join(SNAPSHOT)}, got none in {path}"
+        )
+    kinds = {SNAPSHOT[suffix] for suffix in found}
+    if len(kinds) > 1 and not _has_card(path):
+        raise ValueError(
+            f"a data folder must hold files of one kind, got {' and '.join(sorted(found))} in "
+            f"{path}: give one file, or a folder of one kind"
         )
     try:
         loaded = load_dataset(str(path), subset)
@@ -210,7 +237,31 @@ def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path} cannot be read as a data set: {cause}") from error
     part = _part(loaded, split, str(path))
-    return _numbered(str(path), _without_fill(loaded[part]), part)
+    source = _numbered(str(path), _without_fill(loaded[part]), part)
+    return source._replace(are_texts=kinds == {"CSV"})
+
+
+def _suffixes(path: Path) -> set[str]:
+    """What the data files of a folder, itself or below, end in; hidden ones are none."""
+    return {
+        suffix
+        for file in path.rglob("*")
+        if file.name not in NO_DATA
+        and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
+        and file.is_file()
+        for suffix in map(str.lower, file.suffixes)
+        if suffix in SNAPSHOT
+    }
+
+
+def _has_card(path: Path) -> bool:
+    """Whether a card says which files are the data; what is wrong with one, its reader says."""
+    card = path / "README.md"
+    try:
+        configs = (metadata_load(card) or {}).get("configs") if card.is_file() else None
+        return any({"data_files", "data_dir"} & set(config) for config in configs or ())
+    except Exception:  # YAML's errors are of many kinds
+        return True
 
 
 def _part(parts: DatasetDict, split: str | None, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from pact.data.examples import left_out
+from pact.data.examples import left_out, say_unread
 from pact.data.spans import IGNORE
 
 MASKS = ("completion_mask", "assistant_masks")
@@ -42,6 +42,7 @@ def tokenised_dataset(
     """
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
     faults: list[str] = []
+    unread: set[str] = set()
     seen = 0
     for where, row in rows:
         seen += 1
@@ -52,13 +53,15 @@ def tokenised_dataset(
                 raise
             faults.append(str(error))
             continue
+        unread |= _unread(row)
         ids, labels = ids[:max_length], labels[:max_length]
         if bool((labels[1:] != IGNORE).any()):
-            columns["input_ids"].append(ids)
-            columns["labels"].append(labels)
+            columns["input_ids"].append(ids.astype(np.int32))
+            columns["labels"].append(labels.astype(np.int32))
         else:
             faults.append(f"{where} has no label within max_length={max_length}")
     left_out(faults, seen, name)
+    say_unread(unread, "columns", name)
     if not columns["labels"]:
         raise ValueError(
             f"at least one row of {name} must have a label, got none of {seen}"
@@ -70,8 +73,15 @@ def tokenised_dataset(
     )
 
 
+def _unread(row: Mapping[str, Any]) -> set[str]:
+    """The names of a row's columns that are left out; labels go before masks."""
+    learnt = MASKS if row.get("labels") is None else ("labels",)
+    names = {str(name) for name, value in row.items() if value is not None}
+    return names - {"input_ids", "attention_mask", *learnt}
+
+
 def _labelled(row: Any, where: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) ids and labels."""
+    """(L,) ids and labels, int64: a narrower type would turn an id too large into another."""
     if not is_tokenised(row):
         raise ValueError(f"{where} must hold input_ids as the rows before it do")
     ids = _ints(row["input_ids"], f"{where}: input_ids")
@@ -121,9 +131,10 @@ def _ints(value: Any, where: str) -> np.ndarray:
         found = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{where} must be a list of integers, got {value!r:.60}") from error
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
+    is_whole = found.dtype.kind in "iub" and found.max(initial=0) <= np.iinfo(np.int64).max
+    if found.ndim != 1 or (found.size and not is_whole):
         raise ValueError(f"{where} must be a list of integers, got {value!r:.60}")
-    return found.astype(np.int32)
+    return found.astype(np.int64)
 
 
 def _same_length(ids: np.ndarray, other: np.ndarray, where: str) -> None:

@@ -30,6 +30,11 @@ class EvaluateConfig:
     """The aligned model for drift; unset is the model with its adapters off."""
     split: str | None = None
     """Which split of every data set above, where it has several; it must be named then."""
+    subset: str | None = None
+    """Which configuration of every data set above; a file, which has none, is refused."""
+    columns: dict[str, str] | None = None
+    """What every data set above calls the columns that are read, such as {"prompt": "question",
+    "completion": "answer"}; see `pact.data.forms` for their names."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None

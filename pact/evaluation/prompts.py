@@ -7,11 +7,17 @@ from typing import Any
 
 from pact.data.conversation import Conversation, Message, like
 from pact.data.examples import read_rows
+from pact.data.forms import check_columns
 from pact.data.sources import open_source
 
 
 def load_prompts(
-    source: Any, *, split: str | None = None, skip_bad_rows: bool = False
+    source: Any,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad_rows: bool = False,
 ) -> list[Conversation]:
     """Load what comes before the answer in each row of a source.
 
@@ -20,6 +26,8 @@ def load_prompts(
             list of messages, or `messages`. A completion, and the assistant's turns at the end, are
             left out.
         split: which part of a data set with several parts; None takes the only one there is.
+        subset: which configuration of a data set that has several.
+        columns: names that rows are read by, such as `prompt`, to those that the data have.
         skip_bad_rows: leave out rows that are malformed, and count them in the log.
 
     Returns:
@@ -28,7 +36,9 @@ def load_prompts(
     Raises:
         ValueError: the source is missing, empty or malformed, or a row leaves nothing to answer.
     """
-    conversations = read_rows(open_source(source, split), skip_bad_rows, _unanswered)
+    check_columns(columns)
+    found = open_source(source, split, subset)
+    conversations = read_rows(found, skip_bad_rows, _unanswered, columns)
     prompts = []
     for conversation in conversations:
         try:

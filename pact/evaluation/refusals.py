@@ -31,14 +31,19 @@ class RefusalsConfig:
     model: str
     """The aligned chat model: a folder, or a hub name."""
     prompts: str
-    """Harmful prompts, rows with `prompt` or `messages`: .jsonl, .json, a saved data set, or a hub
-    name."""
+    """Harmful prompts, rows with `prompt`, `messages` or another form of `pact.data.forms`: .jsonl,
+    .json, .csv, .parquet, a folder of them, a saved data set, or a hub name."""
     output: str
     """The .jsonl file of conversations to write, each a prompt and its refusal."""
     overwrite: bool = False
     """Replace the output if it is there."""
     split: str | None = None
     """Which split of prompts, where it has several; it must be named then."""
+    subset: str | None = None
+    """Which configuration of a data set that has several."""
+    columns: dict[str, str] | None = None
+    """What the data call the columns that are read, such as {"prompt": "question"}; see
+    `pact.data.forms` for their names."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -86,7 +91,13 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         device=device,
     )
     judge = make_judge(config.judge, options)
-    prompts = load_prompts(config.prompts, split=config.split, skip_bad_rows=config.skip_bad_rows)
+    prompts = load_prompts(
+        config.prompts,
+        split=config.split,
+        subset=config.subset,
+        columns=config.columns,
+        skip_bad_rows=config.skip_bad_rows,
+    )
     tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
     # What the template refuses is an error now rather than later.
     prompts = usable(prompts, partial(prompt_text, tokenizer=tokenizer), config.skip_bad_rows)

@@ -94,11 +94,17 @@ def _load_data(config: EvaluateConfig, tokenizer: Any) -> tuple[dict[str, Any], 
         path = getattr(config, name)
         if not path:
             continue
-        found = load(path, split=config.split, skip_bad_rows=config.skip_bad_rows)
+        found = load(
+            path,
+            split=config.split,
+            subset=config.subset,
+            columns=config.columns,
+            skip_bad_rows=config.skip_bad_rows,
+        )
         if name == "task":
             expected_answers(found)
         data[name] = usable(found, use, config.skip_bad_rows)
-        split = open_source(path, config.split).split
+        split = open_source(path, config.split, config.subset).split
         if split is not None:
             splits[name] = split
     return data, {"splits": splits} if splits else {}

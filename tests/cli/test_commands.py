@@ -124,6 +124,24 @@ def test_evaluate_prints_a_table_and_writes_it(
     assert any(output.iterdir())
 
 
+def test_prompts_by_the_columns_that_a_flag_names(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "goals.jsonl").write_text(json.dumps({"goal": "How do I bake bread?"}))
+    goals, model = str(tmp_path / "goals.jsonl"), ["--model", str(files / "model")]
+    evaluate = ["evaluate", *model, "--harmful", goals, "--output-dir", str(tmp_path / "new")]
+    refusals = ["refusals", *model, "--prompts", goals, "--output", str(tmp_path / "new.jsonl")]
+    for flags in (evaluate, refusals):
+        assert main([*flags, "--subset", "main"]) == 2
+        assert "a file has no subsets, got subset='main'" in capsys.readouterr().err
+        assert main([*flags, "--columns", '{"prompt": "question"}']) == 2
+        assert "lacks the column 'question' of `columns`, got ['goal']" in capsys.readouterr().err
+    columns = ["--columns", '{"prompt": "goal"}', "--max-new-tokens", "2"]
+    assert main([*evaluate, *columns]) == 0
+    assert main([*refusals, *columns]) == 2  # it was asked, and the tiny model refuses nothing
+    assert "at least one answer must refuse, got none of 1" in capsys.readouterr().err
+
+
 def test_convert_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vector = torch.zeros(320)
     vector[[7, 9]] = torch.tensor([0.8, -0.6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -50,11 +51,26 @@ def test_rows_without_a_label_are_left_out(caplog: pytest.LogCaptureFixture) -> 
         dataset(empty)
 
 
+def test_the_log_names_columns_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"input_ids": IDS, "labels": IDS, "attention_mask": [1] * 4, "seq_lengths": None}
+    with caplog.at_level(logging.INFO):
+        dataset(row)
+        assert not caplog.records
+        dataset(row | {"text": "x"}, row | {"completion_mask": [0] * 4})
+    (record,) = caplog.records
+    assert record.getMessage() == "here: nothing reads the columns completion_mask, text"
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"input_ids": IDS}, "row 0 must say which tokens are learnt"),
         ({"input_ids": [5, 10], "labels": [5, 10]}, r"in \[0, 10\), got 5 to 10"),
+        # int32 and int64 would make 6 of these, and IGNORE of the label
+        ({"input_ids": [5, 2**32 + 6], "labels": [5, 6]}, "got 5 to 4294967302"),
+        ({"input_ids": [5, 2**64 + 6], "labels": [5, 6]}, "input_ids must be a list of integers"),
+        ({"input_ids": [5, 6], "labels": [2**32 - 100, 6]}, "a label must be its token"),
+        ({"input_ids": [5, 6], "labels": [2**64 - 100, 6]}, "labels must be a list of integers"),
         ({"input_ids": [5, -1], "labels": [5, -1]}, r"in \[0, 10\), got -1 to 5"),
         ({"input_ids": IDS, "labels": [6, 7, 8, -100]}, "labels are not shifted here"),
         ({"input_ids": IDS, "labels": IDS[:2]}, "one entry per token, got 2 of 4"),

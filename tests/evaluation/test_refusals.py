@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pact.data.examples import load_examples
 from pact.evaluation import refusals
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
+from tests.data.test_forms import write_snapshot
 from tests.tiny import save_tiny
 
 PROMPTS: list[Any] = [
@@ -52,6 +54,18 @@ def test_refusals_are_kept_with_their_prompts(
     assert second == [*PROMPTS[2]["messages"], {"role": "assistant", "content": ANSWERS[2]}]
     with pytest.raises(ValueError, match="must be a new file: name another, or set overwrite"):
         write_refusals(config)
+
+
+def test_prompts_of_a_subset_whose_columns_have_other_names(
+    config: RefusalsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {name: {"train": [{"goal": f"{name} of them"}]} for name in ("one", "two")}
+    write_snapshot(tmp_path / "goals", rows)
+    monkeypatch.setattr(refusals, "generate_answers", lambda *a, **k: [ANSWERS[0]])
+    named = {"prompts": str(tmp_path / "goals"), "subset": "two", "columns": {"prompt": "goal"}}
+    assert write_refusals(replace(config, **named)) == (1, 1)
+    ((asked, _),) = load_examples(config.output)
+    assert asked["content"] == "two of them"
 
 
 def test_a_model_that_refuses_nothing_leaves_no_file(config: RefusalsConfig) -> None:

@@ -1,4 +1,4 @@
-"""A data set of several splits is read by the one that is named, and the result says which."""
+"""Data by the split, the subset and the columns that are named, and the result says which."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pact.evaluation import EvaluateConfig, run_evaluate
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
 from pact.evaluation.report import load_evaluation
 from pact.training import TrainConfig, train
+from tests.data.test_forms import write_snapshot
 from tests.tiny import save_tiny
 from tests.training.problem import conversations
 
@@ -61,6 +62,58 @@ def test_an_evaluation_reads_no_split_that_was_not_named(
     assert (alone.heldout, alone.task, alone.drift) == (result.heldout, result.task, result.drift)
     assert (alone.harmful, alone.benign) == (result.harmful, result.benign)
     assert "splits" not in alone.settings
+
+
+COLUMNS = {"prompt": "question", "completion": "answer"}
+
+
+@pytest.fixture
+def subsets(parts: str, tmp_path: Path) -> str:
+    """Two subsets of unlike length, whose columns have names of their own."""
+    rows = [
+        dict(zip(("question", "answer"), (turn["content"] for turn in turns[:2]), strict=True))
+        for turns in conversations(3)
+    ]
+    write_snapshot(tmp_path / "subsets", {"one": {"test": rows}, "two": {"test": rows[1:]}})
+    return str(tmp_path / "subsets")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_evaluation_reads_the_subset_and_the_columns_that_are_named(
+    source: str, subsets: str, tmp_path: Path
+) -> None:
+    named = {"subset": "two", "columns": COLUMNS}
+    result = run_evaluate(evaluation(tmp_path, source, subsets, **named))
+    assert {name: result.settings[name] for name in named} == named
+    assert result.settings["splits"] == {source: "test"}
+    turns = [row[:2] for row in conversations(3)[1:]]
+    two = evaluation(tmp_path, source, write_rows(tmp_path / "two.jsonl", turns))
+    alone = run_evaluate(replace(two, output_dir=str(tmp_path / "alone")))
+    assert (alone.heldout, alone.task, alone.drift) == (result.heldout, result.task, result.drift)
+    assert (alone.harmful, alone.benign) == (result.harmful, result.benign)
+
+
+def test_a_subset_or_a_column_that_is_not_there_is_refused(
+    subsets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("run", "refusals"):
+        monkeypatch.setattr(
+            f"pact.evaluation.{module}.load_model", lambda *a, **k: pytest.fail("loaded")
+        )
+    rows = write_rows(tmp_path / "rows.jsonl", conversations(2))
+    model, output = str(tmp_path / "model"), str(tmp_path / "refusals.jsonl")
+    for path, settings, message in (
+        (rows, {"subset": "two"}, "a file has no subsets, got subset='two' for .*rows.jsonl"),
+        (subsets, {"subset": "three"}, "cannot be read as a data set: .*'three' not found"),
+        (rows, {"columns": COLUMNS}, "line 1 of .*rows.jsonl lacks the column 'question'"),
+        (rows, {"columns": {"question": "prompt"}}, "columns maps names of .*, got 'question'"),
+    ):
+        for source in SOURCES:
+            with pytest.raises(ValueError, match=message):
+                run_evaluate(evaluation(tmp_path, source, path, **settings))
+        with pytest.raises(ValueError, match=message):
+            write_refusals(RefusalsConfig(model=model, prompts=path, output=output, **settings))
+    assert not (tmp_path / "evaluated").exists() and not Path(output).exists()
 
 
 def write_rows(path: Path, rows: list[Any]) -> str:
