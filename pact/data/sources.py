@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, config, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    config,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from huggingface_hub import metadata_load
 
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
@@ -219,7 +226,8 @@ def _open_folder(path: Path, split: str | None, subset: str | None) -> Source:
 
 def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
     """A folder as the hub has a data set: files, with a card or without."""
-    found = _suffixes(path)
+    files = _data_files(path)
+    found = {suffix for file in files for suffix in _suffixes(file)}
     if not found:
         raise ValueError(
             f"a data folder must hold a data set: one written by Dataset.save_to_disk, or files "
@@ -232,26 +240,39 @@ def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
             f"{path}: give one file, or a folder of one kind"
         )
     try:
+        builder = load_dataset_builder(str(path), subset)
         loaded = load_dataset(str(path), subset)
     except Exception as error:  # its readers raise errors of many kinds
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path} cannot be read as a data set: {cause}") from error
+    named = (builder.config.data_files or {}).values()
+    read = {Path(name).resolve() for names in named for name in names}
+    left = sorted(str(file) for file in files if file.resolve() not in read)
+    if left and not _has_card(path):
+        raise ValueError(
+            f"in {path} the names of some files say their splits, so {left[0]} and "
+            f"{len(left) - 1} more would be left out: name its split too, or give one file"
+        )
     part = _part(loaded, split, str(path))
     source = _numbered(str(path), _without_fill(loaded[part]), part)
     return source._replace(are_texts=kinds == {"CSV"})
 
 
-def _suffixes(path: Path) -> set[str]:
-    """What the data files of a folder, itself or below, end in; hidden ones are none."""
-    return {
-        suffix
+def _data_files(path: Path) -> list[Path]:
+    """The data files of a folder, itself or below; hidden ones are none."""
+    return [
+        file
         for file in path.rglob("*")
         if file.name not in NO_DATA
         and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
         and file.is_file()
-        for suffix in map(str.lower, file.suffixes)
-        if suffix in SNAPSHOT
-    }
+        and _suffixes(file)
+    ]
+
+
+def _suffixes(file: Path) -> set[str]:
+    """Those of data that a file's name ends in."""
+    return {suffix for suffix in map(str.lower, file.suffixes) if suffix in SNAPSHOT}
 
 
 def _has_card(path: Path) -> bool:

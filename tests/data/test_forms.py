@@ -342,3 +342,15 @@ def test_a_system_turn_is_folded_where_the_template_has_none(template: str) -> N
     assert "system\nBe brief<|im_end|>" in own.decode(row["input_ids"])  # it has a place
     with pytest.raises(BadConversation, match="put into the user's turn behind it"):
         folded(load_examples([{"messages": [SYSTEM, ANSWER]}])[0])
+
+
+def test_a_folder_whose_names_leave_a_file_out_is_refused(tmp_path: Path) -> None:
+    """Where one name says a split, datasets reads no file whose name says none."""
+    row = json.dumps({"prompt": "what", "completion": "this"})
+    (tmp_path / "train.jsonl").write_text(row)
+    (tmp_path / "other.jsonl").write_text(row)
+    with pytest.raises(ValueError, match="other.jsonl and 0 more would be left out: name its sp"):
+        load_examples(tmp_path, split="train")
+    (tmp_path / "other.jsonl").rename(tmp_path / "test.jsonl")
+    assert len(load_examples(tmp_path, split="train")) == 1
+    assert len(load_examples(tmp_path, split="test")) == 1
