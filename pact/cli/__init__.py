@@ -34,7 +34,8 @@ CLOSED_PIPE = 141  # as a shell has it for SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    It is 0, 2 for what the user can mend, 130 for Ctrl-C, 141 where the output is no longer read.
+    It is 0, 2 for what the user can mend, 130 for Ctrl-C, 143 for SIGTERM in training, 141
+    where the output is no longer read.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(name, f"{error}: pip install 'pact-kernels[demo]'")
     except (ValueError, OSError) as error:
         return _failed(name, str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:  # a training run says what it kept
+        if str(error):
+            print(f"pact {name}: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", INTERRUPTED)
     return 0
 
 

@@ -25,6 +25,15 @@ SETTINGS = (
     "seed",
 )
 """Those of the run that a reader asks for; config.yaml has all."""
+ADAPTER_SETTINGS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "lora_rslora",
+    "lora_dora",
+    "quantize",
+)
 
 
 def write_card(
@@ -67,9 +76,7 @@ def card_text(
         head["base_model"] = base
     settings = {name: getattr(config, name) for name in SETTINGS}
     if not whole:
-        settings |= {
-            name: getattr(config, name) for name in ("lora_r", "lora_alpha", "lora_targets")
-        }
+        settings |= {name: getattr(config, name) for name in ADAPTER_SETTINGS}
     if is_pact:
         settings |= {name: getattr(pact, name) for name in ("over", "kl_weight", "kl_step_tau")}
     lines = [
@@ -82,9 +89,9 @@ def card_text(
         "",
         _opening(config, is_pact),
         "",
-        "## Measured",
+        "## Measured, in nats",
         "",
-        *_measured(records, is_pact),
+        *_measured(records, is_pact, config.keep_best),
         "",
         "## Settings",
         "",
@@ -111,28 +118,37 @@ def _opening(config: TrainConfig, is_pact: bool) -> str:
     )
 
 
-def _measured(records: Sequence[Record], is_pact: bool) -> list[str]:
-    """The last of what was measured in training, and of the evaluations the best."""
+def _measured(records: Sequence[Record], is_pact: bool, keep_best: bool) -> list[str]:
+    """The step of the saved weights, and what was measured at it, or in training last before it."""
     trained = [record for record in records if "loss" in record]
     looked = [record for record in records if "eval_loss" in record]
-    lines = []
-    if trained:
-        last = trained[-1]
-        lines.append(f"- step {last['step']:.0f}, cross-entropy {last['cross_entropy']:.4f} nats")
+    if not trained:
+        return ["- nothing: no step was left to do"]
+    found = looked[-1] if looked else None
+    if looked and keep_best:
+        found = min(looked, key=lambda record: record["eval_loss"])
+    taken = records[-1]["step"]
+    saved = found["step"] if found is not None and keep_best else taken
+    lines = [f"- the saved weights: those of step {saved:.0f}, of {taken:.0f} that were taken"]
+    before = [record for record in trained if record["step"] <= saved]
+    if before:
+        last = before[-1]
+        lines.append(
+            f"- in training, step {last['step']:.0f}: cross-entropy {last['cross_entropy']:.4f}"
+        )
         if is_pact:
             lines.append(
-                f"- drift on the training rows, KL to the reference: {last['kl']:.4g} nats"
+                f"- drift on the training rows there, KL to the reference: {last['kl']:.4g}"
             )
-    if looked:
-        best = min(looked, key=lambda record: record["eval_loss"])
+    if found is not None:
         lines.append(
-            f"- on other examples, at step {best['step']:.0f}: cross-entropy "
-            f"{best['eval_cross_entropy']:.4f}"
-            + (f", KL to the reference {best['eval_kl']:.4g}" if is_pact else "")
+            f"- on other examples, at step {found['step']:.0f}: cross-entropy "
+            f"{found['eval_cross_entropy']:.4f}"
+            + (f", KL to the reference {found['eval_kl']:.4g}" if is_pact else "")
         )
-        if "eval_refusals" in best:
-            lines.append(f"- harmful requests refused there: {best['eval_refusals']:.0%}")
-    return lines or ["- nothing: no step was left to do"]
+        if "eval_refusals" in found:
+            lines.append(f"- harmful requests refused there: {found['eval_refusals']:.0%}")
+    return lines
 
 
 def _plain(value: Any) -> str:

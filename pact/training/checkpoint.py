@@ -93,7 +93,7 @@ def whole_checkpoint(output_dir: Path, only: Collection[str] | None = None) -> P
     Raises:
         ValueError: there are checkpoints, and all of them are damaged.
     """
-    passed = []
+    passed: list[str] = []
     for checkpoint in reversed(_complete(output_dir)):
         found = damage(checkpoint, _step(checkpoint), only)
         if found is None:

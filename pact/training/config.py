@@ -12,6 +12,17 @@ from typing import Any, Literal, get_args
 import yaml
 
 CONFIG_FILE = "config.yaml"
+OF_ADAPTERS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "lora_rslora",
+    "lora_dora",
+)
+"""Settings without effect in full fine-tuning."""
+OF_EVALUATIONS = ("eval_split", "eval_every", "patience", "probe_prompts")
+"""Settings without effect where there is no eval_file."""
 Schedule = Literal[
     "cosine",
     "linear",
@@ -57,8 +68,8 @@ class FitConfig:
     """Order of the data, dropout and the adapters' first values depend on it alone."""
     save_every: int | None = 500
     """Steps between checkpoints; unset writes none."""
-    save_total_limit: int = 1
-    """Checkpoints that are kept, the newest ones."""
+    save_total_limit: int = 2
+    """Checkpoints that are kept, the newest ones: a damaged one is passed over for the next."""
     log_every: int = 1
     """Steps between records of the metrics, each the mean over them."""
     eval_every: int | None = None
@@ -114,10 +125,10 @@ class TrainConfig(FitConfig):
     split: str = "train"
     """Which split of train_file and of refusals, where a data set has several."""
     subset: str | None = None
-    """Which configuration of a data set that has several."""
+    """Which configuration of train_file and of eval_file, where a data set has several."""
     columns: dict[str, str] | None = None
-    """What the data call the columns that are read, such as {"instruction": "question", "output":
-    "answer"}; see `pact.data.forms` for their names."""
+    """What train_file and eval_file call the columns that are read, such as {"instruction":
+    "question", "output": "answer"}; see `pact.data.forms` for their names."""
     fold_system: bool = False
     """Put a system turn into the user's first one where the chat template has none."""
     skip_bad_rows: bool = False
@@ -133,6 +144,8 @@ class TrainConfig(FitConfig):
     eval_file: str | None = None
     """Other examples, of any form that train_file may have: their loss is looked at on the way, the
     best weights are kept, and `patience` may end the run."""
+    eval_split: str | None = None
+    """Which split of eval_file; unset is `split`."""
     probe_prompts: str | None = None
     """Harmful requests that are asked at each evaluation: the share that is refused is reported."""
     output_dir: str
@@ -187,8 +200,15 @@ class TrainConfig(FitConfig):
             )
         if self.quantize is not None and self.full_finetuning:
             raise ValueError("quantize is of a frozen model under adapters: leave it unset")
+        for name in OF_ADAPTERS:
+            value = getattr(self, name)
+            if self.full_finetuning and value != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{name} is of adapters, got {value!r} with full_finetuning: leave one of them "
+                    "unset"
+                )
         if self.eval_file is None:
-            for name in ("eval_every", "patience", "probe_prompts"):
+            for name in OF_EVALUATIONS:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is of evaluations: give eval_file, or leave it unset")
         for name, valid, need in (

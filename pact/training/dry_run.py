@@ -1,6 +1,7 @@
 """What a run would do, without doing it: its plan, its memory, and the first batch as it is learnt.
 
-Everything is loaded and checked as for the run; nothing is written.
+Everything is loaded and checked as for the run, but for what takes a forward pass; nothing is
+written.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.data.collate import Collator
 from pact.data.spans import IGNORE
 from pact.objective import PactConfig, PactObjective
+from pact.training.checkpoint import whole_checkpoint
+from pact.training.checks import check_training
 from pact.training.config import TrainConfig
-from pact.training.run import loaded_inputs
+from pact.training.evaluating import Evaluation
+from pact.training.folder import check_contents
+from pact.training.identity import check_same_run, check_settings, identity_of, read_identity
+from pact.training.loop import optimizer_kind
+from pact.training.run import Inputs, checked_output, loaded_inputs, step_collator
 from pact.training.schedule import Plan
 
 LEARNT, RESET = "\x1b[32m", "\x1b[0m"
@@ -32,14 +40,17 @@ def describe(config: TrainConfig, pact: PactConfig, *, colour: bool = False) -> 
         colour: show what is learnt in green, instead of in [[brackets]].
 
     Raises:
-        ValueError: whatever the run itself would refuse before its first step.
+        ValueError: whatever the run itself would refuse before its first forward pass.
     """
-    given = loaded_inputs(config, pact)
+    given, collator = _checked(config, pact)
     lengths = [len(row) for row in given.dataset["input_ids"]]
     answers = [sum(label != IGNORE for label in row[1:]) for row in given.dataset["labels"]]
     plan = Plan(config, len(lengths), lengths if config.group_by_length else None)
-    examples = [given.dataset[index] for index in plan.indices(0)]
-    batch = given.collator(examples)
+    shares = plan.micro_batches(0, process=0, num_processes=1)
+    batches = [collator([given.dataset[index] for index in share]) for share in shares]
+    batched = "examples"
+    if config.packing:
+        batched += f" in {sum(len(batch['input_ids']) for batch in batches)} packed lines"
     objective = "cross-entropy"
     if isinstance(given.objective, PactObjective):
         objective += (
@@ -53,11 +64,43 @@ def describe(config: TrainConfig, pact: PactConfig, *, colour: bool = False) -> 
         f"epoch; {config.schedule} from {config.learning_rate:g}, {plan.num_warmup_steps} to "
         "warm up",
         f"objective   {objective}",
+        *_looks(config, given.evaluation, plan),
         *_memory(given.model),
         "",
-        f"the first step's examples, {'green' if colour else 'in brackets'} is learnt:",
+        f"the first step's {batched}, {'green' if colour else 'in brackets'} is learnt:",
     ]
-    return "\n".join([*lines, *_shown(batch, given.tokenizer, colour)])
+    shown = [line for batch in batches for line in _shown(batch, given.tokenizer, colour)]
+    return "\n".join([*lines, *shown])
+
+
+def _checked(config: TrainConfig, pact: PactConfig) -> tuple[Inputs, Collator]:
+    """What the run would work with, and make its batches with, if it would begin."""
+    output_dir = checked_output(config)
+    check_contents(output_dir, config.resume)
+    checkpoint = None
+    if config.resume:
+        check_settings(output_dir, (config, pact))
+        checkpoint = whole_checkpoint(output_dir)
+    optimizer_kind(config)
+    given = loaded_inputs(config, pact)
+    collator = step_collator(config, given.collator)
+    check_training(given.model, given.objective, given.reference, collator)
+    saved = None if checkpoint is None else read_identity(checkpoint)
+    if checkpoint is not None and saved is not None:
+        # How many processes there will be is not known here.
+        check_same_run(checkpoint, identity_of((config, pact), given.contents, saved["processes"]))
+    return given, collator
+
+
+def _looks(config: TrainConfig, evaluation: Evaluation | None, plan: Plan) -> list[str]:
+    """What is evaluated on the way."""
+    if evaluation is None:
+        return []
+    every = config.eval_every or plan.steps_per_epoch
+    return [
+        f"evaluation  {len(evaluation.dataset)} examples, {len(evaluation.prompts)} requests, "
+        f"every {every} steps and after the last"
+    ]
 
 
 def _memory(model: Any) -> list[str]:

@@ -33,9 +33,7 @@ def held_folder(folder: Path, resume: bool) -> Iterator[Path]:
         ValueError: it is a file, another run holds it, it has files that are no run's, or it has a
             run and `resume` is off.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, got the file {folder}")
-    _check_contents(folder, resume)
+    check_contents(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -48,7 +46,7 @@ def held_folder(folder: Path, resume: bool) -> Iterator[Path]:
     except (NotImplementedError, OSError) as error:
         logger.warning("%s cannot be locked (%s): start no other run in it", folder, error)
     try:
-        _check_contents(folder, resume)  # another run may have been here before the lock was ours
+        check_contents(folder, resume)  # another run may have been here before the lock was ours
         (folder / HOLDER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield folder
     finally:
@@ -76,7 +74,10 @@ def check_output(folder: Path, taken: Mapping[str, str | None]) -> None:
             )
 
 
-def _check_contents(folder: Path, resume: bool) -> None:
+def check_contents(folder: Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot begin in, or be resumed in; see `held_folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir must be a folder, got the file {folder}")
     if not folder.is_dir():
         return
     names = {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}

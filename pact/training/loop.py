@@ -17,6 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from pact.data.spans import IGNORE
 from pact.models import head_weight
@@ -35,6 +36,7 @@ from pact.training.config import FitConfig
 from pact.training.evaluating import LOSS, BestWeights, Evaluation
 from pact.training.finite import Watch, check_parameters
 from pact.training.identity import Identity, check_same_run
+from pact.training.interrupt import SignalWatch
 from pact.training.metrics import Meter, MetricsLog, Record
 from pact.training.schedule import Plan
 from pact.training.student import Student
@@ -92,6 +94,8 @@ def fit(
             looks across sequences; a student with fresh adapters is not its reference; a checkpoint
             is of another run; or a loss, gradient or parameter is not finite, which is noticed
             before a record or a checkpoint is written.
+        StoppedBySignal: SIGINT or SIGTERM came; the step was finished, and saved where the settings
+            have checkpoints. Several processes end at the next step that is logged or saved.
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
@@ -105,55 +109,65 @@ def fit(
     track = _trackers(accelerator, config, output_dir)
     meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
-    for step in range(first, plan.num_steps):
-        if evaluation is not None and best.exhausted():
-            break
-        torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
-        batches = _read_step(plan, step, dataset, collator, parts)
-        if step == 0:
-            _check_first(parts, objective, reference, batches[0])
-        loss, grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
-        done = step + 1
-        watch.see(done, loss, grad_norm)
-        is_last = done == plan.num_steps
-        logs = is_last or done % config.log_every == 0
-        saves = bool(config.save_every) and (is_last or done % (config.save_every or 1) == 0)
-        if logs or saves:
-            newest = newest_checkpoint(output_dir) if output_dir else None
-            watch.check(accelerator, newest)
-            if saves or is_last:
-                check_parameters(parts.parameters.items(), newest)
-        if logs:
-            record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
-            record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
-            log.append(record)
-            track(record)
-            bar.set_postfix_str(_summary(record))
-        if evaluation is not None and (is_last or done % eval_every == 0):
-            found = {"step": done, "epoch": done / plan.steps_per_epoch}
-            found |= evaluation(parts.model, accelerator, config.dtype)
-            log.append(found)
-            track(found)
-            best.see(done, found[LOSS], parts.parameters, writes=is_main)
-        bar.update()
-        if output_dir and saves:
-            if is_main:
-                save_checkpoint(
-                    output_dir,
-                    done,
-                    parts.parameters,
-                    parts.optimizer,
-                    identity,
-                    config.save_total_limit,
-                )
-                if not is_last:
-                    log.plot()
-            accelerator.wait_for_everyone()
-        if after_step is not None:
-            after_step(done)
+    stops = False
+    with SignalWatch() as told:
+        for step in range(first, plan.num_steps):
+            if evaluation is not None and best.exhausted():
+                break
+            torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
+            batches = _read_step(plan, step, dataset, collator, parts)
+            if step == 0:
+                _check_first(parts, objective, reference, batches[0])
+            loss, grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
+            done = step + 1
+            watch.see(done, loss, grad_norm)
+            is_last = done == plan.num_steps
+            logs = is_last or done % config.log_every == 0
+            saves = bool(config.save_every) and (is_last or done % (config.save_every or 1) == 0)
+            stops = not is_last and told.agreed(accelerator, joined=logs or saves)
+            logs, saves = logs or stops, saves or (stops and bool(config.save_every))
+            if logs or saves:
+                newest = newest_checkpoint(output_dir) if output_dir else None
+                watch.check(accelerator, newest)
+                if saves or is_last:
+                    check_parameters(parts.parameters.items(), newest)
+            if logs:
+                record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
+                record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
+                log.append(record)
+                track(record)
+                bar.set_postfix_str(_summary(record))
+            if evaluation is not None and (is_last or done % eval_every == 0):
+                found = {"step": done, "epoch": done / plan.steps_per_epoch}
+                found |= evaluation(parts.model, accelerator, config.dtype)
+                log.append(found)
+                track(found)
+                writes = is_main and config.keep_best
+                best.see(done, found[LOSS], parts.parameters, writes=writes)
+            bar.update()
+            if output_dir and saves:
+                if is_main:
+                    save_checkpoint(
+                        output_dir,
+                        done,
+                        parts.parameters,
+                        parts.optimizer,
+                        identity,
+                        config.save_total_limit,
+                    )
+                    if not is_last:
+                        log.plot()
+                accelerator.wait_for_everyone()
+            if after_step is not None:
+                after_step(done)
+            if stops:
+                break
     bar.close()
     log.plot()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # its end_training would part the processes, too
+        tracker.finish()
+    if stops:
+        told.leave(done, newest_checkpoint(output_dir) if output_dir else None)
     if evaluation is not None and config.keep_best and best.losses:
         accelerator.wait_for_everyone()
         logger.info("the best weights are those of step %d", best.restore(parts.parameters))
@@ -168,6 +182,22 @@ def _shared(records: list[Record], accelerator: Accelerator) -> list[Record]:
     return list(broadcast_object_list([records])[0])
 
 
+def check_trackers(config: FitConfig) -> None:
+    """Refuse a tracker that is unknown or not installed.
+
+    Raises:
+        ValueError: one is; it names those that are there.
+    """
+    available = [str(name) for name in get_available_trackers()]
+    missing = [name for name in config.report_to if name not in available]
+    if missing:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ValueError(
+            f"report_to must name trackers that are installed, got {missing[0]!r}: pip install it "
+            f"(accelerate knows {known}; installed: {', '.join(available) or 'none'})"
+        )
+
+
 def _trackers(
     accelerator: Accelerator, config: FitConfig, output_dir: Path | None
 ) -> Callable[[Record], None]:
@@ -178,14 +208,7 @@ def _trackers(
     """
     if not config.report_to:
         return lambda record: None
-    available = [str(name) for name in get_available_trackers()]
-    missing = [name for name in config.report_to if name not in available]
-    if missing:
-        known = ", ".join(LOGGER_TYPE_TO_CLASS)
-        raise ValueError(
-            f"report_to must name trackers that are installed, got {missing[0]!r}: pip install it "
-            f"(accelerate knows {known}; installed: {', '.join(available) or 'none'})"
-        )
+    check_trackers(config)
     accelerator.project_configuration.set_directories(str(output_dir or "."))
     accelerator.log_with = list(config.report_to)
     settings = {
@@ -221,7 +244,7 @@ def _prepare(
 ) -> _Parts:
     """Place the model, wrap it for several processes, and make its optimiser."""
     parameters = check_training(model, objective, reference, collator)
-    kind, options = _optimizer_kind(config)
+    kind, options = optimizer_kind(config)
     join_processes()
     # Autocast is ours, since it covers the reference and the loss too.
     accelerator = Accelerator(mixed_precision="no")
@@ -348,7 +371,20 @@ def _optimizer(
     return optimizer
 
 
-def _optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
+def check_optimizer(config: FitConfig) -> None:
+    """Refuse an optimiser that transformers has no name for; its package is not looked for.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    known = [kind.value for kind in OptimizerNames]
+    if config.optimizer not in known:
+        raise ValueError(
+            f"optimizer {config.optimizer!r} cannot be had: transformers knows {', '.join(known)}"
+        )
+
+
+def optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
     """Class and settings of the optimiser of a name, as transformers has them.
 
     It is asked for before there is an `Accelerator`, whose state its arguments would reset.
@@ -358,6 +394,7 @@ def _optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
     """
     if config.optimizer == FitConfig.optimizer:
         return torch.optim.AdamW, {"lr": config.learning_rate}
+    check_optimizer(config)
     try:
         given = TrainingArguments(
             "unused", optim=config.optimizer, learning_rate=config.learning_rate, report_to="none"

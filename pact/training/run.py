@@ -35,12 +35,12 @@ from pact.data.forms import check_columns, renamed
 from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
 from pact.data.sources import open_source
-from pact.data.template import header_ids
+from pact.data.template import header_ids, prompt_text
 from pact.data.tokenised import is_tokenised, tokenised_dataset
 from pact.discovery import SafetyTokens
 from pact.evaluation.prompts import load_prompts
 from pact.loading import has_adapters, load_model, load_tokenizer
-from pact.models import check_head, output_head
+from pact.models import check_head, head_weight
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.processes import join_processes, main_first
 from pact.reference import (
@@ -53,7 +53,7 @@ from pact.reference import (
     fill_cache,
 )
 from pact.training.card import write_card
-from pact.training.config import CONFIG_FILE, TrainConfig, save_configs
+from pact.training.config import CONFIG_FILE, OF_EVALUATIONS, TrainConfig, save_configs
 from pact.training.evaluating import Evaluation
 from pact.training.folder import check_output, held_folder
 from pact.training.identity import (
@@ -63,7 +63,7 @@ from pact.training.identity import (
     evaluation_contents,
     identity_of,
 )
-from pact.training.loop import fit
+from pact.training.loop import check_optimizer, check_trackers, fit
 from pact.training.metrics import Record
 from pact.training.saving import save_trained
 from pact.training.schedule import Plan
@@ -95,6 +95,7 @@ class Inputs(NamedTuple):
     model: Any
     reference: Reference | None
     contents: dict[str, str]
+    evaluation: Evaluation | None
 
 
 def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
@@ -114,8 +115,7 @@ def train(config: TrainConfig, pact: PactConfig | None = None) -> TrainResult:
     """
     pact = pact or PactConfig()
     processes = join_processes()
-    output_dir = Path(config.output_dir).expanduser()
-    check_output(output_dir, {name: getattr(config, name) for name in sorted(BY_CONTENT)})
+    output_dir = checked_output(config)
     with ExitStack() as stack:
 
         def hold() -> None:
@@ -132,37 +132,29 @@ def _train(
 ) -> TrainResult:
     """The run in a folder that it holds."""
     given = loaded_inputs(config, pact)
-    dataset, reference, collator = given.dataset, given.reference, given.collator
+    dataset, reference = given.dataset, given.reference
     is_live = isinstance(reference, AdaptersOff | FrozenModel)
     if is_live and _is_worth_caching(config, dataset):
         reference = _cached(config, given)
         dataset = dataset.add_column("example", np.arange(len(dataset)))
-    if config.packing:
-        collator = PackedCollator(
-            **vars(collator), pack_length=config.pack_length or config.max_length
-        )
     if processes.is_main_process and not (output_dir / CONFIG_FILE).is_file():
         save_configs(output_dir, (replace(config, resume=False), pact))
-    evaluation, contents = None, given.contents
-    if config.eval_file is not None:
-        evaluation = _evaluation(config, given)
-        contents = contents | evaluation_contents(evaluation.dataset, evaluation.prompts)
-    identity = identity_of((config, pact), contents, processes.num_processes)
+    identity = identity_of((config, pact), given.contents, processes.num_processes)
     records = fit(
         given.model,
         dataset,
         given.objective,
         reference,
-        collator,
+        step_collator(config, given.collator),
         config,
         output_dir=output_dir,
         identity=identity,
-        evaluation=evaluation,
+        evaluation=given.evaluation,
     )
     if processes.is_main_process:
         keep_base = has_adapters(config.model)
         save_trained(given.model, given.tokenizer, output_dir, keep_base=keep_base)
-        write_card(output_dir, config, pact, records, contents)
+        write_card(output_dir, config, pact, records, given.contents)
         logger.info("saved the trained model to %s", output_dir)
     processes.wait_for_everyone()
     return TrainResult(given.model, output_dir, records)
@@ -172,7 +164,8 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
     """Fill the reference cache of a run ahead of it, on any number of processes.
 
     Args:
-        config: the settings of the run; those of the loop and `output_dir` do not matter.
+        config: the settings of the run; those of the loop, of evaluations and `output_dir` do not
+            matter.
         pact: the objective's settings; the default is `PactConfig()`.
 
     Raises:
@@ -181,9 +174,26 @@ def fill(config: TrainConfig, pact: PactConfig | None = None) -> ReferenceCache:
     join_processes()
     if config.method == "plain":
         raise ValueError("method=plain has no reference to cache: give --method pact")
-    given = loaded_inputs(config, pact or PactConfig())
+    unset: dict[str, Any] = dict.fromkeys(("eval_file", *OF_EVALUATIONS))
+    given = loaded_inputs(replace(config, **unset), pact or PactConfig())
     assert isinstance(given.reference, AdaptersOff | FrozenModel)
     return _cached(config, given).cache
+
+
+def checked_output(config: TrainConfig) -> Path:
+    """The output folder, once all is looked at that needs no file: names, and what is where."""
+    check_trackers(config)
+    check_optimizer(config)
+    output_dir = Path(config.output_dir).expanduser()
+    check_output(output_dir, {name: getattr(config, name) for name in sorted(BY_CONTENT)})
+    return output_dir
+
+
+def step_collator(config: TrainConfig, collator: Collator) -> Collator:
+    """What makes the batches of a step, of what makes padded ones."""
+    if not config.packing:
+        return collator
+    return PackedCollator(**vars(collator), pack_length=config.pack_length or config.max_length)
 
 
 def loaded_inputs(config: TrainConfig, pact: PactConfig) -> Inputs:
@@ -193,26 +203,37 @@ def loaded_inputs(config: TrainConfig, pact: PactConfig) -> Inputs:
     dataset = _dataset(config, tokenizer)
     header = header_ids(tokenizer) if objective.needs_post_only else ()
     collator = Collator(header, pad_id(tokenizer), post_only=objective.needs_post_only)
-    model, reference, loaded = _load_models(config, objective, dataset)
+    others = None if config.eval_file is None else _dataset(_evaluated(config), tokenizer)
+    prompts = _probe_prompts(config, tokenizer)
+    model, reference, loaded = _load_models(config, objective)
+    _check_vocabulary(config, model, dataset)
     contents = contents_of(dataset, objective, header, loaded)
     model, reference = _with_reference(config, objective, model, reference)
-    return Inputs(tokenizer, objective, dataset, collator, model, reference, contents)
+    evaluation = None
+    if others is not None:
+        _check_vocabulary(_evaluated(config), model, others)
+        contents |= evaluation_contents(others, prompts)
+        evaluation = Evaluation(
+            others, objective, reference, collator, prompts=prompts, tokenizer=tokenizer
+        )
+    return Inputs(tokenizer, objective, dataset, collator, model, reference, contents, evaluation)
 
 
-def _evaluation(config: TrainConfig, given: Inputs) -> Evaluation:
-    """Other examples, held to the live reference, and requests to refuse."""
+def _evaluated(config: TrainConfig) -> TrainConfig:
+    """The settings by which the examples of the evaluations are read."""
     assert config.eval_file is not None
-    prompts: list[Conversation] = []
-    if config.probe_prompts is not None:
-        prompts = load_prompts(config.probe_prompts, skip_bad_rows=config.skip_bad_rows)
-    return Evaluation(
-        _dataset(replace(config, train_file=config.eval_file, refusals=None), given.tokenizer),
-        given.objective,
-        given.reference,
-        given.collator,
-        prompts=prompts,
-        tokenizer=given.tokenizer,
-    )
+    split = config.eval_split or config.split
+    return replace(config, train_file=config.eval_file, split=split, refusals=None)
+
+
+def _probe_prompts(config: TrainConfig, tokenizer: Any) -> list[Conversation]:
+    """Requests to refuse, which the chat template has room for."""
+    if config.probe_prompts is None:
+        return []
+    prompts = load_prompts(config.probe_prompts, skip_bad_rows=config.skip_bad_rows)
+    for prompt in prompts:
+        prompt_text(prompt, tokenizer)
+    return prompts
 
 
 def _dataset(config: TrainConfig, tokenizer: Any) -> Dataset:
@@ -304,7 +325,7 @@ def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> Objecti
 
 
 def _load_models(
-    config: TrainConfig, objective: Objective, dataset: Dataset
+    config: TrainConfig, objective: Objective
 ) -> tuple[Any, Reference | None, dict[str, nn.Module]]:
     """The model before anything is trained in it, a reference of its own, and both by name."""
     # Only what is trained needs float32: under LoRA the model itself may be bfloat16.
@@ -313,7 +334,15 @@ def _load_models(
         _absolute(config.model), dtype=dtype, merge_adapters=True, quantize=config.quantize
     )
     check_head(model)
-    vocabulary = output_head(model).weight.shape[0]
+    if not objective.needs_reference or config.reference_model is None:
+        return model, None, {"model": model}
+    other = load_model(config.reference_model, dtype=config.dtype, merge_adapters=True)
+    return model, FrozenModel(other), {"model": model, "reference": other}
+
+
+def _check_vocabulary(config: TrainConfig, model: Any, dataset: Dataset) -> None:
+    """Refuse token ids that the model has no embedding or no logit for."""
+    vocabulary = head_weight(model).shape[0]
     largest = pc.max(pc.list_flatten(dataset.data.column("input_ids"))).as_py()
     if largest >= vocabulary:
         raise ValueError(
@@ -321,10 +350,6 @@ def _load_models(
             f"in {config.train_file}: {config.model} holds another model's tokenizer, or lacks "
             "embeddings for added tokens (resize_token_embeddings)"
         )
-    if not objective.needs_reference or config.reference_model is None:
-        return model, None, {"model": model}
-    other = load_model(config.reference_model, dtype=config.dtype, merge_adapters=True)
-    return model, FrozenModel(other), {"model": model, "reference": other}
 
 
 def _with_reference(

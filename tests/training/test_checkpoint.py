@@ -27,8 +27,9 @@ from tests.training.problem import Problem, Stopping, parameters_of, problem
 
 def _model(full: bool) -> nn.Module:
     """Adapters with dropout, whose noise has to go on as well; or all weights."""
-    run = {"model": "m", "train_file": "t", "output_dir": "o", "method": "plain"}
-    return make_trainable(tiny_llama(), TrainConfig(**run, full_finetuning=full, lora_dropout=0.3))
+    run: dict[str, Any] = {"model": "m", "train_file": "t", "output_dir": "o", "method": "plain"}
+    run |= {"full_finetuning": True} if full else {"lora_dropout": 0.3}
+    return make_trainable(tiny_llama(), TrainConfig(**run))
 
 
 def _stopped(given: Problem, model: nn.Module, config: FitConfig, folder: Path, reads: int) -> None:

@@ -43,6 +43,10 @@ def test_the_loop_refuses(settings: dict, message: str) -> None:
         ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\), got 1.0"),
         ({"lora_targets": ()}, "lora_targets must be at least one name"),
         ({"epochs": 0}, "epochs must be at least 1"),  # the base's checks run too
+        ({"full_finetuning": True, "lora_dora": True}, "lora_dora is of adapters, got True"),
+        ({"full_finetuning": True, "lora_rslora": True}, "lora_rslora is of adapters, got True"),
+        ({"full_finetuning": True, "lora_r": 16}, "lora_r is of adapters, got 16 with full_f"),
+        ({"full_finetuning": True, "lora_targets": ("k_proj",)}, "lora_targets is of adapters"),
     ],
 )
 def test_the_run_refuses(settings: dict, message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pact.cli import main
 from pact.discovery import SafetyTokens
 from pact.objective import PactConfig
+from pact.training import run as run_module
 from pact.training.config import TrainConfig
 from pact.training.dry_run import describe
 from tests.tiny import save_tiny
@@ -51,6 +52,69 @@ def test_colours(files: dict[str, str]) -> None:
     text = describe(config(files, method="plain", tokens=None), PactConfig(), colour=True)
     assert "\x1b[32mI cannot. " in text and "[[" not in text
     assert "objective   cross-entropy\n" in text
+
+
+@pytest.mark.parametrize(("pack_length", "lines"), [(4096, 1), (1, 4)])
+def test_packed_lines(pack_length: int, lines: int, files: dict[str, str]) -> None:
+    """All four examples in one line, or each in its own, none of whose text is lost."""
+    apart = describe(config(files), PactConfig()).split("is learnt:\n")[1]
+    given = config(files, packing=True, pack_length=pack_length)
+    head, text = describe(given, PactConfig()).split("is learnt:\n")
+    assert f"the first step's examples in {lines} packed lines, in brackets " in head
+    for said in ("<|im_start|>user", "[[I cannot. "):
+        assert text.count(said) == apart.count(said) >= 4
+
+
+def test_what_the_run_refuses(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the model is loaded, as the run does."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("this should not have been loaded")
+
+    monkeypatch.setattr(run_module, "load_model", never)
+    (tmp_path / "note.txt").write_text("mine")
+    (tmp_path / "probe.jsonl").write_text('{"prompt": ')
+    own, missing = files["train_file"], str(tmp_path / "none.jsonl")
+    for wrong, message in (
+        ({"eval_file": missing}, "none.jsonl does not exist"),
+        ({"eval_file": own, "probe_prompts": missing}, "none.jsonl does not exist"),
+        (
+            {"eval_file": own, "probe_prompts": str(tmp_path / "probe.jsonl")},
+            "probe.jsonl, line 1: every line",
+        ),
+        ({"optimizer": "adamm"}, "optimizer 'adamm' cannot be had"),
+        ({"report_to": ("tensorbored",)}, "installed, got 'tensorbored'"),
+        ({"output_dir": str(tmp_path)}, "output_dir must be empty, got .* with files in it"),
+        ({"output_dir": str(tmp_path / "note.txt")}, "output_dir must be a folder, got the file"),
+        ({"output_dir": files["model"]}, "which is its model"),
+        ({"output_dir": str(tmp_path), "resume": True}, "files of no run in it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            describe(config(files, **wrong), PactConfig())
+
+
+def test_a_resumed_run_must_be_the_same(files: dict[str, str], tmp_path: Path) -> None:
+    """A dry run of its continuation compares settings and data, and leaves the folder as it was."""
+    settings = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 1,
+        "eval_file": files["train_file"],
+    }
+    run_module.train(config(files, **settings))
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert "evaluation  10 examples, 0 requests" in describe(
+        config(files, **settings, resume=True), PactConfig()
+    )
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    with pytest.raises(ValueError, match="must keep its settings, got seed=1"):
+        describe(config(files, **settings, resume=True, seed=1), PactConfig())
+    rows = Path(files["train_file"]).read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("\n".join(rows[1:]))
+    changed = settings | {"train_file": str(tmp_path / "fewer.jsonl"), "resume": True}
+    with pytest.raises(ValueError, match="got another data than"):
+        describe(config(files, **changed), PactConfig())
 
 
 def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

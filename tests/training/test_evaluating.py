@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch import nn
 
 from pact.objective import PactConfig
 from pact.reference import FrozenModel
 from pact.training import loop
-from pact.training.config import FitConfig, TrainConfig
+from pact.training.config import OF_EVALUATIONS, FitConfig, TrainConfig
 from pact.training.evaluating import BestWeights, Evaluation
 from pact.training.loop import fit
 from pact.training.student import batch_loss
@@ -138,6 +139,15 @@ def test_best_weights_that_are_gone_are_said(tmp_path: Path) -> None:
         Evaluation([], GIVEN.objective, None, GIVEN.collator)
 
 
+def test_without_keep_best_the_last_weights_stay_and_nothing_is_written(tmp_path: Path) -> None:
+    losses = [1.0, 2.0, 3.0, 4.0]  # the best come first
+    last, best = tiny_llama(), tiny_llama()
+    run(last, tmp_path, losses=losses, keep_best=False)
+    run(best, losses=losses)
+    assert not (tmp_path / "best").exists()
+    assert not torch.equal(last.lm_head.weight, best.lm_head.weight)
+
+
 def test_checkpoints_are_kept_up_to_the_limit(tmp_path: Path) -> None:
     run(tiny_llama(), tmp_path, save_every=1, save_total_limit=3)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -158,27 +168,47 @@ def test_an_unknown_optimiser_or_tracker_is_one_line() -> None:
         run(tiny_llama(), report_to=("tensorbored",))
 
 
+class Notes(GeneralTracker):
+    """A tracker that writes down what accelerate tells it."""
+
+    name, requires_logging_directory = "tensorboard", False
+    made: list[Notes] = []
+
+    def __init__(self, run_name: str) -> None:
+        super().__init__()
+        self.run_name, self.finished = run_name, 0
+        self.settings: dict[str, Any] = {}
+        self.records: list[dict[str, float]] = []
+        self.made.append(self)
+
+    @property
+    def tracker(self) -> Notes:
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        assert step is not None and not self.finished
+        self.records.append({"step": step, **values})
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
 def test_trackers_get_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By accelerate's own calls, with a tracker that writes them down."""
-    seen: dict[str, Any] = {"logs": []}
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["tensorboard"])
-    monkeypatch.setattr(
-        Accelerator,
-        "init_trackers",
-        lambda self, name, config: seen.update(name=name, config=config),
-    )
-    monkeypatch.setattr(
-        Accelerator, "log", lambda self, values, step: seen["logs"].append((step, values))
-    )
-    monkeypatch.setattr(Accelerator, "end_training", lambda self: seen.update(ended=True))
-    records = run(tiny_llama(), tmp_path, report_to=("tensorboard",), max_steps=4)
-    assert seen["name"] == "pact" and seen["ended"] and seen["config"]["max_steps"] == 4
-    logged = [{"step": step, **values} for step, values in seen["logs"]]
-    assert logged == records
+    """A tracker of accelerate's, which is told of the end as well."""
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: [Notes.name])
+    monkeypatch.setitem(loop.LOGGER_TYPE_TO_CLASS, Notes.name, Notes)
+    monkeypatch.setattr(Notes, "made", [])
+    records = run(tiny_llama(), tmp_path, report_to=(Notes.name,), max_steps=4)
+    (notes,) = Notes.made
+    assert notes.run_name == "pact" and notes.settings["max_steps"] == 4
+    assert notes.records == records and notes.finished == 1
 
 
-@pytest.mark.parametrize("name", ["eval_every", "patience", "probe_prompts"])
+@pytest.mark.parametrize("name", OF_EVALUATIONS)
 def test_settings_of_evaluations_need_examples(name: str) -> None:
-    value = "file" if name == "probe_prompts" else 3
+    value = "name" if name in ("eval_split", "probe_prompts") else 3
     with pytest.raises(ValueError, match=f"{name} is of evaluations: give eval_file"):
         TrainConfig(model="m", train_file="t", output_dir="o", method="plain", **{name: value})

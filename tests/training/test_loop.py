@@ -246,7 +246,9 @@ def test_launchers_on_a_processor_join_their_processes(tmp_path: Path) -> None:
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses == pytest.approx([record["loss"] for record in alone.records], rel=STATES)
     assert done.stdout.count("3 steps, cross-entropy") == 1
-    refused = launch(TORCHRUN, "show", "--tokens", settings["tokens"], "--tokenizer", settings["model"])
+    refused = launch(
+        TORCHRUN, "show", "--tokens", settings["tokens"], "--tokenizer", settings["model"]
+    )
     assert refused.returncode != 0
     assert "WORLD_SIZE=2 where this runs in one process" in refused.stderr
 

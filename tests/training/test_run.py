@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
@@ -18,6 +18,7 @@ from pact.loading import load_model, load_tokenizer
 from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training import run as run_module
+from pact.training.card import card_text
 from pact.training.loop import fit
 from tests.objectives import matching
 from tests.rounding import AFTER_ADAM, NO_KL, STATES
@@ -208,6 +209,14 @@ def test_wrong_inputs_are_refused_before_the_model_is_loaded(
         ({"tokens": str(tmp_path / "none")}, "safety-token file .* does not exist"),
         ({"tokens": str(foreign)}, "vocabulary differs"),
         ({"model": str(tmp_path / "none")}, "model folder .* does not exist"),
+        ({"eval_file": str(tmp_path / "none.jsonl")}, "none.jsonl does not exist"),
+        ({"eval_file": str(silent)}, "no assistant turn in the data"),
+        (
+            {"eval_file": files["train_file"], "probe_prompts": str(tmp_path / "none.jsonl")},
+            "none.jsonl does not exist",
+        ),
+        ({"report_to": ("tensorbored",)}, "installed, got 'tensorbored'"),
+        ({"optimizer": "adamm"}, "optimizer 'adamm' cannot be had: transformers knows adamw_torch"),
     ):
         with pytest.raises(ValueError, match=message):
             train(_settings(files, tmp_path / "run", **wrong))
@@ -223,6 +232,13 @@ def test_a_label_beyond_the_models_vocabulary_is_refused(
         ValueError, match=r"below the model's vocabulary of 300, got 3\d\d in .*train.jsonl"
     ):
         train(_settings(files, tmp_path / "run", model=str(folder)))
+    low = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}] * 4
+    (tmp_path / "low.jsonl").write_text("\n".join(map(json.dumps, low)))
+    settings = {"train_file": str(tmp_path / "low.jsonl"), "eval_file": files["train_file"]}
+    plain = {"method": "plain", "tokens": None, **settings}
+    with pytest.raises(ValueError, match=r"vocabulary of 300, got 3\d\d in .*train.jsonl"):
+        train(_settings(files, tmp_path / "run", model=str(folder), **plain))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["token ids", "sharegpt"])
@@ -267,9 +283,53 @@ def test_a_run_on_other_examples_too_and_its_card(files: dict[str, str], tmp_pat
     assert "drift on the training rows" in body and "on other examples, at step" in body
     assert "harmful requests refused there: " in body and "learning_rate: 0.01" in body
     assert "evaluation data `" in body
+    assert "lora_rslora: True" in body and "lora_dora: False" in body and "quantize" not in body
     changed = config_with_other_evaluation(config, tmp_path)
     with pytest.raises(ValueError, match="got another evaluation data than"):
         train(changed)
+
+
+RECORDS = [
+    {"step": 1, "loss": 3.0, "cross_entropy": 3.0, "kl": 0.25},
+    {"step": 2, "loss": 2.0, "cross_entropy": 2.0, "kl": 0.5},
+    {"step": 2, "eval_loss": 1.0, "eval_cross_entropy": 1.0, "eval_kl": 0.125},
+    {"step": 4, "loss": 1.5, "cross_entropy": 1.5, "kl": 0.75},
+    {"step": 4, "eval_loss": 1.25, "eval_cross_entropy": 1.25, "eval_kl": 0.625},
+]
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "step", "trained", "kl", "found"),
+    [(True, 2, "2.0000", "0.5", "1.0000"), (False, 4, "1.5000", "0.75", "1.2500")],
+)
+def test_a_card_measures_the_saved_weights(
+    keep_best: bool, step: int, trained: str, kl: str, found: str, files: dict[str, str]
+) -> None:
+    config = _settings(files, Path("run"), keep_best=keep_best, quantize="4bit")
+    lines = card_text(config, PactConfig(), RECORDS, {}).splitlines()
+    assert f"- the saved weights: those of step {step}, of 4 that were taken" in lines
+    assert f"- in training, step {step}: cross-entropy {trained}" in lines
+    assert f"- drift on the training rows there, KL to the reference: {kl}" in lines
+    assert any(f"at step {step}: cross-entropy {found}" in line for line in lines)
+    assert "- quantize: 4bit" in lines
+
+
+def test_the_evaluation_may_be_another_split(files: dict[str, str], tmp_path: Path) -> None:
+    """Of one saved data set with a train and a test split; `pact cache` reads neither's test."""
+    turns = conversations(9)
+    parts = {"train": turns[:6], "test": turns[6:]}
+    data = {name: Dataset.from_dict({"messages": part}) for name, part in parts.items()}
+    DatasetDict(data).save_to_disk(tmp_path / "data")
+    where = str(tmp_path / "data")
+    config = _settings(files, tmp_path / "run", train_file=where, eval_file=where)
+    for split, size in (("test", 3), (None, 6)):
+        given = run_module.loaded_inputs(replace(config, eval_split=split), PactConfig())
+        assert given.evaluation is not None
+        assert (len(given.dataset), len(given.evaluation.dataset)) == (6, size)
+    with pytest.raises(ValueError, match="'none'"):
+        run_module.loaded_inputs(replace(config, eval_split="none"), PactConfig())
+    cache_dir = str(tmp_path / "cache")
+    run_module.fill(replace(config, eval_split="none", cache_dir=cache_dir))
 
 
 def config_with_other_evaluation(config: TrainConfig, folder: Path) -> TrainConfig:

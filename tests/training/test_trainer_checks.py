@@ -264,6 +264,7 @@ def test_what_is_not_finite_is_neither_logged_as_0_nor_saved(
 def test_a_step_that_fp16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
     """Its scaler starts too high on purpose: the first gradients overflow, and are not used."""
     made = trainer(problem(None), tmp_path)
+    made._summed_from = 0  # training has begun
     made.state.global_step = 1
     made.args.fp16 = True
     made.log({"loss": 2.0, "grad_norm": float("inf")})
