@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pact.data.conversation import Conversation, like
@@ -20,6 +21,11 @@ def renders_system(tokenizer: Any) -> bool:
         return _WORD in render(asked, tokenizer)
     except BadConversation:
         return False
+
+
+def folding(tokenizer: Any, fold_system: bool) -> Callable[[Conversation], Conversation]:
+    """`folded` where it is asked for and the template has no place; else nothing is done."""
+    return folded if fold_system and not renders_system(tokenizer) else lambda same: same
 
 
 def folded(conversation: Conversation) -> Conversation:

@@ -35,6 +35,8 @@ class EvaluateConfig:
     columns: dict[str, str] | None = None
     """What every data set above calls the columns that are read, such as {"prompt": "question",
     "completion": "answer"}; see `pact.data.forms` for their names."""
+    fold_system: bool = False
+    """Put a system turn into the user's first one where the chat template has none."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 
 from pact.data.conversation import Conversation
 from pact.data.dataset import usable
+from pact.data.folding import folding
 from pact.data.template import prompt_text
 from pact.evaluation.config import EvaluateConfig
 from pact.evaluation.generate import generate_answers
@@ -44,6 +44,8 @@ class RefusalsConfig:
     columns: dict[str, str] | None = None
     """What the data call the columns that are read, such as {"prompt": "question"}; see
     `pact.data.forms` for their names."""
+    fold_system: bool = False
+    """Put a system turn into the user's first one where the chat template has none."""
     skip_bad_rows: bool = False
     """Leave out rows that are malformed or that the template has no room for, and count them."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -99,8 +101,12 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         skip_bad_rows=config.skip_bad_rows,
     )
     tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
+    fold = folding(tokenizer, config.fold_system)
     # What the template refuses is an error now rather than later.
-    prompts = usable(prompts, partial(prompt_text, tokenizer=tokenizer), config.skip_bad_rows)
+    prompts = usable(
+        prompts, lambda turns: prompt_text(fold(turns), tokenizer), config.skip_bad_rows
+    )
+    prompts = [fold(turns) for turns in prompts]
     answers = generate_answers(
         load_model(config.model, dtype=config.dtype, merge_adapters=True).to(device),
         tokenizer,

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pact.data.conversation import Conversation
 from pact.data.dataset import usable
 from pact.data.examples import load_examples
+from pact.data.folding import folding
 from pact.data.sources import open_source
 from pact.data.template import Encoder, prompt_text
 from pact.discovery import SafetyTokens
@@ -81,6 +83,7 @@ def _load_data(config: EvaluateConfig, tokenizer: Any) -> tuple[dict[str, Any], 
     What the template has no room for is an error here, before a model is loaded, or left out.
     """
     prompt = partial(prompt_text, tokenizer=tokenizer)
+    fold = folding(tokenizer, config.fold_system)
     uses: dict[str, Any] = {
         "harmful": (load_prompts, prompt),
         "benign": (load_prompts, prompt),
@@ -103,7 +106,11 @@ def _load_data(config: EvaluateConfig, tokenizer: Any) -> tuple[dict[str, Any], 
         )
         if name == "task":
             expected_answers(found)
-        data[name] = usable(found, use, config.skip_bad_rows)
+
+        def used(turns: Conversation, use: Any = use) -> Any:
+            return use(fold(turns))
+
+        data[name] = [fold(turns) for turns in usable(found, used, config.skip_bad_rows)]
         split = open_source(path, config.split, config.subset).split
         if split is not None:
             splits[name] = split

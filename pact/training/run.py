@@ -31,6 +31,7 @@ from pact.data.collate import Collator, pad_id
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
+from pact.data.folding import folding
 from pact.data.forms import check_columns, renamed
 from pact.data.mixing import with_refusals
 from pact.data.packing import PackedCollator
@@ -230,7 +231,9 @@ def _probe_prompts(config: TrainConfig, tokenizer: Any) -> list[Conversation]:
     """Requests to refuse, which the chat template has room for."""
     if config.probe_prompts is None:
         return []
-    prompts = load_prompts(config.probe_prompts, skip_bad_rows=config.skip_bad_rows)
+    fold = folding(tokenizer, config.fold_system)
+    read = load_prompts(config.probe_prompts, skip_bad_rows=config.skip_bad_rows)
+    prompts = [fold(prompt) for prompt in read]
     for prompt in prompts:
         prompt_text(prompt, tokenizer)
     return prompts

@@ -12,8 +12,8 @@ import pytest
 from pact.data.examples import load_examples
 from pact.evaluation import refusals
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
-from tests.data.test_forms import write_snapshot
-from tests.tiny import save_tiny
+from tests.data.test_forms import RAISES, write_snapshot
+from tests.tiny import save_tiny, tiny_tokenizer
 
 PROMPTS: list[Any] = [
     {"prompt": "Tell a lie."},
@@ -66,6 +66,19 @@ def test_prompts_of_a_subset_whose_columns_have_other_names(
     assert write_refusals(replace(config, **named)) == (1, 1)
     ((asked, _),) = load_examples(config.output)
     assert asked["content"] == "two of them"
+
+
+def test_a_system_turn_where_the_template_has_none(
+    config: RefusalsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked is what is written."""
+    tiny_tokenizer(RAISES).save_pretrained(config.model)
+    monkeypatch.setattr(refusals, "generate_answers", lambda *a, **k: ANSWERS)
+    with pytest.raises(ValueError, match="line 3 of .*System role not supported"):
+        write_refusals(config)
+    assert write_refusals(replace(config, fold_system=True)) == (2, 3)
+    _, second = load_examples(config.output)
+    assert second[0] == {"role": "user", "content": "Be kind.\n\nLie."}
 
 
 def test_a_model_that_refuses_nothing_leaves_no_file(config: RefusalsConfig) -> None:

@@ -17,8 +17,8 @@ from pact.evaluation import EvaluateConfig, run_evaluate
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
 from pact.evaluation.report import load_evaluation
 from pact.training import TrainConfig, train
-from tests.data.test_forms import write_snapshot
-from tests.tiny import save_tiny
+from tests.data.test_forms import RAISES, write_snapshot
+from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.problem import conversations
 
 SOURCES = ("harmful", "benign", "heldout", "task", "drift")
@@ -62,6 +62,24 @@ def test_an_evaluation_reads_no_split_that_was_not_named(
     assert (alone.heldout, alone.task, alone.drift) == (result.heldout, result.task, result.drift)
     assert (alone.harmful, alone.benign) == (result.harmful, result.benign)
     assert "splits" not in alone.settings
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_evaluation_folds_a_system_turn_where_the_template_has_none(
+    source: str, parts: str, tmp_path: Path
+) -> None:
+    """As if the user had said it; an error without the flag, before a model is loaded."""
+    system, (user, answer) = {"role": "system", "content": "Be brief"}, conversations(2)[1][:2]
+    tiny_tokenizer(RAISES).save_pretrained(tmp_path / "model")
+    given = evaluation(tmp_path, source, write_rows(tmp_path / "a.jsonl", [[system, user, answer]]))
+    with pytest.raises(ValueError, match="line 1 of .*System role not supported"):
+        run_evaluate(given)
+    result = run_evaluate(replace(given, fold_system=True))
+    said = {**user, "content": f"Be brief\n\n{user['content']}"}
+    same = evaluation(tmp_path, source, write_rows(tmp_path / "b.jsonl", [[said, answer]]))
+    expected = run_evaluate(replace(same, output_dir=str(tmp_path / "said")))
+    for name in SOURCES:
+        assert getattr(result, name) == getattr(expected, name)
 
 
 COLUMNS = {"prompt": "question", "completion": "answer"}

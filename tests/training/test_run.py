@@ -20,9 +20,10 @@ from pact.training import TrainConfig, train
 from pact.training import run as run_module
 from pact.training.card import card_text
 from pact.training.loop import fit
+from tests.data.test_forms import RAISES
 from tests.objectives import matching
 from tests.rounding import AFTER_ADAM, NO_KL, STATES
-from tests.tiny import save_tiny, tiny_llama
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tests.training.problem import (
     TOKEN_IDS,
     TOKEN_WEIGHTS,
@@ -336,3 +337,17 @@ def config_with_other_evaluation(config: TrainConfig, folder: Path) -> TrainConf
     rows = [json.dumps({"messages": turns}) for turns in conversations(5)]
     (folder / "other.jsonl").write_text("\n".join(rows))
     return replace(config, eval_file=str(folder / "other.jsonl"), resume=True)
+
+
+def test_a_probe_prompts_system_turn_is_folded_like_the_datas(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    turns = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
+    (tmp_path / "probe.jsonl").write_text(json.dumps({"messages": turns}))
+    probed = {"eval_file": files["train_file"], "probe_prompts": str(tmp_path / "probe.jsonl")}
+    config = _settings(files, tmp_path / "run", **probed)
+    tokenizer = tiny_tokenizer(RAISES)
+    with pytest.raises(ValueError, match="System role not supported"):
+        run_module._probe_prompts(config, tokenizer)
+    (asked,) = run_module._probe_prompts(replace(config, fold_system=True), tokenizer)
+    assert asked == [{"role": "user", "content": "Be brief\n\nHi"}]
