@@ -59,7 +59,7 @@ class OnCard(NamedTuple):
     left_out: dict[str, str]
     """Why."""
     differences: dict[str, float]
-    """Of the gradients of sides with one meaning, relative."""
+    """Relative differences between the gradients of sides with one meaning."""
 
 
 def random_model(config: LlamaConfig, device: torch.device | str) -> Any:

@@ -239,7 +239,7 @@ class Difference(NamedTuple):
 
 
 def difference(setting: Setting, task: Task, name: str, same_name: str) -> Difference:
-    """Of two sides, whose losses are formed one after the other."""
+    """How far two sides are apart; their losses are formed one after the other."""
     (loss, gradients), (same_loss, same_gradients) = (
         loss_and_gradients(setting, SIDES[side](setting, task)) for side in (name, same_name)
     )

@@ -30,10 +30,10 @@ from torch import nn
 
 GIB = 2**30
 REACHED = 0.68
-"""Of the peak: 670 of 989 TFLOP/s, an H200's products of 16384 x 4096 x 128256 under load."""
+"""Part of a card's peak: 670 of 989 TFLOP/s, an H200's products of 16384 x 4096 x 128256 in use."""
 REACHED_ON_A_CPU = 0.63
-"""Of a product timed alone: SmolLM2-135M, 4 x 128 tokens in fp32 on two cores, 0.59 of it in plain
-steps and 0.67 with a live reference."""
+"""Part of what a product timed alone reaches: SmolLM2-135M, 4 x 128 tokens in fp32 on two cores,
+0.59 in plain steps and 0.67 with a live reference."""
 OPTIMIZER_BYTES = 28
 """AdamW's traffic of a trained value: itself, its gradient, both moments read; three written."""
 
@@ -75,7 +75,7 @@ class StepConfig:
     answer_share: float = 0.5
     """Part of the tokens that is learnt."""
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of weights and products; what is trained is kept in fp32."""
+    """Precision of weights and products; what is trained is kept in fp32."""
     full_finetuning: bool = False
     """Train every weight; off trains LoRA adapters on all linear layers."""
     lora_r: int = 16
@@ -122,7 +122,7 @@ class StepPlan(NamedTuple):
     seconds: dict[str, float]
     """Beside the products: traffic that does not overlap with them."""
     peak_tflops: float
-    """Of the card by its datasheet, or of a product here."""
+    """The card's by its datasheet, or a product's that was timed here."""
     reached: float
     """The part of the peak that a run is expected to reach."""
 

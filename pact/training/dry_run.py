@@ -21,7 +21,7 @@ from pact.training.config import TrainConfig
 from pact.training.evaluating import Evaluation
 from pact.training.folder import check_contents
 from pact.training.identity import check_same_run, check_settings, identity_of, read_identity
-from pact.training.loop import optimizer_kind
+from pact.training.optimizer import optimizer_kind
 from pact.training.run import Inputs, checked_output, loaded_inputs, step_collator
 from pact.training.schedule import Plan
 
@@ -104,7 +104,7 @@ def _looks(config: TrainConfig, evaluation: Evaluation | None, plan: Plan) -> li
 
 
 def _memory(model: Any) -> list[str]:
-    """Of weights, gradients and AdamW's state; activations come on top."""
+    """Bytes of weights, gradients and AdamW's state; activations come on top."""
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.nbytes for p in parameters)

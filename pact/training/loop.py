@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from pact.data.spans import IGNORE
 from pact.models import head_weight
@@ -38,8 +35,10 @@ from pact.training.finite import Watch, check_parameters
 from pact.training.identity import Identity, check_same_run
 from pact.training.interrupt import SignalWatch
 from pact.training.metrics import Meter, MetricsLog, Record
+from pact.training.optimizer import make_optimizer, optimizer_kind
 from pact.training.schedule import Plan
 from pact.training.student import Student
+from pact.training.trackers import started_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def fit(
     log = MetricsLog(output_dir if is_main else None, resume_step=first)
     best = BestWeights(output_dir, _shared(log.records, accelerator), config.patience)
     eval_every = config.eval_every or plan.steps_per_epoch
-    track = _trackers(accelerator, config, output_dir)
+    track = started_trackers(accelerator, config, output_dir)
     meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
     stops = False
@@ -182,48 +181,6 @@ def _shared(records: list[Record], accelerator: Accelerator) -> list[Record]:
     return list(broadcast_object_list([records])[0])
 
 
-def check_trackers(config: FitConfig) -> None:
-    """Refuse a tracker that is unknown or not installed.
-
-    Raises:
-        ValueError: one is; it names those that are there.
-    """
-    available = [str(name) for name in get_available_trackers()]
-    missing = [name for name in config.report_to if name not in available]
-    if missing:
-        known = ", ".join(LOGGER_TYPE_TO_CLASS)
-        raise ValueError(
-            f"report_to must name trackers that are installed, got {missing[0]!r}: pip install it "
-            f"(accelerate knows {known}; installed: {', '.join(available) or 'none'})"
-        )
-
-
-def _trackers(
-    accelerator: Accelerator, config: FitConfig, output_dir: Path | None
-) -> Callable[[Record], None]:
-    """Start the trackers that are asked for; returns what gives them a record.
-
-    Raises:
-        ValueError: one of them is unknown or not installed.
-    """
-    if not config.report_to:
-        return lambda record: None
-    check_trackers(config)
-    accelerator.project_configuration.set_directories(str(output_dir or "."))
-    accelerator.log_with = list(config.report_to)
-    settings = {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in vars(config).items()
-    }
-    accelerator.init_trackers("pact", settings)
-
-    def track(record: Record) -> None:
-        values = {name: value for name, value in record.items() if name != "step"}
-        accelerator.log(values, step=int(record["step"]))
-
-    return track
-
-
 class _Parts(NamedTuple):
     """What a step works with."""
 
@@ -258,7 +215,7 @@ def _prepare(
     student = accelerator.prepare(Student(model.train(), objective, reference))
     if isinstance(reference, FrozenModel):
         reference.model.to(accelerator.device)
-    optimizer = _optimizer(parameters, config, kind, options)
+    optimizer = make_optimizer(parameters, config, kind, options)
     return _Parts(accelerator, config, model, student, parameters, optimizer)
 
 
@@ -355,55 +312,6 @@ def _read_step(
                 f"{largest} in step {step}: encode the data with the tokenizer of this model"
             )
     return batches
-
-
-def _optimizer(
-    parameters: Mapping[str, nn.Parameter], config: FitConfig, kind: Any, options: dict[str, Any]
-) -> torch.optim.Optimizer:
-    """The optimiser, with decay on matrices alone."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer = kind(groups, **options)
-    return optimizer
-
-
-def check_optimizer(config: FitConfig) -> None:
-    """Refuse an optimiser that transformers has no name for; its package is not looked for.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    known = [kind.value for kind in OptimizerNames]
-    if config.optimizer not in known:
-        raise ValueError(
-            f"optimizer {config.optimizer!r} cannot be had: transformers knows {', '.join(known)}"
-        )
-
-
-def optimizer_kind(config: FitConfig) -> tuple[Any, dict[str, Any]]:
-    """Class and settings of the optimiser of a name, as transformers has them.
-
-    It is asked for before there is an `Accelerator`, whose state its arguments would reset.
-
-    Raises:
-        ValueError: there is none of this name, or its package is not installed.
-    """
-    if config.optimizer == FitConfig.optimizer:
-        return torch.optim.AdamW, {"lr": config.learning_rate}
-    check_optimizer(config)
-    try:
-        given = TrainingArguments(
-            "unused", optim=config.optimizer, learning_rate=config.learning_rate, report_to="none"
-        )
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(given)
-    except (ValueError, ImportError) as error:
-        cause = " ".join(str(error).split())[:400]
-        raise ValueError(f"optimizer {config.optimizer!r} cannot be had: {cause}") from error
-    return kind, options
 
 
 def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -> int:

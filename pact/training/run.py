@@ -64,11 +64,13 @@ from pact.training.identity import (
     evaluation_contents,
     identity_of,
 )
-from pact.training.loop import check_optimizer, check_trackers, fit
+from pact.training.loop import fit
 from pact.training.metrics import Record
+from pact.training.optimizer import check_optimizer
 from pact.training.saving import save_trained
 from pact.training.schedule import Plan
 from pact.training.student import make_trainable
+from pact.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 

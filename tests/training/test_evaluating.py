@@ -14,7 +14,7 @@ from torch import nn
 
 from pact.objective import PactConfig
 from pact.reference import FrozenModel
-from pact.training import loop
+from pact.training import trackers
 from pact.training.config import OF_EVALUATIONS, FitConfig, TrainConfig
 from pact.training.evaluating import BestWeights, Evaluation
 from pact.training.loop import fit
@@ -198,8 +198,8 @@ class Notes(GeneralTracker):
 
 def test_trackers_get_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker of accelerate's, which is told of the end as well."""
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: [Notes.name])
-    monkeypatch.setitem(loop.LOGGER_TYPE_TO_CLASS, Notes.name, Notes)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [Notes.name])
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, Notes.name, Notes)
     monkeypatch.setattr(Notes, "made", [])
     records = run(tiny_llama(), tmp_path, report_to=(Notes.name,), max_steps=4)
     (notes,) = Notes.made

@@ -92,7 +92,7 @@ def check_cross_entropy(label_smoothing: float, z_loss: float) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Of a softmax."""
+    """The number that divides a softmax's logits."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
