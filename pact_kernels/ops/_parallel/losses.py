@@ -22,9 +22,8 @@ from torch import Tensor
 
 from pact_kernels.chunked import _target
 from pact_kernels.common.reduction import divided, reduction_of
+from pact_kernels.ops._parallel.part import part_cross_entropy, part_logsumexp
 from pact_kernels.ops._parallel.shards import Group, Shards, enter, logsumexp, summed
-from pact_kernels.ops.linear_cross_entropy import linear_cross_entropy
-from pact_kernels.ops.linear_logsumexp import linear_logsumexp
 from pact_kernels.ops.selected_logits import selected_logits
 from pact_kernels.types import GateConfig, Head, PactLoss, ReferenceLogits, ReferenceStates
 
@@ -70,7 +69,7 @@ def row_losses(hidden: Tensor, head: Head, term: Term | None, kl: Kl | None, gro
             f"softcap={head.softcap}: leave one of them out"
         )
     hidden = enter(hidden, group)
-    own_lse = linear_logsumexp(hidden, head.weight, **head.options)  # (N,)
+    own_lse = part_logsumexp(hidden, head)  # (N,)
     known = None if kl is None else kl.reference
     states: list[tuple[Tensor, Head]] = []  # contexts of a reference
     if isinstance(known, ReferenceStates):
@@ -112,7 +111,7 @@ def row_losses(hidden: Tensor, head: Head, term: Term | None, kl: Kl | None, gro
 def _logsumexp(hidden: Tensor, head: Head) -> Tensor:
     with torch.no_grad():
         hidden = hidden.to(head.weight.dtype)
-        return linear_logsumexp(hidden, head.weight.detach(), **head.options)
+        return part_logsumexp(hidden, head._replace(weight=head.weight.detach()))
 
 
 def _term_parts(
@@ -121,9 +120,7 @@ def _term_parts(
     """-z_y of the rows whose target is here, (N, 1); with smoothing the sum of all logits too."""
     own = shards.own(term.target)
     local = torch.where(own, shards.local(term.target), NOT_MINE)
-    own_loss = linear_cross_entropy(
-        hidden, head.weight, local, ignore_index=NOT_MINE, reduction="none", **head.options
-    )
+    own_loss = part_cross_entropy(hidden, head, local, NOT_MINE)
     parts = [torch.where(own, own_loss - own_lse, 0.0)[:, None]]
     if term.label_smoothing:
         wide = own_lse.dtype
@@ -198,7 +195,7 @@ def reduced(
 
 def logsumexp_rows(hidden: Tensor, head: Head, group: Group) -> Tensor:
     """(N,) over all shards."""
-    parts = linear_logsumexp(enter(hidden, group), head.weight, **head.options)
+    parts = part_logsumexp(enter(hidden, group), head)
     return logsumexp(parts[:, None], head.weight.shape[0], group)[0][:, 0]
 
 
