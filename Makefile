@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-quick experiment experiment-quick bench bench-gpu test test-triton-matrix kernel-report lint build clean
+.PHONY: demo demo-quick experiment experiment-quick bench bench-gpu test test-triton-matrix test-wheel fuzz soak \
+    kernel-report lint build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
@@ -35,6 +36,20 @@ bench-gpu: $(VENV)/.test
 test: $(VENV)/.test $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
+# The wheel, in environments without this folder: every Python that is supported and here, each with the oldest
+# dependencies that pyproject.toml allows and with the newest.
+test-wheel: build
+	$(BIN)/python tests/wheel.py dist/*.whl $(ARGS)
+
+# Properties of the ops on many more cases than the tests have, then every reader of files on broken ones.
+fuzz: $(VENV)/.fuzz
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/ops/test_properties.py
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Runs that are killed and gone on with, for an hour; writes the table of docs/reliability.md.
+soak: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+
 # What every kernel compiles to, for GPUs that need not be here; fails on a spill.
 kernel-report: $(VENV)/.test
 	$(BIN)/python -m benchmarks.kernel_report --check $(ARGS)
@@ -52,6 +67,7 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/mypy
 
 build: $(VENV)/.build
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
 clean:
@@ -87,6 +103,10 @@ $(VENV)-triton-%/.kernels: constraints.txt
 	$(VENV)-triton-$*/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-triton-$*/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)-triton-$*/bin/python -m pip install --quiet --upgrade $(REQUIREMENTS) pytest
+	touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	$(PIP) $(call pins) atheris
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError, TemplateSyntaxError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pact.data.rendering import with_template_defaults
 from pact.hub import check_on_hub
+from pact.model_files import OF_TOKENIZERS, check_json, loading
+from pact.settings import user_path
+from pact.whole_model import check_finite, read_adapters, read_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +51,14 @@ def load_model(
             layers but the head; dtype is that of the rest and of the products.
 
     Raises:
-        ValueError: the folder does not exist or holds no model; the dtype is unknown; the base of
-            adapters is gone; or the adapters cannot be merged.
+        ValueError: the folder does not exist or holds no whole model; a weight is not finite; the
+            dtype is unknown; the base of adapters is gone; or the adapters cannot be merged.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
     path = find_model(name_or_path)
     if not has_adapters(path):
-        options = {} if quantize is None else {"quantization_config": _quantised(quantize, dtype)}
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **options)
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise ValueError(
-                f"a hub name must be of a whole model, got {path}, which holds adapters: download "
-                "it into a folder, and give that"
-            )
-        return model.eval()
+        return _load_whole(path, dtype, quantize)
     if quantize is not None:
         raise ValueError(
             f"a model is quantised whole, got the folder of adapters {path}: run `pact merge` first"
@@ -71,7 +68,9 @@ def load_model(
     adapted = _load_adapters(Path(path), torch.float32)
     base = adapted.peft_config[adapted.active_adapter].base_model_name_or_path
     logger.info("%s holds adapters: they are merged into their base %s", path, base)
-    return _merged(adapted, path).to(DTYPES[dtype])
+    model = _merged(adapted, path).to(DTYPES[dtype])
+    check_finite(model, path)
+    return model
 
 
 def load_tokenizer(
@@ -84,12 +83,66 @@ def load_tokenizer(
         template_kwargs: defaults for variables of its chat template, see `with_template_defaults`.
 
     Raises:
-        ValueError: the folder does not exist, or the template does not read such a variable.
+        ValueError: the folder does not exist or holds no whole tokenizer, its chat template is no
+            template, or does not read such a variable.
     """
-    tokenizer = AutoTokenizer.from_pretrained(find_model(name_or_path, "tokenizer_config.json"))
+    path = find_model(name_or_path, "tokenizer_config.json")
+    if Path(path).is_dir():
+        check_json(Path(path), OF_TOKENIZERS)
+    with loading(f"the tokenizer of {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    _check_template(tokenizer, path)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return with_template_defaults(tokenizer, template_kwargs)
+
+
+def _load_whole(path: str, dtype: str, quantize: str | None) -> Any:
+    """A model that is no folder of adapters, in evaluation mode."""
+    options = {} if quantize is None else {"quantization_config": _quantised(quantize, dtype)}
+    model = read_model(AutoModelForCausalLM, path, dtype=DTYPES[dtype], **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"a hub name must be of a whole model, got {path}, which holds adapters: download "
+            "it into a folder, and give that"
+        )
+    _check_generation(model.generation_config, path)
+    check_finite(model, path)
+    return model.eval()
+
+
+def _check_generation(config: GenerationConfig | None, path: str | Path) -> None:
+    """Refuse generation settings whose ends are no tokens."""
+    ends = None if config is None else config.eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise ValueError(
+                f"eos_token_id must be a token id, or several, got {ends!r} in "
+                f"generation_config.json of {path}: correct it there"
+            )
+
+
+def _check_template(tokenizer: Any, path: str) -> None:
+    """Refuse a chat template that is none; one that refuses a conversation is another matter."""
+    template = tokenizer.chat_template
+    given = template.values() if isinstance(template, dict) else [template]
+    fix = "take the one that the model came with"
+    for text in given:
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise ValueError(
+                f"the chat template of {path} must be text, got a {type(text).__name__}: {fix}"
+            )
+        try:
+            tokenizer.apply_chat_template([[]], chat_template=text, tokenize=False)
+        except (TemplateSyntaxError, RecursionError) as error:
+            place = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
+            raise ValueError(
+                f"the chat template of {path} must be a Jinja template, got {place}{error}: {fix}"
+            ) from error
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError):
+            pass  # of a conversation without turns
 
 
 def _quantised(quantize: str, dtype: str) -> Any:
@@ -118,7 +171,7 @@ def _quantised(quantize: str, dtype: str) -> Any:
 
 def has_adapters(name_or_path: str | Path) -> bool:
     """Whether a folder holds adapters, which are no model without their base."""
-    return (Path(name_or_path).expanduser() / ADAPTERS_FILE).is_file()
+    return (user_path(name_or_path) / ADAPTERS_FILE).is_file()
 
 
 def find_model(name_or_path: str | Path, cached_file: str = "config.json") -> str:
@@ -128,12 +181,11 @@ def find_model(name_or_path: str | Path, cached_file: str = "config.json") -> st
         ValueError: it is meant as a folder, which is not there; or the hub does not have it.
     """
     text = str(name_or_path)
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:  # ~somebody who has no home
-        raise ValueError(f"model folder {text} does not exist: {error}") from error
+    path = user_path(text)
     if path.is_dir():
         return str(path)
+    if path.is_file():
+        raise ValueError(f"a model must be a folder or a hub name, got the file {text}")
     if isinstance(name_or_path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise ValueError(
             f"model folder {text} does not exist: give a folder with config.json, or a hub name"
@@ -144,17 +196,24 @@ def find_model(name_or_path: str | Path, cached_file: str = "config.json") -> st
 
 def _load_adapters(folder: Path, dtype: torch.dtype) -> Any:
     """A PEFT model in evaluation mode, on the base that its folder names or keeps."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(str(folder))
-    model = AutoModelForCausalLM.from_pretrained(_base_of(folder, config), dtype=dtype)
-    rows = _saved_vocabulary(folder)
-    if rows not in (None, model.get_input_embeddings().weight.shape[0]):
-        model.resize_token_embeddings(rows)
-    adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+    check_json(folder, (ADAPTERS_FILE, "generation_config.json"))
+    with loading(f"{ADAPTERS_FILE} of {folder}"):
+        config = PeftConfig.from_pretrained(str(folder))
+    base = _base_of(folder, config)
+    model = read_model(AutoModelForCausalLM, base, dtype=dtype)
+    with loading(f"the adapters in {folder}"):
+        rows = _saved_vocabulary(folder)
+        if rows not in (None, model.get_input_embeddings().weight.shape[0]):
+            model.resize_token_embeddings(rows)
+    adapted = read_adapters(model, folder, config)
     if (folder / "generation_config.json").is_file():
-        own = GenerationConfig.from_pretrained(str(folder))
+        with loading(f"generation_config.json of {folder}"):
+            own = GenerationConfig.from_pretrained(str(folder))
         adapted.get_base_model().generation_config = own
+    _check_generation(adapted.get_base_model().generation_config, folder)
+    check_finite(adapted, f"the adapters in {folder} and of their base {base}")
     return adapted.eval()
 
 

@@ -251,7 +251,8 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
     prompt for one, are found as well.
 
     Raises:
-        ValueError: they differ, so the model's head applies something that `Head` does not express.
+        ValueError: they differ, so the model's head applies something that `Head` does not express;
+            or the model's own are not finite.
     """
     causal = causal_lm(model)
     weight = head_weight(model)
@@ -264,7 +265,8 @@ def check_head(model: nn.Module, tokens: int = 8) -> None:
 
 
 def _compare_logits(model: nn.Module, causal: Any, ids: Tensor) -> None:
-    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    logits = model(input_ids=ids, use_cache=False).logits[0]  # (L, V)
+    own, own_dtype = logits.float(), logits.dtype
     if own.shape[0] != ids.shape[1]:
         raise ValueError(
             f"{type(model).__name__} must give one row of logits for every token, got "
@@ -272,7 +274,12 @@ def _compare_logits(model: nn.Module, causal: Any, ids: Tensor) -> None:
             "tokens are not supported; use LoRA"
         )
     if not bool(own.isfinite().all()):
-        return  # the head is not at fault: the first loss says so
+        kind = str(own_dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the logits of {type(causal).__name__} must be finite, got NaN or infinity on a few "
+            f"tokens in {kind}: its weights are damaged, or beyond this precision; look at it in "
+            "fp32"
+        )
     states = hidden_states(model, ids, torch.ones_like(ids))[0]  # (L, D)
     states, head = head_and_states(model, states)
     ours = nn.functional.linear(states, head.weight, head.bias).float() * head.logit_scale

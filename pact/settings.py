@@ -9,13 +9,25 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import reprlib
 import textwrap
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+MOST_BYTES = 2**18
+"""Of a file of settings; YAML is read at about a megabyte in ten seconds."""
+DEEPEST = 100
+"""Levels of lists and mappings within each other."""
+LONGEST = 100
+"""Characters of a value that an error shows."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST
+_SHORT.maxlist = _SHORT.maxdict = 20
 
 
 class Setting(NamedTuple):
@@ -73,23 +85,103 @@ def missing_settings(settings: Mapping[str, Setting], values: Mapping[str, Any])
     return [setting for setting in required if setting.name not in values]
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as users write it, with ~ or ~name for a home folder.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"a path that begins with ~ must name a user who has a home folder, got {path} "
+            f"({error}): write the folder out"
+        ) from error
+
+
 def read_mapping(path: Path) -> dict[Any, Any]:
     """What a YAML file maps.
 
     Raises:
-        ValueError: it does not exist, is not YAML, or holds something else.
+        ValueError: it does not exist, is not YAML as `read_yaml` takes it, or holds something else.
     """
+    path = user_path(path)
     if not path.is_file():
-        raise ValueError(f"config file {path} does not exist")
+        what = "is a folder: name the file in it" if path.is_dir() else "does not exist"
+        raise ValueError(f"config file {path} {what}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"config file {path} must have at most {MOST_BYTES} bytes, got {path.stat().st_size}: "
+            "it is no file of settings"
+        )
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        read = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except ValueError as error:
         raise ValueError(f"config file {path} must be YAML, got: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(
             f"config file {path} must map names to values, got a {type(read).__name__}"
         )
     return read
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, without tags of Python's.
+
+    Raises:
+        ValueError: it is not YAML, or nested too deeply; a key stands twice in one mapping; or an
+            alias is of a list or mapping, by which a short text may stand for more than memory
+            holds.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # of a tag whose value its reader does not know
+        raise ValueError(
+            f"a value that cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys stand once and whose aliases are of single values."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"*{event.anchor} is of a list or mapping: write it out",
+                    problem_mark=event.start_mark,
+                )
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"lists and mappings stand more than {DEEPEST} deep",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # which the base refuses
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {short(key)} stands twice: leave one of them",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def read_values(
@@ -113,8 +205,17 @@ def read_values(
 def check_known(key: object, known: Mapping[str, Any], where: object) -> None:
     """Refuse a key that is not known, and name the nearest one that is."""
     if key not in known:
-        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown key {key!r} in {where}: the nearest is {nearest!r}")
+        name = str(key)[:LONGEST]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown key {short(key)} in {where}: the nearest is {nearest!r}")
+
+
+def short(value: Any) -> str:
+    """A value as errors show it: its repr, cut where it is long, deep or repeated."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a number with more digits than Python writes
+        return f"a long {type(value).__name__}"
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
@@ -153,7 +254,7 @@ def _checked(setting: Setting, value: Any, where: object) -> Any:
     if kind is float and type(value) in (int, float, str):  # YAML 1.1 reads 3e-5 as a string
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind is Path and isinstance(value, str):
         return Path(value)
@@ -161,4 +262,4 @@ def _checked(setting: Setting, value: Any, where: object) -> Any:
         return value
     wanted = f"one of {get_args(setting.kind)}" if kind is Literal else kind.__name__
     wanted = "a mapping of names to values" if kind is dict else wanted
-    raise ValueError(f"{setting.name} in {where} must be {wanted}, got {value!r}")
+    raise ValueError(f"{setting.name} in {where} must be {wanted}, got {short(value)}")

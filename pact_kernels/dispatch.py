@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -68,11 +69,11 @@ def workspace(mib: float) -> Iterator[None]:
             instructions for 16 bits that is an fp32 copy of the product's result.
 
     Raises:
-        ValueError: the cap is not positive.
+        ValueError: the cap is not positive and finite.
     """
     global _workspace_mib
-    if not mib > 0:
-        raise ValueError(f"workspace must be positive, got {mib} MiB")
+    if not 0 < mib < math.inf:
+        raise ValueError(f"workspace must be positive and finite, got {mib} MiB")
     previous, _workspace_mib = _workspace_mib, float(mib)
     try:
         yield

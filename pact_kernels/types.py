@@ -11,6 +11,11 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
+LEAST_NUMBER = 2.0**-126
+"""Of a positive setting: the least that fp32, in which most are applied, holds with all digits."""
+MOST_NUMBER = 2.0**128 - 2.0**104
+"""Of any setting: the largest that fp32 holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -43,17 +48,20 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         whole = isinstance(self.prefix_length, int)
+        tau = self.decay_tau
+        cut_or_decay = tau == 0.0 or LEAST_NUMBER <= tau <= MOST_NUMBER or tau == math.inf
         for name, valid, need in (
-            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
-            ("alpha", -math.inf < self.alpha < math.inf, "finite"),
-            ("bias", -math.inf < self.bias < math.inf, "finite"),
-            ("temperature", 0.0 < self.temperature < math.inf, "positive and finite"),
+            ("top_p", LEAST_NUMBER <= self.top_p <= 1.0, "in (0, 1]"),
+            ("alpha", abs(self.alpha) <= MOST_NUMBER, "finite"),
+            ("bias", abs(self.bias) <= MOST_NUMBER, "finite"),
+            ("temperature", LEAST_NUMBER <= self.temperature <= MOST_NUMBER, "positive and finite"),
             ("prefix_length", whole and self.prefix_length >= 0, "a whole number, at least 0"),
-            ("decay_tau", self.decay_tau >= 0.0, "at least 0 (0 is a hard cut)"),
-            ("prefix_boost", 0.0 <= self.prefix_boost < math.inf, "at least 0, and finite"),
+            ("decay_tau", cut_or_decay, "at least 0 (0 is a hard cut)"),
+            ("prefix_boost", 0.0 <= self.prefix_boost <= MOST_NUMBER, "at least 0, and finite"),
         ):
             if not valid:
-                raise ValueError(f"gate {name} must be {need}, got {getattr(self, name)}")
+                value = getattr(self, name)
+                raise ValueError(f"gate {name} must be {need}, got {value} (applied in fp32)")
 
 
 class HeadOptions(TypedDict, total=False):

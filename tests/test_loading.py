@@ -298,7 +298,9 @@ def test_variables_of_the_template_reach_the_data_and_stay(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_model])
-def test_a_name_that_is_nowhere_is_said_at_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_nowhere_is_said_at_once(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The hub is asked once; here it is not to be asked at all."""
     asked = []
 
@@ -314,10 +316,15 @@ def test_a_name_that_is_nowhere_is_said_at_once(load: Any, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
         load("my-aligned-model")
-    assert len(asked) == 1
-    for missing in ("./nowhere", "~nosuchuser/model", "a/b/c"):
+    for missing in ("./nowhere", "/nowhere", "~/nowhere/at/all", "a/b/c"):
         with pytest.raises(ValueError, match="model folder .* does not exist"):
             load(missing)
+    with pytest.raises(ValueError, match="a user who has a home folder, got ~nosuchuser/model"):
+        load("~nosuchuser/model")
+    (tmp_path / "model.gguf").write_text("x")
+    with pytest.raises(ValueError, match="must be a folder or a hub name, got the file"):
+        load(str(tmp_path / "model.gguf"))
+    assert len(asked) == 1
 
 
 def test_a_folder_is_found_by_its_path(tmp_path: Path) -> None:

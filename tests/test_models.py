@@ -80,9 +80,9 @@ def test_quantised_loading(tmp_path, monkeypatch):
     monkeypatch.setattr(BitsAndBytesConfig, "post_init", lambda self: None)
     own = transformers.AutoModelForCausalLM.from_pretrained
 
-    def load(path, *, dtype, quantization_config):
+    def load(path, *, quantization_config, **options):
         asked.append(quantization_config)
-        return own(path, dtype=dtype)
+        return own(path, **options)
 
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
     load_model(folder, dtype="bf16", quantize="4bit")

@@ -6,11 +6,14 @@ import difflib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 from pact.launched import check_joined
+from pact.printable import PrintableFormatter, printable
 
 COMMANDS = {
     "refusals": "keep the refusals that an aligned model gives: what discover reads",
@@ -26,6 +29,7 @@ COMMANDS = {
     "convert-tokens": "read the safety direction that the paper's authors released",
 }
 IN_SEVERAL_PROCESSES = ("cache", "train")
+LIBRARIES_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 USER_ERROR = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141  # as a shell has it for SIGPIPE
@@ -42,13 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if arguments else USER_ERROR
     name, *rest = arguments
+    _prepare_output()
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(COMMANDS)}"
-        print(f"pact: error: no command {name!r}: {hint}", file=sys.stderr)
-        return USER_ERROR
-    logging.basicConfig(format="%(name)s: %(message)s")
-    logging.getLogger("pact").setLevel(logging.INFO)
+        return _failed("pact", f"no command {name!r}: {hint}")
     try:
         if name not in IN_SEVERAL_PROCESSES:
             check_joined(1)
@@ -60,14 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("pact"):
             raise
-        return _failed(name, f"{error}: pip install 'pact-kernels[demo]'")
+        return _failed(f"pact {name}", f"{error}: pip install 'pact-kernels[demo]'")
     except (ValueError, OSError) as error:
-        return _failed(name, str(error))
+        return _failed(f"pact {name}", str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return _failed(f"pact {name}", _out_of_memory(str(error)))
     except KeyboardInterrupt as error:  # a training run says what it kept
         if str(error):
             print(f"pact {name}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", INTERRUPTED)
     return 0
+
+
+def _prepare_output() -> None:
+    """Let nothing of what files hold steer the terminal, and keep what is of no help off it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("pact").setLevel(logging.INFO)
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure"):  # a result is printed whatever the terminal's letters are
+        stdout.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:  # what libraries ask of each other
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+    if not sys.stderr.isatty():  # where a bar is a heap of lines
+        for name in LIBRARIES_BARS:
+            os.environ.setdefault(name, "1")
 
 
 def _close_stdout() -> None:
@@ -76,8 +99,20 @@ def _close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _failed(name: str, message: str) -> int:
-    print(f"pact {name}: error: {' '.join(message.split())}", file=sys.stderr)
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, by the words that torch has for it on a processor and on a card."""
+    words = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in words or "allocate memory" in words
+
+
+def _out_of_memory(words: str) -> str:
+    remedy = "lower the sizes of batches, of lengths or of the adapters, or give a smaller dtype"
+    return f"there is not enough memory: {remedy}{words and f' ({words})'}"
+
+
+def _failed(prog: str, message: str) -> int:
+    """Say in one line what was wrong."""
+    print(f"{prog}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return USER_ERROR
 
 

@@ -14,6 +14,8 @@ class ConvertConfig:
     """The .pt file that the paper's authors released."""
     output: str
     """The file of safety tokens to write."""
+    overwrite: bool = False
+    """Replace the output if it is there."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,5 +25,5 @@ def run(argv: Sequence[str]) -> None:
 
     from pact.discovery.released import convert_released
 
-    tokens = convert_released(config.input, config.output)
+    tokens = convert_released(config.input, config.output, overwrite=config.overwrite)
     print(f"{tokens.ids.numel()} safety tokens in {config.output}")

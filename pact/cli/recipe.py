@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pact.printable import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class NameConfig:
@@ -47,7 +49,7 @@ def _parsed(action: str, config: type, argv: Sequence[str]) -> Any:
 
 def _list(argv: Sequence[str]) -> None:
     if argv:
-        raise ValueError(f"list takes nothing, got {' '.join(argv)}")
+        raise ValueError(f"list takes nothing, got {' '.join(argv)}: leave that out")
     from pact.recipes.recipe import load_recipe, recipe_names
 
     for name in recipe_names():
@@ -59,7 +61,7 @@ def _show(argv: Sequence[str]) -> None:
     from pact.recipes.recipe import load_recipe, recipe_text
 
     load_recipe(config.name)
-    print(recipe_text(config.name), end="")
+    print(printable(recipe_text(config.name)), end="")
 
 
 def _plan(argv: Sequence[str]) -> None:
@@ -68,7 +70,7 @@ def _plan(argv: Sequence[str]) -> None:
     config = _parsed("plan", PlanConfig, argv)
     from pact.recipes.recipe import load_recipe
 
-    print(plan_table(memory_plan(config.changed(load_recipe(config.name)))), end="")
+    print(printable(plan_table(memory_plan(config.changed(load_recipe(config.name))))), end="")
 
 
 def _dry_run(argv: Sequence[str]) -> None:
@@ -89,10 +91,9 @@ def _write(argv: Sequence[str]) -> None:
     from pact.recipes.commands import script
     from pact.recipes.recipe import load_recipe, write_configs
 
-    paths = write_configs(config.name, config.output_dir)
-    path = paths[0].parent / "run.sh"
-    path.write_text(script(load_recipe(config.name)), encoding="utf-8")
-    print(f"{', '.join(path.name for path in (*paths, path))} in {config.output_dir}")
+    others = {"run.sh": script(load_recipe(config.name))}
+    paths = write_configs(config.name, config.output_dir, others)
+    print(f"{', '.join(path.name for path in paths)} in {config.output_dir}")
 
 
 def _commands(argv: Sequence[str]) -> None:
@@ -100,7 +101,7 @@ def _commands(argv: Sequence[str]) -> None:
     from pact.recipes.commands import script
     from pact.recipes.recipe import load_recipe
 
-    print(script(load_recipe(config.name)), end="")
+    print(printable(script(load_recipe(config.name))), end="")
 
 
 def _data(argv: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ class ShowConfig:
     tokenizer: str
     """The model they are of, for its tokenizer: a folder or a hub name."""
     plot: str | None = None
-    """PNG file to draw the weights in; unset draws none."""
+    """PNG file to draw the weights in, a new one; unset draws none."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -26,7 +26,11 @@ def run(argv: Sequence[str]) -> None:
     from pact.discovery import SafetyTokens
     from pact.discovery.show import plot_tokens, token_table
     from pact.loading import load_tokenizer
+    from pact.outputs import check_new_file
+    from pact.settings import user_path
 
+    if config.plot is not None:
+        check_new_file(user_path(config.plot), "plot")
     tokens = SafetyTokens.load(config.tokens)
     tokenizer = load_tokenizer(config.tokenizer)
     print(token_table(tokens, tokenizer))

@@ -38,7 +38,10 @@ def length_batches(
 
 
 def bucketed_order(
-    lengths: Sequence[int], batch_size: int, seed: int | Sequence[int], window: int = 32
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    seed: int | Sequence[int],
+    window: int = 32,
 ) -> list[int]:
     """A random order whose batches hold examples of similar length.
 

@@ -16,6 +16,12 @@ from pact.data.template import BadConversation, Encoded, Encoder, with_template_
 
 logger = logging.getLogger(__name__)
 
+MOST_CHARACTERS = 1_000_000
+"""Of a conversation, however few tokens are kept; twice as many take about ten seconds and a
+gigabyte to encode."""
+MOST_PER_TOKEN = 1000
+"""Characters of a conversation for each token that is kept."""
+
 _Turns = TypeVar("_Turns", bound=Sequence[Message])
 _Used = TypeVar("_Used")
 
@@ -46,7 +52,8 @@ def encode_examples(
 
     Raises:
         ValueError: no example has an answer token within max_length; an id is not below the
-            tokenizer's length; the template refuses a row, which is named; or `encode` raises one.
+            tokenizer's length; a row is far longer than max_length, or the template refuses it,
+            which is named; or `encode` raises one.
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
@@ -55,7 +62,12 @@ def encode_examples(
     encoder = Encoder(
         with_template_defaults(tokenizer, chat_template_kwargs), fold_system=fold_system
     )
-    whole = _each(conversations, encoder, skip_bad_rows)
+
+    def encoded_whole(conversation: Sequence[Message]) -> Encoded:
+        _check_size(conversation, max_length)
+        return encoder(conversation)
+
+    whole = _each(conversations, encoded_whole, skip_bad_rows)
     for _, encoded in whole:
         _check_ids(encoded, len(tokenizer))
         ids, labels = encoded.input_ids[:max_length], encoded.labels[:max_length]
@@ -125,6 +137,19 @@ def _report(num: int, cuts: list[int], max_length: int | None) -> None:
             num,
             max_length,
             sum(cut),
+        )
+
+
+def _check_size(conversation: Sequence[Message], max_length: int | None) -> None:
+    """Refuse a conversation of which next to nothing would be kept, and encoding takes minutes."""
+    if max_length is None:
+        return
+    most = max(MOST_CHARACTERS, MOST_PER_TOKEN * max_length)
+    size = sum(len(str(value)) for message in conversation for value in message.values())
+    if size > most:
+        raise BadConversation(
+            f"a conversation must have at most {most} characters for max_length={max_length}, got "
+            f"{size}, of which hardly any would be kept: cut or split it"
         )
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+DEEPEST = 100
+"""Lists and objects within each other that are read; whoever prints or renders a value goes as
+deep."""
+
+_TOO_DEEP = f"JSON must not be nested deeper than {DEEPEST} levels, got more: flatten it"
 
 
 class Line(NamedTuple):
@@ -52,12 +59,15 @@ def parse_json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: it is not JSON.
-        ValueError: it is nested too deeply, or holds half of a surrogate pair, which is no text.
+        ValueError: it is nested too deeply, has a name twice in one object, or holds half of a
+            surrogate pair, which is no text.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError("JSON must not be nested deeper than Python reads it") from error
+        raise ValueError(_TOO_DEEP) from error
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(value)
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -67,6 +77,29 @@ def parse_json(text: str) -> Any:
                 "write the character itself"
             ) from error
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are different: of two, one would be left out."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, times in counts.items() if times > 1)
+        raise ValueError(f"an object must have each name once, got {twice!r:.80} twice")
+    return made
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse a value that is nested too deeply, level by level."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [entry for entry in level if isinstance(entry, (dict, list))]
+        if not inner:
+            return
+        level = []
+        for entry in inner:
+            level += entry.values() if isinstance(entry, dict) else entry
+    raise ValueError(_TOO_DEEP)
 
 
 def read_text(path: Path) -> str:

@@ -45,6 +45,19 @@ class Tokens(NamedTuple):
         last = bisect_left(self.offsets, end, key=itemgetter(0))
         return [n for n in range(first, last) if self.offsets[n][0] < self.offsets[n][1]]
 
+    def first_word(self, start: int, text: str) -> int | None:
+        """The first token with a character of text[start:] that is not whitespace alone."""
+        for n in range(bisect_right(self.offsets, start, key=itemgetter(1)), len(self.offsets)):
+            first, end = self.offsets[n]
+            if first < end and not text[first:end].isspace():
+                return n
+        return None
+
+    def reaches_across(self, place: int) -> bool:
+        """Whether a token holds the characters on both sides of a place."""
+        n = bisect_right(self.offsets, place, key=itemgetter(1))
+        return n < len(self.offsets) and self.offsets[n][0] < place
+
 
 def render(turns: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = False) -> str:
     """The text of a conversation, with its tools and template variables if it has any.
@@ -83,7 +96,7 @@ def marked_characters(turns: Conversation, tokenizer: Any) -> list[tuple[int, in
     except (TemplateError, TypeError, LookupError, AttributeError) as error:
         raise _refused(error) from error
     marked = zip(out["assistant_masks"], out["offset_mapping"], strict=True)
-    return [(start, end) for mark, (start, end) in marked if mark]
+    return [(start, end) for mark, (start, end) in marked if mark and start < end]
 
 
 def has_generation_blocks(tokenizer: Any) -> bool:
@@ -108,7 +121,7 @@ def tokenize(text: str, tokenizer: Any, cuts: Sequence[int] = ()) -> Tokens:
     """
     check_fast(tokenizer)
     whole = _tokenize_piece(text, tokenizer, 0)
-    inner = {place for a, b in whole.offsets for place in cuts if a < place < b}
+    inner = {place for place in cuts if whole.reaches_across(place)}
     if not inner:
         return whole
     edges = [0, *sorted(inner), len(text)]

@@ -21,6 +21,7 @@ from huggingface_hub import metadata_load
 
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
 from pact.hub import check_on_hub
+from pact.settings import user_path
 
 
 class Row(NamedTuple):
@@ -101,10 +102,7 @@ def _numbered(name: str, values: Iterable[Any], split: str | None = None) -> Sou
 
 
 def _open_path(source: str | Path, split: str | None, subset: str | None) -> Source:
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError as error:  # ~somebody who has no home
-        raise ValueError(f"data {source} does not exist: {error}") from error
+    path = user_path(source)
     if path.is_dir():
         return _open_folder(path, split, subset)
     if path.suffix in FILES:
@@ -217,7 +215,10 @@ def _open_folder(path: Path, split: str | None, subset: str | None) -> Source:
         return _open_snapshot(path, split, subset)
     if subset is not None:
         raise ValueError(f"a saved data set has no subsets, got subset={subset!r} for {path}")
-    loaded = load_from_disk(str(path))
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # its readers raise errors of many kinds
+        raise ValueError(f"{path} cannot be read as a saved data set: {_cause(error)}") from error
     if isinstance(loaded, DatasetDict):
         part = _part(loaded, split, str(path))
         return _numbered(str(path), _without_fill(loaded[part]), part)
@@ -243,8 +244,7 @@ def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
         builder = load_dataset_builder(str(path), subset)
         loaded = load_dataset(str(path), subset)
     except Exception as error:  # its readers raise errors of many kinds
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"{path} cannot be read as a data set: {cause}") from error
+        raise ValueError(f"{path} cannot be read as a data set: {_cause(error)}") from error
     named = (builder.config.data_files or {}).values()
     read = {Path(name).resolve() for names in named for name in names}
     left = sorted(str(file) for file in files if file.resolve() not in read)
@@ -256,6 +256,10 @@ def _open_snapshot(path: Path, split: str | None, subset: str | None) -> Source:
     part = _part(loaded, split, str(path))
     source = _numbered(str(path), _without_fill(loaded[part]), part)
     return source._replace(are_texts=kinds == {"CSV"})
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _data_files(path: Path) -> list[Path]:

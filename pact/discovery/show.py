@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from pact.discovery.tokens import SafetyTokens
+from pact.outputs import check_new_file, whole_file
+from pact.settings import user_path
 
 COLUMNS = ("rank", "id", "token", "weight", "P aligned", "P base")
 POSITIVE, NEGATIVE, INK = "#2a7f8e", "#d9825b", "#333333"
@@ -60,8 +62,10 @@ def plot_tokens(tokens: SafetyTokens, tokenizer: Any, path: str | Path) -> None:
         path: the image to write.
 
     Raises:
-        ValueError: the tokenizer is another one.
+        ValueError: the tokenizer is another one, or the image is there.
     """
+    path = user_path(path)
+    check_new_file(path, "plot")
     from matplotlib.figure import Figure  # drawn by Agg, without pyplot's state or a display
 
     order, texts = _ranked(tokens, tokenizer)
@@ -81,9 +85,8 @@ def plot_tokens(tokens: SafetyTokens, tokenizer: Any, path: str | Path) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)
     axes.spines[:].set_visible(False)
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=160)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=160)
 
 
 def _ranked(tokens: SafetyTokens, tokenizer: Any) -> tuple[list[int], list[str]]:

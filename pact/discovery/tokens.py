@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,9 +17,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pact.outputs import whole_file
+from pact.printable import printable
+from pact.settings import user_path
+
 FORMAT = "pact_safety_tokens_1"
+DIGEST = "digest"
+"""In the metadata, beside the format: of the tensors and the rest. Files before it have none."""
+NEEDED = ("ids", "weights")
+CONFIDENCES = ("aligned_confidence", "base_confidence")
 NEGLIGIBLE = 1e-9  # scores up to this magnitude are neither centred nor scaled
 EPSILON = 1e-6
+LARGEST_CONFIDENCE = 1.001
+"""A probability of 1 after rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +55,7 @@ class SafetyTokens:
             )
         if self.ids[0] < 0 or not bool((self.ids.diff() > 0).all()):
             raise ValueError("token ids must be ascending, distinct and at least 0: sort them")
-        for name in ("weights", "aligned_confidence", "base_confidence"):
+        for name in ("weights", *CONFIDENCES):
             values = getattr(self, name)
             if values is not None and values.shape != self.ids.shape:
                 raise ValueError(
@@ -56,6 +64,15 @@ class SafetyTokens:
                 )
         if self.weights.dtype != torch.float32 or not bool(self.weights.isfinite().all()):
             raise ValueError(f"weights must be finite and fp32, got {self.weights.dtype} values")
+        for name in CONFIDENCES:
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.dtype != torch.float32:
+                raise ValueError(f"{name} must be fp32, got {values.dtype}")
+            outside = values[~((0 <= values) & (values <= LARGEST_CONFIDENCE))]
+            if outside.numel():
+                raise ValueError(f"{name} must be probabilities, got {outside[0].item():.3g}")
 
     @classmethod
     def from_scores(cls, difference: Tensor, confidence: Tensor, top_k: int = 50) -> SafetyTokens:
@@ -97,24 +114,22 @@ class SafetyTokens:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; readers see the old file or the new one, never a part."""
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        names = ("ids", "weights", "aligned_confidence", "base_confidence")
-        values = {name: getattr(self, name) for name in names}
+        path = user_path(path)
+        values = {name: getattr(self, name) for name in (*NEEDED, *CONFIDENCES)}
         tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            part = Path(folder) / path.name
-            save_file(tensors, part, metadata={**self.metadata, "format": FORMAT})
-            os.replace(part, path)
+        own = {"format": FORMAT, DIGEST: self._digest()}
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={**self.metadata, **own})
 
     @classmethod
     def load(cls, path: str | Path) -> SafetyTokens:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is missing, damaged, or not one of safety tokens.
+            ValueError: the file is missing, damaged, of another version, or not one of safety
+                tokens.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         if not path.is_file():
             raise ValueError(f"safety-token file {path} does not exist: run `pact discover` first")
         try:
@@ -123,9 +138,34 @@ class SafetyTokens:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(_not_tokens(path, str(error))) from error
-        if metadata.pop("format", None) != FORMAT:
-            raise ValueError(_not_tokens(path, f"its metadata lack format={FORMAT}"))
-        return cls(**tensors, metadata=metadata)
+        found = metadata.pop("format", None)
+        if found != FORMAT:
+            reason = f"its metadata lack format={FORMAT}"
+            if found is not None and found.startswith(FORMAT.rstrip("1")):
+                reason = f"of format {found[:40]!r}, where this version of pact reads {FORMAT}"
+            raise ValueError(_not_tokens(path, reason))
+        names = set(tensors)
+        if not set(NEEDED) <= names <= {*NEEDED, *CONFIDENCES}:
+            reason = f"it must hold {NEEDED}, and may hold {CONFIDENCES}, got {sorted(names)}"
+            raise ValueError(_not_tokens(path, reason))
+        digest = metadata.pop(DIGEST, None)
+        try:
+            tokens = cls(**tensors, metadata=metadata)
+        except ValueError as error:
+            raise ValueError(_not_tokens(path, str(error))) from error
+        if digest is not None and digest != tokens._digest():
+            raise ValueError(_not_tokens(path, "it is not as it was written: its digest differs"))
+        return tokens
+
+    def _digest(self) -> str:
+        """sha256 of the tensors with their names, and of the metadata."""
+        digest = hashlib.sha256(json.dumps(dict(self.metadata), sort_keys=True).encode())
+        for name in (*NEEDED, *CONFIDENCES):
+            values = getattr(self, name)
+            if values is not None:
+                digest.update(f"{name} ".encode())
+                digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer to which these ids mean other tokens.
@@ -134,11 +174,11 @@ class SafetyTokens:
             ValueError: its vocabulary is not the one that the tokens were found with; both models
                 are named.
         """
-        found = self.metadata.get("aligned", "an unnamed model")
+        found = printable(self.metadata.get("aligned", "an unnamed model"))
         given = tokenizer.name_or_path or type(tokenizer).__name__
         stored = self.metadata.get("tokenizer_hash"), self.metadata.get("tokenizer_size")
-        if stored[1] is not None and int(stored[1]) != len(tokenizer):
-            cause = f"{stored[1]} tokens against {len(tokenizer)}"
+        if stored[1] is not None and stored[1] != str(len(tokenizer)):
+            cause = f"{printable(stored[1])} tokens against {len(tokenizer)}"
         elif stored[0] is not None and stored[0] != tokenizer_hash(tokenizer):
             cause = "the same size, other entries"
         elif int(self.ids[-1]) >= len(tokenizer):

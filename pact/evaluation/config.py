@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pact.fields import COUNT, MOST, Bounds, check_fields
+
+BOUNDS = {"max_new_tokens": COUNT, "batch_size": COUNT, "max_length": Bounds(2, MOST)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -58,6 +62,7 @@ class EvaluateConfig:
     """Precision of the models."""
 
     def __post_init__(self) -> None:
+        check_fields(self, BOUNDS)
         if not any((self.harmful, self.benign, self.heldout, self.task, self.drift)):
             raise ValueError(
                 "an evaluation needs data, got none: give harmful, benign, heldout, task or drift"
@@ -72,11 +77,3 @@ class EvaluateConfig:
                     f"{name} is for drift alone, got {name}={getattr(self, name)!r} without drift: "
                     "give conversations as drift, or leave it out"
                 )
-        for name, valid, need in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("max_length", self.max_length is None or self.max_length >= 2, "at least 2, or unset"),
-            ("dtype", self.dtype in ("fp32", "bf16", "fp16"), "'fp32', 'bf16' or 'fp16'"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")

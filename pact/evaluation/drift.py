@@ -81,7 +81,7 @@ def measure_drift(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: the reference gives cached logits.
+        ValueError: the reference gives cached logits, or a value is not finite.
     """
     token_ids = torch.as_tensor(tokens.ids).to(head_weight(model).device)  # (K,)
     with looking_at(model):
@@ -96,6 +96,11 @@ def measure_drift(
         )
         parts = [_compare(model, batch, token_ids, reference) for batch in batches]
     rows = _Rows(*(torch.cat(part).double().cpu() for part in zip(*parts, strict=True)))
+    if not all(bool(values.isfinite().all()) for values in rows):
+        raise ValueError(
+            "the drift must be finite, got NaN or infinity: the weights of the model or of its "
+            "reference are damaged, or beyond the precision; look at both in fp32"
+        )
     first = rows.first.bool()
     return Drift(
         # no KL is negative, but where it is 0 rounding may leave it so

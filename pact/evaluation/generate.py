@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.data.template import IGNORE, encode, prompt_text
-from pact.evaluation.inference import PAD_ID, looking_at
+from pact.evaluation.inference import PAD_ID, check_ids, looking_at
 from pact.models import causal_lm
 from pact.progress import progress_bar
 
@@ -79,8 +79,12 @@ def continue_texts(
         stop_ids: tokens that end a continuation.
 
     The other arguments, and what is returned, are those of `generate_answers`.
+
+    Raises:
+        ValueError: the model has no embedding for a token, or gives NaN for logits.
     """
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    check_ids(model, ids)
     answers = [""] * len(ids)
     causal = causal_lm(model)
     greedy = GenerationConfig(
@@ -93,12 +97,24 @@ def continue_texts(
     ):
         for indices in length_batches([len(prompt) for prompt in ids], batch_size):
             input_ids, mask = _left_padded([ids[index] for index in indices], causal.device)
-            out = causal.generate(input_ids=input_ids, attention_mask=mask)
+            out = causal.generate(
+                input_ids=input_ids, attention_mask=mask, logits_processor=[_refuse_nan]
+            )
             for index, new in zip(indices, out[:, input_ids.shape[1] :].tolist(), strict=True):
                 end = next((n for n, token in enumerate(new) if token in stop_ids), len(new))
                 answers[index] = tokenizer.decode(new[:end], skip_special_tokens=True)
             bar.update(len(indices))
     return answers
+
+
+def _refuse_nan(input_ids: Tensor, logits: Tensor) -> Tensor:
+    """The logits as they are, (B, V); the most likely of NaN would be token 0, and no refusal."""
+    if bool(logits.isnan().any()):
+        raise ValueError(
+            "the model's logits must be numbers, got NaN while it answered: its weights are "
+            "damaged, or beyond the precision; look at it in fp32"
+        )
+    return logits
 
 
 def end_ids(model: nn.Module, tokenizer: Any) -> set[int]:

@@ -21,6 +21,8 @@ from pact.models import head_and_states
 
 SPARE_TOKENS = 8
 """Tokens beyond the longest expected answer: its end of turn, and room to see it go on."""
+LARGEST_NATS = 700.0
+"""Beyond it the exponential is no number of float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ def perplexity(
         batch_size: conversations in a batch.
         max_length: tokens kept of each conversation, from its beginning; None keeps all.
         progress: whether to show a bar.
+
+    Raises:
+        ValueError: the loss is not finite.
     """
     total_nats, tokens = 0.0, 0
     with looking_at(model):
@@ -81,7 +86,13 @@ def perplexity(
             total_nats += losses.double().sum().item()
             tokens += losses.numel()
     mean_nats = total_nats / tokens
-    return HeldOutLoss(mean_nats=mean_nats, perplexity=math.exp(mean_nats), tokens=tokens)
+    if not math.isfinite(mean_nats):
+        raise ValueError(
+            f"the held-out loss must be finite, got {mean_nats}: the model's weights are damaged, "
+            "or beyond the precision; look at it in fp32"
+        )
+    exponential = math.exp(mean_nats) if mean_nats < LARGEST_NATS else math.inf
+    return HeldOutLoss(mean_nats=mean_nats, perplexity=exponential, tokens=tokens)
 
 
 def exact_match(

@@ -5,7 +5,7 @@ Legend: N answer rows of a batch, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -65,8 +65,12 @@ def answer_batches(
         max_length: tokens kept of each conversation, from its beginning; None keeps all.
         title: what the progress bar calls the work.
         progress: whether to show the bar.
+
+    Raises:
+        ValueError: the model has no embedding for a token, or gives states that are not finite.
     """
     encoded = encode_examples(conversations, tokenizer, max_length)
+    check_ids(model, encoded["input_ids"])
     lengths = [len(ids) for ids in encoded["input_ids"]]
     collate = Collator((), PAD_ID, post_only=False)
     device = causal_lm(model).device
@@ -75,5 +79,27 @@ def answer_batches(
             collated = collate([encoded[index] for index in indices])
             inputs = {name: value.to(device) for name, value in collated.items()}
             states = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
-            yield AnswerBatch(inputs, states[inputs["row_sequence"], inputs["row_position"]])
+            rows = states[inputs["row_sequence"], inputs["row_position"]]  # (N, D)
+            if not bool(rows.isfinite().all()):
+                raise ValueError(
+                    f"the model's states must be finite, got NaN or infinity in {title}: its "
+                    "weights are damaged, or beyond the precision; look at it in fp32"
+                )
+            yield AnswerBatch(inputs, rows)
             bar.update(len(indices))
+
+
+def check_ids(model: nn.Module, sequences: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        ValueError: there are such, so the tokenizer is another model's, or has more tokens.
+    """
+    vocabulary = causal_lm(model).get_input_embeddings().weight.shape[0]
+    largest = max((max(ids, default=0) for ids in sequences), default=0)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"every token id must be below the model's vocabulary of {vocabulary}, got {largest}: "
+            "its folder holds another model's tokenizer, or it lacks embeddings for added tokens "
+            "(resize_token_embeddings)"
+        )

@@ -9,7 +9,7 @@ from torch import nn
 
 from pact.data.examples import Conversation
 from pact.discovery import SafetyTokens
-from pact.evaluation.config import EvaluateConfig
+from pact.evaluation.config import BOUNDS, EvaluateConfig
 from pact.evaluation.drift import measure_drift
 from pact.evaluation.generate import generate_answers
 from pact.evaluation.heldout import exact_match, perplexity
@@ -59,8 +59,10 @@ def evaluate(
     The other settings are those of `EvaluateConfig`.
 
     Raises:
-        ValueError: a set of data is empty, or drift lacks its tokens or its reference.
+        ValueError: a set of data is empty, a setting is out of range, drift lacks its tokens or its
+            reference, or what the model gives is not finite.
     """
+    _check_numbers(max_new_tokens=max_new_tokens, batch_size=batch_size, max_length=max_length)
     _check_sets(harmful=harmful, benign=benign, heldout=heldout, task=task, drift=drift)
     if drift is not None and (tokens is None or reference is None):
         raise ValueError(
@@ -97,6 +99,12 @@ def evaluate(
         drift=moved,
         generations=(*unsafe, *safe, *tried),
     )
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not BOUNDS[name].holds(value):
+            raise ValueError(f"{name} must be {BOUNDS[name].need(value)}, got {value!r}")
 
 
 def _check_sets(**sets: Sequence[Any] | None) -> None:

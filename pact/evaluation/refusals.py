@@ -19,7 +19,11 @@ from pact.evaluation.generate import generate_answers
 from pact.evaluation.judges.registry import make_judge
 from pact.evaluation.judges.verdict import JudgeOptions
 from pact.evaluation.prompts import load_prompts
+from pact.fields import COUNT, check_fields
 from pact.loading import load_model, load_tokenizer
+from pact.models import check_head
+from pact.outputs import check_new_file, whole_file
+from pact.settings import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +67,7 @@ class RefusalsConfig:
     """Precision of the models."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self, {"max_new_tokens": COUNT, "batch_size": COUNT})
         if Path(self.output).suffix != ".jsonl":
             raise ValueError(f"output must be a .jsonl file, got {self.output!r}")
 
@@ -82,9 +84,8 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         ValueError: the output exists, the prompts, the judge or a model are missing (before a model
             is loaded), or no answer refuses.
     """
-    output = Path(config.output).expanduser()
-    if output.is_dir() or (output.exists() and not config.overwrite):
-        raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
+    output = user_path(config.output)
+    check_new_file(output, overwrite=config.overwrite, inputs={"prompts": config.prompts})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = JudgeOptions(
         refusal_label=config.refusal_label,
@@ -107,8 +108,10 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         prompts, lambda turns: prompt_text(fold(turns), tokenizer), config.skip_bad_rows
     )
     prompts = [fold(turns) for turns in prompts]
+    model = load_model(config.model, dtype=config.dtype, merge_adapters=True).to(device)
+    check_head(model)
     answers = generate_answers(
-        load_model(config.model, dtype=config.dtype, merge_adapters=True).to(device),
+        model,
         tokenizer,
         prompts,
         max_new_tokens=config.max_new_tokens,
@@ -124,8 +127,8 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
             f"at least one answer must refuse, got none of {len(prompts)} by {config.judge}: "
             f"{config.model} is not aligned, the prompts are harmless, or another judge is needed"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    with whole_file(output) as partial:
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     logger.info("%d of %d answers refuse from the start", len(lines), len(prompts))
     return len(lines), len(prompts)
 

@@ -17,6 +17,7 @@ from pact.evaluation.heldout import HeldOutLoss
 from pact.evaluation.intervals import Rate
 from pact.evaluation.result import Evaluation, Generation, Refusals
 from pact.evaluation.table import evaluation_table
+from pact.settings import user_path
 
 NUMBERS_FILE = "evaluation.json"
 TABLE_FILE = "evaluation.txt"
@@ -38,12 +39,22 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     """Read what `save_evaluation` wrote.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or is not as it was written.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     for name in (NUMBERS_FILE, GENERATIONS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} must hold {name}: give a folder that `pact evaluate` wrote")
+    try:
+        return _read(folder)
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} must hold {NUMBERS_FILE} and {GENERATIONS_FILE} as `pact evaluate` wrote "
+            f"them, and they cannot be read ({type(error).__name__}: {error}): evaluate again"
+        ) from error
+
+
+def _read(folder: Path) -> Evaluation:
     numbers = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))
     # split("\n") alone: answers may hold other line separators, which JSON leaves as they are
     lines = (folder / GENERATIONS_FILE).read_text(encoding="utf-8").split("\n")[:-1]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,7 +26,9 @@ from pact.evaluation.report import save_evaluation
 from pact.evaluation.result import Evaluation
 from pact.loading import load_model, load_tokenizer
 from pact.models import check_head
+from pact.outputs import check_new_folder, whole_folder
 from pact.reference import AdaptersOff, FrozenModel, Reference
+from pact.settings import user_path
 
 
 def run_evaluate(config: EvaluateConfig) -> Evaluation:
@@ -40,11 +38,8 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
         ValueError: the output folder holds something; data, tokens, judge or a model are missing or
             do not fit; all of it before a model is loaded.
     """
-    output = Path(config.output_dir).expanduser()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(
-            f"output_dir must be absent or an empty folder, got {output}: name another"
-        )
+    output = user_path(config.output_dir)
+    check_new_folder(output)
     tokenizer = load_tokenizer(config.model, config.chat_template_kwargs)
     prompt_text("Hello", tokenizer)  # a missing chat template is an error now rather than later
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,22 +52,22 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     judge = make_judge(config.judge, options)
     data, splits = _load_data(config, tokenizer)
     tokens = _load_tokens(config, tokenizer)
-    with _whole_folder(output) as folder:
-        is_own_reference = config.drift is not None and config.reference is None
-        model = _load_checked(config.model, config, device, merge_adapters=not is_own_reference)
-        evaluation = evaluate(
-            model,
-            tokenizer,
-            **data,
-            tokens=tokens,
-            reference=_load_reference(config, model, device),
-            judge=judge,
-            max_new_tokens=config.max_new_tokens,
-            prefill=config.prefill,
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-        )
-        evaluation = replace(evaluation, settings=asdict(config) | splits)
+    is_own_reference = config.drift is not None and config.reference is None
+    model = _load_checked(config.model, config, device, merge_adapters=not is_own_reference)
+    evaluation = evaluate(
+        model,
+        tokenizer,
+        **data,
+        tokens=tokens,
+        reference=_load_reference(config, model, device),
+        judge=judge,
+        max_new_tokens=config.max_new_tokens,
+        prefill=config.prefill,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+    )
+    evaluation = replace(evaluation, settings=asdict(config) | splits)
+    with whole_folder(output) as folder:
         save_evaluation(evaluation, folder)
     return evaluation
 
@@ -125,7 +120,7 @@ def _load_tokens(config: EvaluateConfig, tokenizer: Any) -> SafetyTokens | None:
     tokens.check_tokenizer(tokenizer)
     if config.reference is not None:
         tokens.check_tokenizer(load_tokenizer(config.reference))
-    folder = Path(config.model).expanduser()
+    folder = user_path(config.model)
     if not config.reference and folder.is_dir() and not (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"drift needs a reference, got none for {config.model}, which has no adapters to "
@@ -148,16 +143,3 @@ def _load_checked(
     model = load_model(name, dtype=config.dtype, merge_adapters=merge_adapters).to(device)
     check_head(model)
     return model
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` only if all goes well."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        folder = Path(temporary) / output.name
-        folder.mkdir()
-        yield folder
-        if output.exists():  # POSIX alone renames over an empty folder
-            output.rmdir()
-        folder.rename(output)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -25,6 +24,7 @@ from pact.discovery import SafetyTokens
 from pact.integrations.mixin import PatchedTrainer
 from pact.integrations.transformers_models import patch
 from pact.objective import PactConfig
+from pact.settings import user_path
 
 OTHER_LOSSES = (
     "cut_cross_entropy",
@@ -53,7 +53,7 @@ class PactArgs(BaseModel):
     @field_validator("pact_tokens")
     @classmethod
     def _is_there(cls, path: str) -> str:
-        if not Path(path).expanduser().is_file():
+        if not user_path(path).is_file():
             raise ValueError(f"pact_tokens {path} does not exist: run `pact discover` first")
         return path
 
@@ -102,7 +102,7 @@ def _zero_stage(deepspeed: Any) -> int:
     if not deepspeed:
         return 0
     if isinstance(deepspeed, str):
-        path = Path(deepspeed).expanduser()
+        path = user_path(deepspeed)
         if not path.is_file():  # one of Axolotl's own by name
             return 3 if "zero3" in path.name else 0
         deepspeed = json.loads(path.read_text(encoding="utf-8"))

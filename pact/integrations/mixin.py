@@ -19,6 +19,8 @@ from pact.integrations.transformers_models import (
     patch,
 )
 from pact.objective import PactConfig
+from pact.training.trainer_finite import FiniteTrainer
+from pact.training.trainer_settings import check_numbers
 
 if TYPE_CHECKING:
     from pact.discovery import SafetyTokens
@@ -28,11 +30,13 @@ OWN_LOSSES = ("label_smoothing_factor", "use_liger_kernel")
 """Settings of TrainingArguments that put another loss in the place of the model's."""
 
 
-class PatchedTrainer:
+class PatchedTrainer(FiniteTrainer):
     """A mixin: `class Mine(PatchedTrainer, TheirTrainer)`.
 
     The denominator of the loss is the trainer's `num_items_in_batch`. A training log has the
-    cross-entropy and the KL beside the loss, as means since the last one.
+    cross-entropy and the KL beside the loss, as means since the last one. A loss, gradient or
+    parameter that is not finite ends the run before anything is logged or saved, whatever
+    `logging_nan_inf_filter` says.
 
     Args:
         tokens: the safety tokens; without them the loss is the fused cross-entropy.
@@ -42,7 +46,8 @@ class PatchedTrainer:
         **kwargs: the trainer's own.
 
     Raises:
-        ValueError: as `pact.patch`; a setting that replaces the model's loss, or needs logits.
+        ValueError: as `pact.patch`; a setting that replaces the model's loss, needs logits, or is a
+            number that means nothing.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class PatchedTrainer:
     ) -> None:
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        check_numbers(trainer.args)
         for name in OWN_LOSSES:
             if getattr(trainer.args, name, None):
                 raise ValueError(f"the model's forward gives the loss, got {name}: leave it unset")
@@ -74,7 +80,7 @@ class PatchedTrainer:
         """The trainer's own."""
         self._sums.zero_()
         self._summed_from = None
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -108,6 +114,9 @@ class PatchedTrainer:
             if self._summed_from is None:
                 self._summed_from = self.state.global_step  # type: ignore[attr-defined]
             self._sums += torch.stack([found.cross_entropy.float(), found.kl.float()])
+            self._see(found)
+        else:
+            self._see_evaluated(found.loss)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -126,4 +135,4 @@ class PatchedTrainer:
             logs.update(zip(PARTS, values, strict=True))
             self._sums.zero_()
             self._summed_from = trainer.state.global_step
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        super().log(logs, *args, **kwargs)

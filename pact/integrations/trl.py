@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from pact.data.collate import Collator, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.spans import IGNORE
 from pact.data.template import header_ids
+from pact.loading import load_tokenizer
 from pact.objective import Objective, PactConfig
 from pact.training.trainer import PactTrainer, make_objective
 
@@ -70,7 +70,7 @@ class PactSFTTrainer(PactTrainer, SFTTrainer):  # type: ignore[misc]
         objective = make_objective(tokens, pact, objective)
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
-            processing_class = AutoTokenizer.from_pretrained(name)
+            processing_class = load_tokenizer(name)
         _check(args, objective, processing_class, options)
         if tokens is not None:
             tokens.check_tokenizer(processing_class)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Literal, NamedTuple
 
+from pact.fields import MOST, Bounds, check_fields
 from pact_kernels import GateConfig, pact_loss
 
 OP = {name: given.default for name, given in signature(pact_loss).parameters.items()}
@@ -36,6 +37,23 @@ DEFAULTS = {
     ),
 }
 """By `over`: what docs/evidence.md recommends, with some refusals in the data, and as released."""
+
+
+TEMPERATURE = Bounds(1e-3, 1000)
+BOUNDS = {
+    "kl_weight": Bounds(0, 10**6),
+    "kl_temperature": TEMPERATURE,
+    "kl_step_tau": Bounds(1e-3, 10**9, or_inf=True),
+    "kl_margin": Bounds(0, 50),
+    "gate_top_p": Bounds(0, 1, open_least=True),
+    "gate_alpha": Bounds(-(10**6), 10**6),
+    "gate_bias": Bounds(-(10**6), 10**6),
+    "gate_temperature": TEMPERATURE,
+    "gate_prefix_length": Bounds(0, MOST),
+    "gate_decay_tau": Bounds(0, 10**9, or_inf=True),
+    "gate_prefix_boost": Bounds(0, 1000),
+}
+"""Those of numbers: within them exp, sigmoid and T^2 are finite in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +102,25 @@ class PactConfig:
     """Factor on the whole gate."""
 
     def __post_init__(self) -> None:
-        if self.over not in ("selection", "vocabulary"):
-            raise ValueError(f"over must be 'selection' or 'vocabulary', got {self.over!r}")
+        check_fields(self, BOUNDS)
         for name, value in DEFAULTS[self.over]._asdict().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        settled = self.settled
-        if not 0 <= settled.kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be at least 0, and finite, got {self.kl_weight}")
         if self.over == "vocabulary" and self.kl_temperature not in (None, 1.0):
             raise ValueError(
                 "over='vocabulary' matches confidences at temperature 1, got kl_temperature="
                 f"{self.kl_temperature}: leave it unset"
             )
-        if self.kl_temperature is not None and not 0 < self.kl_temperature < math.inf:
-            raise ValueError(
-                f"kl_temperature must be positive and finite, got {self.kl_temperature}"
-            )
-        if not settled.kl_step_tau > 0:
-            raise ValueError(f"kl_step_tau must be positive, inf included, got {self.kl_step_tau}")
-        if not 0 <= settled.kl_margin < math.inf:
-            raise ValueError(f"kl_margin must be at least 0, and finite, got {self.kl_margin}")
         if self.kl_margin and self.over != "vocabulary":
             raise ValueError(
                 "a margin raises confidences over the vocabulary, got "
                 f"kl_margin={self.kl_margin} with over={self.over!r}: set over=vocabulary, or no "
                 "margin"
+            )
+        if 0 < self.gate_decay_tau < 1e-3:
+            raise ValueError(
+                f"gate_decay_tau must be at least 0.001, or 0 for a hard cut, got "
+                f"{self.gate_decay_tau!r}"
             )
         self._gate_settings()  # refuses what is out of range, gate or none
 

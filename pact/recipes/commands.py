@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import NamedTuple
 
+from pact.printable import printable
 from pact.recipes.data import SOURCES
 from pact.recipes.recipe import Recipe
 
@@ -80,12 +81,16 @@ def script(recipe: Recipe) -> str:
     """The commands as a shell script, with what has to be there before it."""
     hub = [recipe.discover.aligned, recipe.discover.base]
     hub += [name for name in (recipe.evaluate.judge.partition(":")[2],) if "/" in name]
+    comments = [
+        f"{recipe.name}: {recipe.description}. Run it in the folder of its .yaml files.",
+        f"Before: {INSTALL}",
+        "and `hf auth login`, with an account that has access to these models:",
+        f"  {' '.join(hub)}",
+    ]
+    # A name with a line break would end its comment, and be run.
     lines = [
         "#!/bin/sh",
-        f"# {recipe.name}: {recipe.description}. Run it in the folder of its .yaml files.",
-        f"# Before: {INSTALL}",
-        "# and `hf auth login`, with an account that has access to these models:",
-        f"#   {' '.join(hub)}",
+        *(f"# {' '.join(printable(c).splitlines())}" for c in comments),
         "set -eu",
     ]
     for number, stage in enumerate(run_commands(recipe), start=1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,12 @@ from urllib.request import urlopen
 
 from datasets import load_dataset
 
+from pact.data.jsonl import parse_line, read_lines
+from pact.data.sources import FILES, open_source
+from pact.outputs import check_new_file, whole_file
+from pact.settings import short, user_path
+
 GITHUB = "https://raw.githubusercontent.com"
-READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TIMEOUT_S = 60
 SENTIMENTS = ("negative", "positive")
 
@@ -37,12 +41,27 @@ class Source(NamedTuple):
     keep: tuple[str, str] | None = None  # column and the value that it must have
 
 
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name!r} must be a text, got {short(value)}")
+    return value
+
+
 def _column(name: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: row[name]
+    return lambda row: _text(row, name)
 
 
 def _sst2_prompt(row: Mapping[str, Any]) -> str:
-    return f"{row['sentence'].strip()}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+    sentence = _text(row, "sentence").strip()
+    return f"{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+
+
+def _sst2_sentiment(row: Mapping[str, Any]) -> str:
+    label = str(row["label"])  # a CSV file has texts
+    if label not in ("0", "1"):
+        raise ValueError(f"'label' must be 0 or 1, got {short(row['label'])}")
+    return SENTIMENTS[int(label)]
 
 
 def _gsm8k(title: str, split: str) -> Source:
@@ -50,7 +69,7 @@ def _gsm8k(title: str, split: str) -> Source:
         title,
         "openai/gsm8k",
         "MIT",
-        prompt=lambda row: f"Question: {row['question']}\nAnswer:",
+        prompt=lambda row: f"Question: {_text(row, 'question')}\nAnswer:",
         completion=_column("answer"),
         subset="main",
         split=split,
@@ -63,7 +82,7 @@ def _sst2(title: str, split: str) -> Source:
         "stanfordnlp/sst2",
         "not stated",
         prompt=_sst2_prompt,
-        completion=lambda row: SENTIMENTS[row["label"]],
+        completion=_sst2_sentiment,
         split=split,
     )
 
@@ -139,9 +158,9 @@ class DataConfig:
             raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {self.name!r}")
         if Path(self.output).suffix != ".jsonl":
             raise ValueError(f"output must be a .jsonl file, got {self.output!r}")
-        if self.source_file is not None and Path(self.source_file).suffix not in READERS:
+        if self.source_file is not None and Path(self.source_file).suffix not in FILES:
             raise ValueError(
-                f"source_file must end in one of {', '.join(READERS)}, got {self.source_file!r}"
+                f"source_file must end in one of {', '.join(FILES)}, got {self.source_file!r}"
             )
 
 
@@ -152,63 +171,86 @@ def write_data(config: DataConfig) -> int:
         The lines written.
 
     Raises:
-        ValueError: the output exists; the set cannot be fetched, with the cause and the remedy; it
-            has not the columns that it had; or no row is left.
+        ValueError: the output exists or cannot be written; the set cannot be fetched, with the
+            cause and the remedy; it has not the columns that it had; or no row is left.
     """
     source = SOURCES[config.name]
-    output = Path(config.output).expanduser()
-    if output.is_dir() or (output.exists() and not config.overwrite):
-        raise ValueError(f"output {output} must be a new file: name another, or set overwrite")
-    known = {prompt for path in config.without for prompt in _prompts(Path(path).expanduser())}
+    output = user_path(config.output)
+    inputs = {"source_file": config.source_file, **{f"without={p}": p for p in config.without}}
+    check_new_file(output, overwrite=config.overwrite, inputs=inputs)
+    known = {prompt for path in config.without for prompt in _prompts(user_path(path))}
     place = config.source_file or source.place
     rows = _local(config.source_file) if config.source_file else _fetched(config.name, source)
-    try:
-        lines = [_line(row, source) for row in rows if _is_wanted(row, source)]
-    except KeyError as error:
-        raise ValueError(
-            f"{place} must have the column {error} of {config.name}, got {rows.column_names}: its "
-            "authors changed it, or it is another set"
-        ) from error
+    lines = [_line(row, config.name, place) for row in rows if _is_wanted(row, config.name, place)]
     lines = [line for line in lines if line["prompt"].strip() not in known]
     if not lines:
         raise ValueError(f"at least one row of {place} must be left to write, got none")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with whole_file(output) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return len(lines)
 
 
-def _is_wanted(row: Mapping[str, Any], source: Source) -> bool:
-    return source.keep is None or row[source.keep[0]] == source.keep[1]
+def _is_wanted(row: Mapping[str, Any], name: str, place: str) -> bool:
+    keep = SOURCES[name].keep
+    if keep is None:
+        return True
+    column, value = keep
+    if column not in row:
+        raise _other_columns(row, column, name, place)
+    return row[column] == value
 
 
-def _line(row: Mapping[str, Any], source: Source) -> dict[str, str]:
-    line = {"prompt": source.prompt(row)}
-    return line if source.completion is None else {**line, "completion": source.completion(row)}
+def _line(row: Mapping[str, Any], name: str, place: str) -> dict[str, str]:
+    source = SOURCES[name]
+    try:
+        line = {"prompt": source.prompt(row)}
+        return line if source.completion is None else {**line, "completion": source.completion(row)}
+    except KeyError as error:
+        raise _other_columns(row, error.args[0], name, place) from error
+    except ValueError as error:
+        raise ValueError(f"in a row of {place}, {error}: its authors changed it") from error
+
+
+def _other_columns(row: Mapping[str, Any], column: str, name: str, place: str) -> ValueError:
+    return ValueError(
+        f"{place} must have the column {column!r} of {name}, got {sorted(map(str, row))}: its "
+        "authors changed it, or it is another set"
+    )
 
 
 def _prompts(path: Path) -> list[str]:
     """The prompts of a file that this module wrote."""
     if not path.is_file():
         raise ValueError(f"prompt file {path} does not exist: fetch it first")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line)["prompt"].strip() for line in lines if line]
+    prompts = []
+    for line in read_lines(path):
+        value = parse_line(line, path)
+        prompt = value.get("prompt") if isinstance(value, Mapping) else None
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f"{path}, line {line.number}, must have a text as its prompt: give a file that "
+                "`pact recipe data` wrote"
+            )
+        prompts.append(prompt.strip())
+    return prompts
 
 
-def _local(path: str | Path) -> Any:
-    file = Path(path).expanduser()
+def _local(path: str | Path) -> list[Mapping[str, Any]]:
+    """The rows of a file by their columns."""
+    file = user_path(path)
     if not file.is_file():
-        raise ValueError(f"source_file {path} does not exist")
-    with TemporaryDirectory() as folder:  # rather than a copy that stays in the user's cache
-        return load_dataset(
-            READERS[file.suffix],
-            data_files=str(file),
-            split="train",
-            cache_dir=folder,
-            keep_in_memory=True,
-        )
+        raise ValueError(f"source_file {path} does not exist: name a copy that is there")
+    rows = []
+    for where, value in open_source(str(file), None).rows:
+        if isinstance(value, ValueError):
+            raise value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must have columns, got {short(value)}: it is another set")
+        rows.append(value)
+    return rows
 
 
-def _fetched(name: str, source: Source) -> Any:
+def _fetched(name: str, source: Source) -> Iterable[Mapping[str, Any]]:
     """The rows of a set from where its authors keep it."""
     try:
         if source.place.startswith("https://"):
@@ -222,8 +264,8 @@ def _fetched(name: str, source: Source) -> Any:
         ) from error
 
 
-def _downloaded(address: str) -> Any:
-    """The rows of a file on the web; `datasets` alone would need two more packages for it."""
+def _downloaded(address: str) -> list[Mapping[str, Any]]:
+    """The rows of a file on the web."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / address.rpartition("/")[2]
         with urlopen(address, timeout=TIMEOUT_S) as response:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from pact.discovery import DiscoverConfig
 from pact.evaluation import EvaluateConfig
 from pact.evaluation.refusals import RefusalsConfig
 from pact.objective import PactConfig
+from pact.outputs import check_folder
 from pact.recipes.architecture import Architecture
 from pact.settings import (
     check_known,
@@ -22,6 +24,8 @@ from pact.settings import (
     read_mapping,
     read_values,
     settings_of,
+    short,
+    user_path,
 )
 from pact.training.config import TrainConfig
 
@@ -97,8 +101,8 @@ def load_recipe(name: str) -> Recipe:
     path = _path(name)
     sections = read_mapping(path)
     description = sections.pop("description", "")
-    if not isinstance(description, str):
-        raise ValueError(f"description in {path} must be str, got {description!r}")
+    if not isinstance(description, str) or not description.isprintable():
+        raise ValueError(f"description in {path} must be one line, got {short(description)}")
     for key in sections:
         check_known(key, {"description": (), **SECTIONS}, path)
     absent = [section for section in SECTIONS if section not in sections]
@@ -118,29 +122,41 @@ def load_recipe(name: str) -> Recipe:
     )
 
 
-def write_configs(name: str, folder: str | Path) -> list[Path]:
+def write_configs(
+    name: str, folder: str | Path, others: Mapping[str, str] | None = None
+) -> list[Path]:
     """Write a recipe's sections as the files that `--config` of its commands reads.
 
     Args:
         name: of the recipe.
         folder: made if it is not there.
+        others: what else to write, name -> text.
 
     Returns:
-        refusals.yaml, discover.yaml, train.yaml and evaluate.yaml.
+        refusals.yaml, discover.yaml, train.yaml and evaluate.yaml, and the others.
 
     Raises:
-        ValueError: one of the files exists, or the recipe is not sound.
+        ValueError: one of the files exists, none can be written there, or the recipe is not sound.
     """
     load_recipe(name)
-    sections = yaml.safe_load(recipe_text(name))
-    folder = Path(folder).expanduser()
-    paths = [folder / f"{command}.yaml" for command in COMMANDS]
+    sections = read_mapping(_path(name))
+    texts = {
+        f"{command}.yaml": yaml.safe_dump(sections[command], sort_keys=False)
+        for command in COMMANDS
+    }
+    texts |= others or {}
+    folder = user_path(folder)
+    paths = [folder / file for file in texts]
     for path in paths:
         if path.exists():
             raise ValueError(f"output_dir must hold no {path.name}, got {path}: name another")
+    check_folder(folder, "output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    for command, path in zip(COMMANDS, paths, strict=True):
-        path.write_text(yaml.safe_dump(sections[command], sort_keys=False), encoding="utf-8")
+    with TemporaryDirectory(dir=folder, prefix=".") as partial:
+        for file, text in texts.items():
+            (Path(partial) / file).write_text(text, encoding="utf-8")
+        for path in paths:
+            (Path(partial) / path.name).rename(path)
     return paths
 
 
@@ -163,7 +179,7 @@ def _made(section: str, values: Any, path: Path) -> list[Any]:
 def _path(name: str) -> Path:
     if name in recipe_names():
         return CONFIGS / f"{name}.yaml"
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix != ".yaml" or not path.is_file():
         raise ValueError(
             f"a recipe is one of {', '.join(recipe_names())}, or the path of a .yaml file, got "

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+
+from pact.fields import COUNT, Bounds, check_fields
 
 GIB = 2**30
 REACHED = 0.68
@@ -36,6 +39,13 @@ REACHED_ON_A_CPU = 0.63
 0.59 in plain steps and 0.67 with a live reference."""
 OPTIMIZER_BYTES = 28
 """AdamW's traffic of a trained value: itself, its gradient, both moments read; three written."""
+
+
+BOUNDS = {
+    **dict.fromkeys(("gpus", "sequences", "length", "lora_r"), COUNT),
+    "answer_share": Bounds(0, 1, open_least=True),
+}
+"""Of the settings that are numbers."""
 
 
 class Card(NamedTuple):
@@ -88,11 +98,7 @@ class StepConfig:
     """Weights, gradients and the optimiser's state sharded over the cards (FSDP)."""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "sequences", "length", "lora_r"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.answer_share <= 1:
-            raise ValueError(f"answer_share must be in (0, 1], got {self.answer_share}")
+        check_fields(self, BOUNDS)
         if self.device == "cpu" and (self.gpus > 1 or self.shard):
             raise ValueError("gpus and shard are of cards, got device=cpu: leave them out")
 
@@ -145,10 +151,13 @@ def sizes_of(model_name: str) -> Sizes:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from pact.loading import find_model
+    from pact.model_files import CONFIG, check_json, loading
     from pact.models import backbone, base_head
 
-    config = AutoConfig.from_pretrained(find_model(model_name))
-    with torch.device("meta"):
+    name = find_model(model_name)
+    check_json(Path(name), (CONFIG,))
+    with loading(f"{CONFIG} of {name}"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_config(config)
     text, head = config.get_text_config(), base_head(model).weight
     active = _active_experts(text)

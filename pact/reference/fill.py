@@ -1,8 +1,9 @@
 """Filling a cache: the frozen model runs over the data set, a shard at a time, at inference speed.
 
-Shards that are whole on disk are left alone, so a killed run goes on where it was.
+Shards that are whole on disk are left alone, so a killed run goes on where it was. Launches that
+fill one cache at once share its shards: each takes what no other is at work on.
 
-Legend: n answer rows of an example, K safety tokens.
+Legend: N answer rows of a batch, n of an example, K safety tokens.
 """
 
 from __future__ import annotations
@@ -27,8 +28,17 @@ from pact.progress import progress_bar
 from pact.reference.cache import ReferenceCache
 from pact.reference.centred import CentredLogits, centred_reference
 from pact.reference.columns import Columns, read_columns
+from pact.reference.folder import has_left, remove_left, tidy
 from pact.reference.live import AdaptersOff, FrozenModel
-from pact.reference.shards import Layout, is_valid, remove_partial, write_json, write_shard
+from pact.reference.locks import held, lock_path
+from pact.reference.shards import (
+    Layout,
+    is_valid,
+    remove_partial,
+    write_json,
+    write_shard,
+    writing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +79,12 @@ def fill_cache(
 
     Returns:
         The cache, which checks its files on first use: wait for all processes before.
+
+    Raises:
+        ValueError: the folder cannot be written; or the reference gives values that are no numbers,
+            or that the dtype cannot hold, which it says with the example.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     columns = read_columns(dataset)
     layout = Layout(
         lengths=columns.lengths,
@@ -83,19 +96,23 @@ def fill_cache(
     cache = ReferenceCache(folder, layout, objective.config.over)
     filler = _Filler(cache, columns, reference, objective, collator, compute_dtype, max_tokens)
     own = range(process_index, layout.num_shards, num_processes)
-    for shard in own:
-        remove_partial(folder, shard)
-    missing = [shard for shard in own if not is_valid(layout.path(folder, shard))]
-    if process_index == 0 and (missing or not (folder / META_FILE).exists()):
-        write_json(folder / META_FILE, _meta(cache, reference, compute_dtype))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [shard for shard in own if not is_valid(folder, shard, layout)]
+        tidy(folder, layout, set(own) - set(missing))
+        if process_index == 0:
+            _describe(folder, _meta(cache, reference, compute_dtype))
     done, total = (
         sum(int(layout.row_counts[layout.examples(shard)].sum()) for shard in shards)
         for shards in (set(own) - set(missing), own)
     )
     start = time.perf_counter()
     with progress_bar(total, "reference", "row", initial=done, show=progress) as bar:
-        for shard in missing:
-            write_shard(folder, shard, layout, filler.values(shard, bar))
+        busy = [shard for shard in missing if not filler.fill(shard, bar, wait=False)]
+        if busy:
+            logger.info("another launch fills %d shards of %s: waiting for it", len(busy), folder)
+        for shard in busy:
+            filler.fill(shard, bar, wait=True)
     elapsed_s = time.perf_counter() - start
     if missing:
         logger.info(
@@ -108,6 +125,23 @@ def fill_cache(
     return cache
 
 
+def _describe(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write the facts for a person where they are not there, unless another launch does."""
+    path = folder / META_FILE
+    if path.exists():
+        if has_left(path):
+            remove_left(path)
+        return
+    with held(path, wait=False) as state:
+        if state == "busy":
+            return
+        if state == "held":
+            remove_partial(path)
+        if not path.exists():
+            write_json(path, facts)
+        lock_path(path).unlink(missing_ok=True)
+
+
 class _Filler(NamedTuple):
     """What it takes to compute a shard."""
 
@@ -118,6 +152,30 @@ class _Filler(NamedTuple):
     collator: Collate
     compute_dtype: str
     max_tokens: int
+
+    def fill(self, shard: int, bar: Any, *, wait: bool) -> bool:
+        """Write a shard that is missing, unless another launch did since; whether it is there now.
+
+        Args:
+            shard: its number.
+            bar: counts its rows.
+            wait: for another launch that is at work on it; else it is left to that one.
+        """
+        folder, layout = self.cache.folder, self.cache.layout
+        path = layout.path(folder, shard)
+        with held(path, wait=wait) as state:
+            if state == "busy":
+                return False
+            if state == "held":
+                remove_partial(path)
+            if is_valid(folder, shard, layout):
+                bar.update(int(layout.row_counts[layout.examples(shard)].sum()))
+            else:
+                values = self.values(shard, bar)
+                with writing(folder):
+                    write_shard(folder, shard, layout, values)
+            lock_path(path).unlink(missing_ok=True)
+        return True
 
     @torch.no_grad()
     def values(self, shard: int, bar: Any) -> dict[str, list[np.ndarray]]:
@@ -134,7 +192,7 @@ class _Filler(NamedTuple):
             counts = layout.row_counts[indices]
             kept = self._kept(indices, int(counts.sum()), head)
             for context in layout.contexts:
-                rows = getattr(kept, context).to(DTYPES[layout.dtype]).cpu().numpy()
+                rows = self._stored(getattr(kept, context), indices, context).numpy()
                 for line, part in zip(lines, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
                     values[context][line] = part
             bar.update(int(counts.sum()))
@@ -149,6 +207,33 @@ class _Filler(NamedTuple):
         token_ids = self.objective.token_ids.to(device)
         with torch.autocast(device.type, torch.bfloat16, self.compute_dtype == "bf16"):
             return centred_reference(self.reference(batch), head, token_ids, self.cache.over)
+
+    def _stored(self, values: Tensor, indices: np.ndarray, context: str) -> Tensor:
+        """(N, K) values of a batch as the cache keeps them, on the CPU.
+
+        A token that a model rules out has the logit -inf, which any dtype holds.
+
+        Raises:
+            ValueError: one is NaN or infinite otherwise, or becomes so.
+        """
+        layout = self.cache.layout
+        stored = values.to(DTYPES[layout.dtype])
+        lost = (~stored.isfinite() & (values != -torch.inf)).any(-1).cpu()  # (N,)
+        if not bool(lost.any()):
+            return stored.cpu()
+        first = int(lost.nonzero()[0])
+        example = np.repeat(indices, layout.row_counts[indices])[first]
+        where = f"for example {example} of the data (from 0, {context} context)"
+        row = values[first]
+        if bool((row.isfinite() | (row == -torch.inf)).all()):
+            raise ValueError(
+                f"the reference's values must be within {layout.dtype} to be kept so, got "
+                f"{row[row.isfinite()].min().item():.6g} {where}: set cache_dtype=fp32"
+            )
+        raise ValueError(
+            f"the reference's values must be numbers, got NaN or infinity {where}: the model gives "
+            "them, so its files are damaged, or its products overflow (dtype=fp32)"
+        )
 
 
 def _meta(

@@ -20,9 +20,7 @@ from pact.models import causal_lm
 from pact.objective import PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.live import AdaptersOff, FrozenModel, adapter_prefixes
-
-FORMAT_VERSION = 1
-"""Raised whenever the files, the rows of `pact.data.spans` or the kept values change."""
+from pact.reference.shards import FORMAT_VERSION
 
 NO_EFFECT = {
     "_name_or_path",

@@ -1,7 +1,8 @@
 """The files of a cache: one Arrow file per shard of examples, and its checksum beside it.
 
     shard-00000.arrow    memory-mapped: one line per example of the shard
-    shard-00000.json     the checksum of that file, written after it
+    shard-00000.json     size and checksum of that file, and what it is of; written after it
+    shard-00000.lock     while one filler is at work on the shard, see `pact.reference.locks`
     shard-00000.*.partial    what a killed run leaves; the next one removes it
 
 A line holds `example`, the index in the data set, and per context (`full`, `post`) the values of
@@ -15,10 +16,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +30,14 @@ import xxhash
 from datasets import Dataset, Features, LargeList, Value
 from datasets.arrow_writer import ArrowWriter
 
+FORMAT_VERSION = 2
+"""Raised whenever the files, the rows of `pact.data.spans` or the kept values change."""
+
 SHARD_EXAMPLES = 256
 """Examples in a shard: what a kill loses at most, per process."""
+
+NOTE_BYTES = 4096
+"""Most bytes of a shard's .json; a larger one is not ours."""
 
 CACHE_DTYPES: dict[str, np.dtype] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 
@@ -74,6 +84,11 @@ class Layout:
         """Indices of the shard's examples, in the order of its lines."""
         return self.order[shard * SHARD_EXAMPLES : (shard + 1) * SHARD_EXAMPLES]
 
+    def offsets(self, shard: int) -> np.ndarray:
+        """(E + 1,) int64: where each line of a shard begins in a column of values, and the end."""
+        sizes = self.row_counts[self.examples(shard)] * self.num_tokens
+        return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+
     def place(self, example: int) -> tuple[int, int]:
         """Shard and line of an example."""
         return divmod(int(self._rank[example]), SHARD_EXAMPLES)
@@ -101,28 +116,28 @@ def write_shard(
         values: per context, an (n, K) array for every example of the shard.
     """
     path = layout.path(folder, shard)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     schema = layout.features.arrow_schema
     columns: list[pa.Array] = [pa.array(layout.examples(shard), pa.int64())]
     for context in layout.contexts:
-        offsets = np.cumsum([0, *(part.size for part in values[context])])
+        offsets = pa.array(layout.offsets(shard), pa.int64())
         flat = np.concatenate([part.reshape(-1) for part in values[context]])
-        columns.append(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat)))
-    writer = ArrowWriter(path=str(partial), features=layout.features)
-    writer.write_table(pa.Table.from_arrays(columns, schema=schema), writer_batch_size=None)
-    writer.finalize()
-    facts = {"xxh3_128": _checksum(partial), "bytes": partial.stat().st_size}
-    partial.replace(path)
-    write_json(path.with_suffix(".json"), facts)
+        columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(flat)))
+    with _replacing(path) as file:
+        writer = ArrowWriter(stream=file, features=layout.features)
+        writer.write_table(pa.Table.from_arrays(columns, schema=schema), writer_batch_size=None)
+        writer.finalize(close_stream=False)
+        file.flush()
+        facts = {"bytes": file.tell(), "xxh3_128": _checksum(Path(file.name))}
+    write_json(path.with_suffix(".json"), _facts(shard, layout) | facts)
 
 
-def is_valid(path: Path) -> bool:
-    """Whether a shard's file is there, whole and unchanged."""
+def is_valid(folder: Path, shard: int, layout: Layout) -> bool:
+    """Whether a shard is there, whole, unchanged, and of the examples that it should hold."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return path.stat().st_size == facts["bytes"] and _checksum(path) == facts["xxh3_128"]
-    except (OSError, ValueError, KeyError, TypeError):
+        open_shard(folder, shard, layout)
+    except ValueError:
         return False
+    return True
 
 
 def open_shard(folder: Path, shard: int, layout: Layout) -> Dataset:
@@ -132,27 +147,111 @@ def open_shard(folder: Path, shard: int, layout: Layout) -> Dataset:
         ValueError: it is not there, or damaged, or of other examples.
     """
     path = layout.path(folder, shard)
-    if is_valid(path):
-        table = Dataset.from_file(str(path))
-        if np.array_equal(table.data.column("example").to_numpy(), layout.examples(shard)):
-            return table
+    if _is_as_written(path, _facts(shard, layout)):
+        try:
+            table = Dataset.from_file(str(path))
+            if _is_laid_out(table.data.table, shard, layout):
+                return table
+        except Exception:  # Arrow's readers raise errors of many kinds
+            pass
     raise ValueError(
         f"every shard of a reference cache must be whole, and {path} is missing or damaged: run "
         "fill_cache again, on all processes, before the cache is read"
     )
 
 
-def remove_partial(folder: Path, shard: int) -> None:
-    """Remove what killed runs left of a shard."""
-    for path in folder.glob(f"shard-{shard:05d}.*partial"):
-        path.unlink(missing_ok=True)
+def remove_partial(path: Path) -> None:
+    """Remove what killed runs left of a file and its .json; hold its lock."""
+    for left in path.parent.glob(f"{path.stem}.*partial"):
+        left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, facts: Mapping[str, object]) -> None:
     """Write under another name, then rename."""
-    partial = path.with_suffix(f".json.{os.getpid()}.partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with _replacing(path) as file:
+        file.write((json.dumps(facts, indent=2) + "\n").encode())
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the system's errors into a line with the way out.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the reference cache must be written to {folder}, got {error}: set cache_dir to a "
+            "folder that can be written and has room; shards that are whole are kept"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file under a name of its own, renamed once the disk has it; after an error it is gone."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _facts(shard: int, layout: Layout) -> dict[str, object]:
+    """What a shard's .json says beside size and checksum: of what it is."""
+    examples = layout.examples(shard)
+    made_of = np.concatenate((examples, layout.row_counts[examples])).astype("<i8")
+    return {
+        "format": FORMAT_VERSION,
+        "shard": shard,
+        "examples": xxhash.xxh3_128(made_of.tobytes()).hexdigest(),
+        "safety_tokens": layout.num_tokens,
+        "contexts": list(layout.contexts),
+        "dtype": layout.dtype,
+    }
+
+
+def _is_as_written(path: Path, facts: Mapping[str, object]) -> bool:
+    """Whether a file's .json has these facts, and the file the size and checksum that it says."""
+    note = path.with_suffix(".json")
+    try:
+        if note.stat().st_size > NOTE_BYTES:
+            return False
+        said = json.loads(note.read_text(encoding="utf-8"))
+        known = {**facts, "bytes": path.stat().st_size}
+        if not isinstance(said, dict) or any(said.get(name) != known[name] for name in known):
+            return False
+        return said.get("xxh3_128") == _checksum(path)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _is_laid_out(table: pa.Table, shard: int, layout: Layout) -> bool:
+    """Whether a shard's table has the lines and sizes of its layout, without a look at values."""
+    table.validate(full=True)
+    examples, offsets = layout.examples(shard), layout.offsets(shard)
+    if not table.schema.equals(layout.features.arrow_schema):
+        return False
+    if any(column.num_chunks != 1 or column.null_count for column in table.columns):
+        return False
+    lists = [table.column(context).chunk(0) for context in layout.contexts]
+    return np.array_equal(table.column("example").to_numpy(), examples) and all(
+        np.array_equal(part.offsets.to_numpy(), offsets)
+        and len(part.values) == offsets[-1]
+        and not part.values.null_count
+        for part in lists
+    )
 
 
 def _checksum(path: Path) -> str:

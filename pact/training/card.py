@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pact.objective import PactConfig
+from pact.settings import user_path
 from pact.training.config import TrainConfig
 from pact.training.metrics import Record
 
@@ -66,7 +67,7 @@ def card_text(
     """The card: a head of YAML as the hub reads it, then Markdown."""
     whole = config.full_finetuning
     is_pact = config.method == "pact"
-    base = config.model if not Path(config.model).expanduser().exists() else None
+    base = config.model if not user_path(config.model).exists() else None
     head: dict[str, Any] = {
         "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
 from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
+from pact.training.finite import check_model
 
 
 def check_training(
@@ -36,6 +38,9 @@ def check_training(
         )
     parameters = trainable_parameters(model)
     backbone(model)
+    check_model("the model", model)
+    if isinstance(reference, FrozenModel):
+        check_model("the reference", reference.model)
     check_apart(model)
     check_tied(model)
     check_head(model)
@@ -118,6 +123,37 @@ def check_collator(collator: object, model: nn.Module, reference: Reference | No
         check_packing(model)
         if isinstance(reference, FrozenModel):
             check_packing(reference.model)
+
+
+def check_tokens(examples: Iterable[Any]) -> None:
+    """Refuse examples without a token, of which no batch can be made.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for example in examples:
+        ids = example.get("input_ids") if isinstance(example, Mapping) else None
+        if ids is not None and len(ids) == 0:
+            raise ValueError(
+                "an example must have at least one token, got none: leave it out of the data, as "
+                "pact.data.dataset.encode_examples does"
+            )
+
+
+def check_rows(num_rows: int) -> None:
+    """Refuse a first step that has nothing to predict: nothing is labelled in such data.
+
+    Args:
+        num_rows: of the step, over all processes.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if num_rows == 0:
+        raise ValueError(
+            "the examples of a step must have answer tokens to predict, got none in the first: "
+            "every label is -100; encode the data with pact.data.dataset.encode_examples"
+        )
 
 
 def _weight(layer: Any) -> torch.Tensor | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
+
+from pact.fields import COUNT, MOST, Bounds, check_fields
 
 CONFIG_FILE = "config.yaml"
 OF_ADAPTERS = (
@@ -32,6 +33,32 @@ Schedule = Literal[
     "inverse_sqrt",
     "polynomial",
 ]
+
+
+BOUNDS = {
+    "learning_rate": Bounds(0, 100, open_least=True),
+    "epochs": COUNT,
+    "max_steps": COUNT,
+    "batch_size": COUNT,
+    "micro_batch_size": COUNT,
+    "warmup_ratio": Bounds(0, 1),
+    "weight_decay": Bounds(0, 10**9),
+    "max_grad_norm": Bounds(0, 10**9, open_least=True, or_inf=True),
+    "seed": Bounds(0, 2**32 - 1),  # as numpy and Trainer have it
+    "save_every": COUNT,
+    "save_total_limit": COUNT,
+    "log_every": COUNT,
+    "eval_every": COUNT,
+    "patience": COUNT,
+    "skip_bad_steps": Bounds(0, MOST),
+    "refusal_share": Bounds(0, 1, open_most=True),
+    "max_length": Bounds(2, MOST),
+    "pack_length": COUNT,
+    "lora_r": Bounds(1, 65536),
+    "lora_alpha": Bounds(1, 10**6),
+    "lora_dropout": Bounds(0, 1, open_most=True),
+}
+"""Those of numbers: beyond them a value is a slip, for no run has a use for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +86,7 @@ class FitConfig:
     weight_decay: float = 0.0
     """AdamW's decay of every trained matrix; biases and norms are spared."""
     max_grad_norm: float = 1.0
-    """Longest gradient that is not scaled down."""
+    """Longest gradient that is not scaled down; inf scales none."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16. What is trained is kept in float32 either way."""
     gradient_checkpointing: bool = False
@@ -80,33 +107,25 @@ class FitConfig:
     """End with the weights whose evaluation was the best, where there are evaluations."""
     report_to: tuple[str, ...] = ()
     """Trackers that get the records too, by accelerate's names: tensorboard, wandb, mlflow, ..."""
+    skip_bad_steps: int = 0
+    """Steps in all whose loss or gradient may be NaN or infinite: each is left out, as if it had
+    not been, and logged with its examples; one more ends the run."""
     resume: bool = False
     """Go on from the newest checkpoint of the output folder; without one, start anew."""
 
     def __post_init__(self) -> None:
+        check_fields(self, BOUNDS)
         for name, valid, need in (
-            ("learning_rate", self.learning_rate > 0, "positive"),
-            ("learning_rate", math.isfinite(self.learning_rate), "finite"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or unset"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
             (
                 "micro_batch_size",
-                self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
+                self.micro_batch_size is None or self.micro_batch_size <= self.batch_size,
                 f"from 1 to batch_size={self.batch_size}, or unset",
             ),
-            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("weight_decay", math.isfinite(self.weight_decay), "finite"),
-            ("max_grad_norm", self.max_grad_norm > 0, "positive"),
-            ("dtype", self.dtype in ("fp32", "bf16"), "'fp32' or 'bf16'"),
-            ("seed", self.seed >= 0, "at least 0"),
-            ("save_every", self.save_every is None or self.save_every >= 1, "at least 1, or unset"),
-            ("log_every", self.log_every >= 1, "at least 1"),
-            ("schedule", self.schedule in get_args(Schedule), f"one of {get_args(Schedule)}"),
-            ("save_total_limit", self.save_total_limit >= 1, "at least 1"),
-            ("eval_every", self.eval_every is None or self.eval_every >= 1, "at least 1, or unset"),
-            ("patience", self.patience is None or self.patience >= 1, "at least 1, or unset"),
+            (
+                "weight_decay",
+                self.weight_decay * self.learning_rate < 1,
+                f"below 1 / learning_rate={self.learning_rate}, where a weight is left nothing",
+            ),
         ):
             if not valid:
                 raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
@@ -191,8 +210,6 @@ class TrainConfig(FitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in ("pact", "plain"):
-            raise ValueError(f"method must be 'pact' or 'plain', got {self.method!r}")
         if self.method == "pact" and self.tokens is None:
             raise ValueError(
                 "method=pact needs the safety tokens, got tokens unset: give the file that "
@@ -207,26 +224,22 @@ class TrainConfig(FitConfig):
                     f"{name} is of adapters, got {value!r} with full_finetuning: leave one of them "
                     "unset"
                 )
+        if self.pack_length is not None and not self.packing:
+            raise ValueError(
+                f"pack_length is of packed lines, got {self.pack_length} without packing: set "
+                "packing, or leave it unset"
+            )
+        if self.cache_dir is not None and not self.cache:
+            raise ValueError(
+                f"cache_dir is of the reference's cache, got {self.cache_dir} with cache off: "
+                "leave one of them unset"
+            )
         if self.eval_file is None:
             for name in OF_EVALUATIONS:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is of evaluations: give eval_file, or leave it unset")
-        for name, valid, need in (
-            ("refusal_share", 0 <= self.refusal_share < 1, "in [0, 1)"),
-            ("max_length", self.max_length >= 2, "at least 2"),
-            (
-                "pack_length",
-                self.pack_length is None or self.pack_length >= 1,
-                "at least 1, or unset",
-            ),
-            ("cache_dtype", self.cache_dtype in ("fp16", "fp32"), "'fp16' or 'fp32'"),
-            ("lora_r", self.lora_r >= 1, "at least 1"),
-            ("lora_alpha", self.lora_alpha > 0, "positive"),
-            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
-            ("lora_targets", len(self.lora_targets) > 0, "at least one name"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {need}, got {getattr(self, name)!r}")
+        if not self.lora_targets:
+            raise ValueError(f"lora_targets must be at least one name, got {self.lora_targets!r}")
 
 
 def save_configs(folder: Path, configs: Sequence[Any]) -> Path:

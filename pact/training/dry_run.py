@@ -15,14 +15,16 @@ from torch import Tensor
 from pact.data.collate import Collator
 from pact.data.spans import IGNORE
 from pact.objective import PactConfig, PactObjective
+from pact.printable import printable
 from pact.training.checkpoint import whole_checkpoint
 from pact.training.checks import check_training
 from pact.training.config import TrainConfig
 from pact.training.evaluating import Evaluation
 from pact.training.folder import check_contents
 from pact.training.identity import check_same_run, check_settings, identity_of, read_identity
+from pact.training.inputs import Inputs, loaded_inputs
 from pact.training.optimizer import optimizer_kind
-from pact.training.run import Inputs, checked_output, loaded_inputs, step_collator
+from pact.training.run import checked_output, step_collator
 from pact.training.schedule import Plan
 
 LEARNT, RESET = "\x1b[32m", "\x1b[0m"
@@ -131,7 +133,7 @@ def _shown(batch: Mapping[str, Tensor], tokenizer: Any, colour: bool) -> list[st
         for part in torch.tensor_split(torch.arange(len(ids)), edges.tolist()):
             if not len(part):
                 continue
-            words = tokenizer.decode(ids[part])
+            words = printable(tokenizer.decode(ids[part]))  # of data from anywhere
             text.append(f"{opening}{words}{closing}" if bool(learnt[part[0]]) else words)
         shown.append("".join(text))
     return shown

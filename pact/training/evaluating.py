@@ -24,6 +24,7 @@ from pact.data.conversation import Conversation
 from pact.objective import Objective
 from pact.reference import Reference
 from pact.training.metrics import Record
+from pact.training.schedule import example_lengths
 from pact.training.student import batch_loss
 
 LOSS = "eval_loss"
@@ -63,6 +64,7 @@ class Evaluation:
         if len(dataset) == 0:
             raise ValueError("an evaluation needs at least one example, got none")
         self.dataset, self.objective, self.reference = dataset, objective, reference
+        self.lengths = example_lengths(dataset)
         self.collator, self.max_tokens = collator, max_tokens
         self.prompts, self.tokenizer, self.max_new_tokens = prompts, tokenizer, max_new_tokens
 
@@ -74,7 +76,7 @@ class Evaluation:
         device = accelerator.device
         sums = torch.zeros(4, device=device, dtype=torch.float64)  # loss, CE, KL, rows
         own = range(accelerator.process_index, len(self.dataset), accelerator.num_processes)
-        lengths = [len(self.dataset[index]["input_ids"]) for index in own]
+        lengths = self.lengths[own].tolist()
         autocast = torch.autocast(device.type, torch.bfloat16, dtype == "bf16")
         with looking_at(model), autocast:
             for lines in length_batches(lengths, max_tokens=self.max_tokens):
@@ -89,6 +91,12 @@ class Evaluation:
             raise ValueError("an evaluation needs answer tokens to predict, got none")
         names = (LOSS, "eval_cross_entropy", "eval_kl")
         record = dict(zip(names, (total / rows for total in totals), strict=True))
+        if not math.isfinite(record[LOSS]):
+            found = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+            raise ValueError(
+                f"the loss of an evaluation must be finite, got {found}: look at its examples, and "
+                "at the model in fp32"
+            )
         if self.prompts:
             record["eval_refusals"] = self._refusals(model, accelerator)
         return record

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import xxhash
-import yaml
 from torch import nn
 
 from pact.objective import Objective, PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.fingerprint import model_fingerprint
+from pact.settings import read_yaml
 from pact.training.checkpoint import RUN_FILE, whole_checkpoint
 from pact.training.config import CONFIG_FILE, resolved
 
@@ -28,6 +28,7 @@ FREE_ON_RESUME = {
     "save_total_limit",
     "log_every",
     "report_to",
+    "skip_bad_steps",
     "dry_run",
     "output_dir",
     "cache_dir",
@@ -45,6 +46,8 @@ BY_CONTENT = {
 """Settings that name files: what is in them is compared instead."""
 
 Identity = dict[str, Any]
+
+_PARTS = {"settings": dict, "contents": dict, "processes": int}
 
 
 def contents_of(
@@ -137,9 +140,32 @@ def check_same_run(checkpoint: Path, now: Identity) -> None:
 
 
 def read_identity(checkpoint: Path) -> Identity | None:
-    """What a checkpoint says of its run; None where it was saved without."""
+    """What a checkpoint says of its run; None where it was saved without.
+
+    Raises:
+        ValueError: it says nothing that can be read.
+    """
     path = checkpoint / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_no_identity(path, str(error))) from error
+    if not isinstance(identity, dict) or not all(
+        isinstance(identity.get(name), kind) for name, kind in _PARTS.items()
+    ):
+        raise ValueError(_no_identity(path, f"it must hold {', '.join(_PARTS)}"))
+    return identity
+
+
+def saved_config(folder: Path) -> Mapping[str, Any] | None:
+    """What a run's config.yaml maps; None where it is missing or damaged."""
+    try:
+        saved = read_yaml((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return saved if isinstance(saved, dict) else None
 
 
 def _saved_settings(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
@@ -148,12 +174,14 @@ def _saved_settings(folder: Path) -> tuple[Mapping[str, Any] | None, Path]:
     identity = None if checkpoint is None else read_identity(checkpoint)
     if checkpoint is not None and identity is not None:
         return identity["settings"], checkpoint / RUN_FILE
-    path = folder / CONFIG_FILE
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        saved = None
-    return saved if isinstance(saved, dict) else None, path
+    return saved_config(folder), folder / CONFIG_FILE
+
+
+def _no_identity(path: Path, reason: str) -> str:
+    return (
+        f"{path} must say what its run is of, and does not ({reason}): delete its checkpoint to go "
+        "on from the one before, or name another folder"
+    )
 
 
 def _digest(*arrays: Any) -> str:

@@ -1,50 +1,38 @@
-"""The loop: read `fit` from top to bottom, then `_optimizer_step`.
-
-A step has `batch_size` examples, cut over processes and micro-batches; N are a micro-batch's rows.
-"""
+"""The loop: read `fit` from top to bottom, then `pact.training.step`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
 
-from pact.data.spans import IGNORE
-from pact.models import head_weight
 from pact.objective import Objective
 from pact.processes import join_processes
 from pact.progress import progress_bar
-from pact.reference import FrozenModel, Reference, check_at_start
-from pact.training.checkpoint import (
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-    whole_checkpoint,
-)
+from pact.reference import FrozenModel, Reference
+from pact.training.checkpoint import load_checkpoint, whole_checkpoint
 from pact.training.checks import check_training
 from pact.training.config import FitConfig
-from pact.training.evaluating import LOSS, BestWeights, Evaluation
-from pact.training.finite import Watch, check_parameters
+from pact.training.evaluating import Evaluation
+from pact.training.finite import Fault, Watch, check_parameters, name_examples
 from pact.training.identity import Identity, check_same_run
 from pact.training.interrupt import SignalWatch
-from pact.training.metrics import Meter, MetricsLog, Record
+from pact.training.metrics import Meter, Record
 from pact.training.optimizer import make_optimizer, optimizer_kind
-from pact.training.schedule import Plan
+from pact.training.schedule import Plan, example_lengths
+from pact.training.skipping import Skips
+from pact.training.step import Collate, Parts, check_first, optimizer_step, read_step
 from pact.training.student import Student
-from pact.training.trackers import started_trackers
+from pact.training.writing import Writer
 
 logger = logging.getLogger(__name__)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
-Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 
 
 def fit(
@@ -85,111 +73,107 @@ def fit(
 
     Returns:
         The records: step, epoch, loss, cross_entropy and kl in nats, gate, rows of a step,
-        tokens_per_s, learning_rate, and grad_norm before clipping.
+        tokens_per_s, learning_rate, and grad_norm before clipping. With `config.skip_bad_steps`
+        they have skipped_steps, how many were left out so far, and each such step has a record
+        of step, epoch and that alone.
 
     Raises:
         ValueError: there are no data; the objective needs a reference and has none; a token is not
             in the model's vocabulary; nothing is trainable; batches are packed, and the model
             looks across sequences; a student with fresh adapters is not its reference; a checkpoint
-            is of another run; or a loss, gradient or parameter is not finite, which is noticed
-            before a record or a checkpoint is written.
+            is of another run; a loss, gradient or parameter is not finite, which is noticed before
+            a record or a checkpoint is written; or the main process cannot write.
         StoppedBySignal: SIGINT or SIGTERM came; the step was finished, and saved where the settings
             have checkpoints. Several processes end at the next step that is logged or saved.
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
-    plan = Plan(config, len(dataset), _lengths(dataset) if config.group_by_length else None)
+    plan = Plan(config, len(dataset), example_lengths(dataset) if config.group_by_length else None)
     parts = _prepare(model, objective, reference, collator, config)
-    accelerator, is_main = parts.accelerator, parts.accelerator.is_main_process
+    accelerator = parts.accelerator
     first = _resume(output_dir, parts, identity) if config.resume else 0
-    log = MetricsLog(output_dir if is_main else None, resume_step=first)
-    best = BestWeights(output_dir, _shared(log.records, accelerator), config.patience)
+    writer = Writer(output_dir, accelerator, config, identity, first)
+    skips = Skips(config.skip_bad_steps, writer.before)
     eval_every = config.eval_every or plan.steps_per_epoch
-    track = started_trackers(accelerator, config, output_dir)
     meter, watch = Meter(accelerator), Watch(accelerator.device, first + 1)
+    named = partial(_named, plan, dataset, accelerator.num_processes)
+    is_main = accelerator.is_main_process
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
-    stops = False
+    grad_norm, stops = torch.zeros(()), False
     with SignalWatch() as told:
         for step in range(first, plan.num_steps):
-            if evaluation is not None and best.exhausted():
+            if evaluation is not None and writer.best.exhausted():
                 break
             torch.manual_seed(plan.noise_seed(step, accelerator.process_index))
-            batches = _read_step(plan, step, dataset, collator, parts)
+            batches = read_step(plan, step, dataset, collator, parts)
             if step == 0:
-                _check_first(parts, objective, reference, batches[0])
-            loss, grad_norm = _optimizer_step(parts, batches, plan.learning_rate(step), meter)
+                check_first(parts, objective, reference, batches)
+            taken = optimizer_step(parts, batches, plan.learning_rate(step), meter)
             done = step + 1
-            watch.see(done, loss, grad_norm)
+            at = {"step": done, "epoch": done / plan.steps_per_epoch}
+            watch.see(done, taken.losses, taken.grad_norm)
+            if taken.is_taken:
+                grad_norm = taken.grad_norm
+            else:
+                skips.leave_out(watch, accelerator, writer.newest, named)
+                writer.record(at | skips.record())
             is_last = done == plan.num_steps
             logs = is_last or done % config.log_every == 0
+            looks = evaluation is not None and (is_last or done % eval_every == 0)
             saves = bool(config.save_every) and (is_last or done % (config.save_every or 1) == 0)
             stops = not is_last and told.agreed(accelerator, joined=logs or saves)
             logs, saves = logs or stops, saves or (stops and bool(config.save_every))
-            if logs or saves:
-                newest = newest_checkpoint(output_dir) if output_dir else None
-                watch.check(accelerator, newest)
-                if saves or is_last:
-                    check_parameters(parts.parameters.items(), newest)
-            if logs:
-                record = {"step": done, "epoch": done / plan.steps_per_epoch, **meter.read()}
+            if logs or looks or saves:
+                watch.check(accelerator, writer.newest, named)
+            if looks or saves or is_last:
+                check_parameters(parts.parameters.items(), writer.newest, done)
+            if logs and meter.steps:
+                record = at | meter.read() | skips.record()
                 record |= {"learning_rate": plan.learning_rate(step), "grad_norm": float(grad_norm)}
-                log.append(record)
-                track(record)
+                writer.record(record)
                 bar.set_postfix_str(_summary(record))
-            if evaluation is not None and (is_last or done % eval_every == 0):
-                found = {"step": done, "epoch": done / plan.steps_per_epoch}
-                found |= evaluation(parts.model, accelerator, config.dtype)
-                log.append(found)
-                track(found)
-                writes = is_main and config.keep_best
-                best.see(done, found[LOSS], parts.parameters, writes=writes)
+            if evaluation is not None and looks:
+                found = evaluation(parts.model, accelerator, config.dtype)
+                writer.evaluated(at | found, parts)
             bar.update()
-            if output_dir and saves:
-                if is_main:
-                    save_checkpoint(
-                        output_dir,
-                        done,
-                        parts.parameters,
-                        parts.optimizer,
-                        identity,
-                        config.save_total_limit,
-                    )
-                    if not is_last:
-                        log.plot()
-                accelerator.wait_for_everyone()
+            if saves:
+                writer.checkpoint(done, parts, plots=not is_last)
             if after_step is not None:
                 after_step(done)
             if stops:
                 break
     bar.close()
-    log.plot()
+    writer.plot()
     for tracker in accelerator.trackers:  # its end_training would part the processes, too
         tracker.finish()
     if stops:
-        told.leave(done, newest_checkpoint(output_dir) if output_dir else None)
-    if evaluation is not None and config.keep_best and best.losses:
+        told.leave(done, writer.newest)
+    _check_trained(skips, plan)
+    if evaluation is not None and config.keep_best and writer.best.losses:
         accelerator.wait_for_everyone()
-        logger.info("the best weights are those of step %d", best.restore(parts.parameters))
+        at_step = writer.best.restore(parts.parameters)
+        logger.info("the best weights are those of step %d", at_step)
     model.eval()
-    return log.records
+    return writer.log.records
 
 
-def _shared(records: list[Record], accelerator: Accelerator) -> list[Record]:
-    """The main process's records, in every process."""
-    if accelerator.num_processes == 1:
-        return records
-    return list(broadcast_object_list([records])[0])
+def _check_trained(skips: Skips, plan: Plan) -> None:
+    """Refuse a run that left every step out."""
+    if skips.count >= plan.num_steps:
+        raise ValueError(
+            f"a run must train something, got {skips.count} steps that were all left out by "
+            "skip_bad_steps: look at the model in fp32, and at the data"
+        )
 
 
-class _Parts(NamedTuple):
-    """What a step works with."""
-
-    accelerator: Accelerator
-    config: FitConfig
-    model: Any
-    student: nn.Module  # the model with its loss, as accelerate wraps it
-    parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+def _named(plan: Plan, dataset: Any, num_processes: int, fault: Fault) -> str:
+    """The examples of a fault: those of its micro-batch, or of the whole step."""
+    if fault.place is None:
+        return name_examples(plan.indices(fault.step - 1), dataset)
+    micro_batches = plan.micro_batches(fault.step - 1, fault.process, num_processes)
+    if not micro_batches:  # a process without a share has an example without labels
+        return name_examples([0], dataset)
+    return name_examples(micro_batches[fault.place], dataset)
 
 
 def _prepare(
@@ -198,7 +182,7 @@ def _prepare(
     reference: Reference | None,
     collator: Collate,
     config: FitConfig,
-) -> _Parts:
+) -> Parts:
     """Place the model, wrap it for several processes, and make its optimiser."""
     parameters = check_training(model, objective, reference, collator)
     kind, options = optimizer_kind(config)
@@ -216,7 +200,7 @@ def _prepare(
     if isinstance(reference, FrozenModel):
         reference.model.to(accelerator.device)
     optimizer = make_optimizer(parameters, config, kind, options)
-    return _Parts(accelerator, config, model, student, parameters, optimizer)
+    return Parts(accelerator, config, model, student, parameters, optimizer)
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -226,95 +210,7 @@ def _checkpoint_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _optimizer_step(
-    parts: _Parts, batches: Sequence[dict[str, Tensor]], learning_rate: float, meter: Meter
-) -> tuple[Tensor, Tensor]:
-    """Gradients of all micro-batches, clipped together, then one update.
-
-    Returns:
-        The loss, this process's share of it, and the norm of the gradient before it was clipped.
-    """
-    accelerator = parts.accelerator
-    device = accelerator.device
-    rows = torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
-    num_items = accelerator.reduce(rows, reduction="sum").clamp(min=1)  # () of all processes
-    total = torch.zeros((), device=device)
-    for place, batch in enumerate(batches):
-        meter.tokens += int(batch["attention_mask"].sum())
-        batch = _placed(batch, device)
-        is_last = place == len(batches) - 1
-        with nullcontext() if is_last else accelerator.no_sync(parts.student):
-            with _autocast(parts):
-                loss = parts.student(batch, num_items)
-            # DDP averages over the processes what num_items makes a sum over them.
-            (loss.loss * accelerator.num_processes).backward()
-        meter.add(loss, num_items)
-        total += loss.loss.detach()
-    meter.steps += 1
-    parameters = list(parts.parameters.values())
-    grad_norm = accelerator.clip_grad_norm_(parameters, parts.config.max_grad_norm)
-    for group in parts.optimizer.param_groups:
-        group["lr"] = learning_rate
-    parts.optimizer.step()
-    parts.optimizer.zero_grad()
-    return total, grad_norm
-
-
-def _check_first(
-    parts: _Parts, objective: Objective, reference: Reference | None, batch: dict[str, Tensor]
-) -> None:
-    """Stop before the first step if the student is not what it is held to."""
-    batch = _placed(batch, parts.accelerator.device)
-    with _autocast(parts):
-        check_at_start(parts.model, reference, batch, objective)
-
-
-def _placed(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A batch on the device, but for the examples' indices, which are looked up on the host."""
-    return {
-        name: value if name == "example" else value.to(device, non_blocking=True)
-        for name, value in batch.items()
-    }
-
-
-def _autocast(parts: _Parts) -> torch.autocast:
-    """bfloat16 products where the settings ask for them."""
-    enabled = parts.config.dtype == "bf16"
-    return torch.autocast(parts.accelerator.device.type, torch.bfloat16, enabled)
-
-
-def _lengths(dataset: Any) -> list[int]:
-    """Tokens of each example."""
-    return [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
-
-
-def _read_step(
-    plan: Plan, step: int, dataset: Any, collator: Collate, parts: _Parts
-) -> list[dict[str, Tensor]]:
-    """This process's micro-batches of a step, on the CPU.
-
-    A process without a share takes an example without its labels, since all must join the
-    backward pass.
-    """
-    process, num_processes = parts.accelerator.process_index, parts.accelerator.num_processes
-    shares = plan.micro_batches(step, process, num_processes)
-    micro_batches = [[dataset[index] for index in share] for share in shares]
-    if not micro_batches:
-        example = dataset[0]
-        micro_batches = [[{**example, "labels": [IGNORE] * len(example["labels"])}]]
-    batches = [collator(examples) for examples in micro_batches]
-    vocabulary = head_weight(parts.model).shape[0]
-    for batch in batches:
-        largest = max(int(batch["input_ids"].max()), int(batch["labels"].max()))
-        if largest >= vocabulary:
-            raise ValueError(
-                f"every token id must be below the model's vocabulary of {vocabulary}, got "
-                f"{largest} in step {step}: encode the data with the tokenizer of this model"
-            )
-    return batches
-
-
-def _resume(output_dir: Path | None, parts: _Parts, identity: Identity | None) -> int:
+def _resume(output_dir: Path | None, parts: Parts, identity: Identity | None) -> int:
     """Take up the newest whole checkpoint, if it is of this run; returns the steps done."""
     checkpoint = whole_checkpoint(output_dir) if output_dir else None
     if checkpoint is None:

@@ -21,6 +21,18 @@ COLOURS = ("#1f4e79", "#d9822b")
 Record = dict[str, float]
 
 
+def parts_of(loss: PactLoss, num_items: Tensor) -> Tensor:
+    """(5,) fp32 loss, cross-entropy, KL, gate and rows of a micro-batch of a step.
+
+    Args:
+        loss: the micro-batch's, over `num_items`.
+        num_items: () rows of the whole step.
+    """
+    gate = loss.mean_gate * loss.num_rows / num_items
+    parts = loss.loss.detach(), loss.cross_entropy, loss.kl, gate, loss.num_rows
+    return torch.stack([part.float() for part in parts])
+
+
 class Meter:
     """Sums since the last record; the device is waited for only when they are read."""
 
@@ -34,11 +46,10 @@ class Meter:
         self.tokens = 0  # of the student's input in this process
         self.start_s = time.perf_counter()
 
-    def add(self, loss: PactLoss, num_items: Tensor) -> None:
-        """Count one micro-batch of a step with `num_items` rows."""
-        gate = loss.mean_gate * loss.num_rows / num_items
-        parts = loss.loss.detach(), loss.cross_entropy, loss.kl, gate, loss.num_rows
-        self.sums += torch.stack([part.float() for part in parts])
+    def add(self, parts: Tensor) -> None:
+        """Count one step, of whose micro-batches `parts_of` has made (M, 5) `parts`."""
+        self.sums += parts.sum(0)
+        self.steps += 1
 
     def read(self) -> Record:
         """Means per step over all processes, and the speed; then start anew."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from transformers import get_scheduler
 
 from pact.data.batches import bucketed_order
 from pact.training.config import FitConfig
+
+LINES = 2**16
+"""Examples whose lengths are read at a time."""
 
 
 @cache
@@ -24,13 +29,18 @@ def _factor(name: str, num_warmup_steps: int, num_steps: int) -> Callable[[int],
     return factor
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """The steps of a run over `num_examples` examples."""
 
     config: FitConfig
     num_examples: int
-    lengths: Sequence[int] | None = None
+    lengths: Sequence[int] | np.ndarray | None = None
     """Tokens of each example, for `config.group_by_length`."""
+    _order: dict[int, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The order of the epoch that was asked for last, 8 bytes an example."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,13 +59,20 @@ class Plan(NamedTuple):
     def indices(self, step: int) -> list[int]:
         """The examples of a step, drawn anew without replacement in every epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        seed, size = (self.config.seed, epoch), self.config.batch_size
-        if self.config.group_by_length:
-            assert self.lengths is not None
-            order = bucketed_order(self.lengths, size, seed)
-        else:
-            order = np.random.default_rng(seed).permutation(self.num_examples).tolist()
-        return order[place * size : (place + 1) * size]
+        if epoch not in self._order:
+            self._order.clear()
+            self._order[epoch] = self._drawn(epoch)
+        size = self.config.batch_size
+        examples: list[int] = self._order[epoch][place * size : (place + 1) * size].tolist()
+        return examples
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """(num_examples,) int64: the order of an epoch."""
+        seed = (self.config.seed, epoch)
+        if not self.config.group_by_length:
+            return np.random.default_rng(seed).permutation(self.num_examples)
+        assert self.lengths is not None
+        return np.asarray(bucketed_order(self.lengths, self.config.batch_size, seed))
 
     def micro_batches(self, step: int, process: int, num_processes: int) -> list[list[int]]:
         """A process's share of a step, cut to micro_batch_size; a small step may leave it empty."""
@@ -72,3 +89,12 @@ class Plan(NamedTuple):
         """Seed of a step's dropout in one process."""
         entropy = np.random.SeedSequence((self.config.seed, step, process))
         return int(entropy.generate_state(1, np.uint64)[0])
+
+
+def example_lengths(dataset: Any) -> np.ndarray:
+    """(E,) int64: tokens of each example; of a `datasets.Dataset` as Arrow keeps them."""
+    if not hasattr(dataset, "with_format"):
+        return np.array([len(dataset[index]["input_ids"]) for index in range(len(dataset))])
+    pieces = dataset.select_columns("input_ids").with_format("arrow").iter(LINES)
+    sizes = [pc.list_value_length(piece["input_ids"]).to_numpy() for piece in pieces]
+    return np.concatenate(sizes).astype(np.int64)

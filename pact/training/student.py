@@ -168,7 +168,7 @@ def _found_targets(model: nn.Module, targets: Sequence[str] | str) -> list[str] 
             found = (
                 [path for path in paths if re.fullmatch(target, path)]
                 if expressions
-                else [path for path in paths if path == target or path.endswith(f".{target}")]
+                else [path for path in paths if _is_meant(path, target)]
             )
         except re.error as error:
             raise ValueError(
@@ -187,4 +187,9 @@ def _is_embedding(model: nn.Module, target: str) -> bool:
     """Whether a name is of embeddings, or of another kind of layer that PEFT adapts."""
     kinds = (nn.Embedding, nn.Conv1d, Conv1D)
     modules = model.named_modules()
-    return any(p.endswith(target) for p, module in modules if isinstance(module, kinds))
+    return any(_is_meant(p, target) for p, module in modules if isinstance(module, kinds))
+
+
+def _is_meant(path: str, target: str) -> bool:
+    """Whether a name is a module's path, or an end of it, as PEFT looks for it."""
+    return path == target or path.endswith(f".{target}")

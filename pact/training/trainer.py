@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +20,11 @@ from pact.launched import check_joined
 from pact.models import head_weight
 from pact.objective import Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
-from pact.training.checks import check_training
-from pact.training.finite import Watch, check_parameters
+from pact.training.checks import check_rows, check_training
 from pact.training.saving import stop_at_turns
 from pact.training.student import batch_loss
 from pact.training.trainer_batches import CheckedCollator, check_columns, first_examples
+from pact.training.trainer_finite import FiniteTrainer
 from pact.training.trainer_settings import check_batches, check_settings
 from pact_kernels import PactLoss
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 PARTS = ("cross_entropy", "kl", "gate")
 
 
-class PactTrainer(Trainer):
+class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
     """Trainer whose loss is the mean cross-entropy plus the pull on the safety tokens.
 
     The denominator is the number of answer rows of the whole optimiser step, over accumulation
@@ -115,9 +114,7 @@ class PactTrainer(Trainer):
         if isinstance(self.reference, FrozenModel):
             self.reference.model.to(self.args.device)
         with self.accelerator.autocast():
-            self._trained = check_training(
-                self.model, self.objective, self.reference, data_collator
-            )
+            check_training(self.model, self.objective, self.reference, data_collator)
         self._is_packed = isinstance(data_collator, PackedCollator)
         self.data_collator = CheckedCollator(data_collator, head_weight(self.model).shape[0])
         self._unchecked = self.objective.needs_reference
@@ -125,7 +122,6 @@ class PactTrainer(Trainer):
         self._sums = torch.zeros(3, device=self.args.device)  # cross-entropy, KL, gate
         self._summed_from: int | None = None  # the step of the last log, once training has begun
         self._seen = torch.zeros(5, device=self.args.device)  # of an evaluation: those, loss, rows
-        self._watch = Watch(self.args.device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; what was summed and seen before does not count."""
@@ -163,12 +159,7 @@ class PactTrainer(Trainer):
         rows = self.accelerator.reduce(rows, reduction="sum")
         if self._is_first_step and batches:
             self._is_first_step = False
-            if int(rows) == 0:
-                raise ValueError(
-                    "the examples of a step must have answer tokens to predict, got none in the "
-                    "first: every label is -100; encode the data with "
-                    "pact.data.dataset.encode_examples"
-                )
+            check_rows(int(rows))
         return batches, rows.clamp(min=1)
 
     def compute_loss(
@@ -191,11 +182,10 @@ class PactTrainer(Trainer):
         if num_items_in_batch is not None:
             if self._summed_from is None:
                 self._summed_from = self.state.global_step
-                self._watch = Watch(self.args.device, self._summed_from + 1)
+            self._see(loss)
             total = total * self.accelerator.num_processes  # whose gradients are averaged
             gate = loss.mean_gate * loss.num_rows / num_items_in_batch
             self._sums += torch.stack([loss.cross_entropy.float(), loss.kl.float(), gate.float()])
-            self._watch.see(self.state.global_step + 1, total, 0.0)
         return (total, {"loss": total}) if return_outputs else total
 
     def _batch_loss(
@@ -220,6 +210,7 @@ class PactTrainer(Trainer):
         inputs = self._prepare_inputs(first_examples(inputs, self._own_examples(inputs)))
         with torch.no_grad():
             loss = self._batch_loss(model, inputs, None)
+        self._see_evaluated(loss.loss)
         parts = torch.stack([loss.cross_entropy, loss.kl, loss.mean_gate, loss.loss]).float()
         rows = inputs["row_target"].numel()
         self._seen += torch.cat([parts * rows, parts.new_tensor([rows])])
@@ -266,41 +257,18 @@ class PactTrainer(Trainer):
         """
         steps = 0 if self._summed_from is None else self.state.global_step - self._summed_from
         if "loss" in logs and steps > 0:
-            if "grad_norm" in logs and not self.args.fp16:  # whose scaler leaves such steps out
-                norm = torch.as_tensor(logs["grad_norm"], device=self.args.device)
-                zero = torch.zeros((), device=self.args.device)
-                self._watch.see(self.state.global_step, zero, norm)
-            self._watch.check(self.accelerator, self._newest_checkpoint())
             sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
             logs |= zip(PARTS, (value / steps for value in sums), strict=True)
             self._sums.zero_()
             self._summed_from = self.state.global_step
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's, of a model that is finite."""
-        self._check_finite()
-        return super()._save_checkpoint(*args, **kwargs)
-
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, of a model that is finite, and that stops where a turn ends.
-
-        Raises:
-            ValueError: a parameter, or a loss before, is not finite.
-        """
-        self._check_finite()
+        """Trainer's, of a model that is finite, and that stops where a turn ends."""
+        self._check_finite(None)
         if self.processing_class is not None:
             stop_at_turns(self.accelerator.unwrap_model(self.model), self.processing_class)
         super().save_model(*args, **kwargs)
-
-    def _check_finite(self) -> None:
-        newest = self._newest_checkpoint()
-        self._watch.check(self.accelerator, newest)
-        check_parameters(self._trained.items(), newest)
-
-    def _newest_checkpoint(self) -> Path | None:
-        found = Path(self.args.output_dir or ".").glob("checkpoint-*")
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def make_objective(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.training.checks import check_tokens
+
 COLUMNS = ("input_ids", "labels")
 
 
@@ -23,6 +25,7 @@ class CheckedCollator:
 
     def __call__(self, examples: list[Any]) -> dict[str, Tensor]:
         """Collate, and look at what came of it while it is on the CPU."""
+        check_tokens(examples)
         batch = self.collator(examples)
         if "row_target" not in batch:
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
+from pact.fields import Bounds
+
 NO_LOGITS = "logits are never formed: evaluate the saved model with `pact evaluate`"
 OWN_LOSS = "the loss is the objective's own"
 UNSHARDED = "the head's weight must be whole in every process: use DDP"
@@ -56,6 +58,17 @@ ARGUMENTS: Mapping[str, Refusal] = {
 }
 """By field of TrainingArguments."""
 
+NUMBERS = {
+    "learning_rate": Bounds(0, 100),
+    "weight_decay": Bounds(0, 10**9),
+    "adam_beta1": Bounds(0, 1, open_most=True),
+    "adam_beta2": Bounds(0, 1, open_most=True),
+    "adam_epsilon": Bounds(0, 1),
+    "max_grad_norm": Bounds(0, 10**9, or_inf=True),
+    "neftune_noise_alpha": Bounds(0, 10**6),
+}
+"""Fields of TrainingArguments that Trainer takes as they are: NaN there switches off in silence."""
+
 OPTIONS: Mapping[str, Refusal] = {
     "compute_metrics": Refusal(
         lambda value: value is not None,
@@ -83,11 +96,24 @@ def check_settings(args: TrainingArguments | None, options: Mapping[str, Any]) -
             raise ValueError(f"PactTrainer cannot honour {name}: {refusal.reason}")
     if args is None:
         return
+    check_numbers(args)
     for name, refusal in ARGUMENTS.items():
         default = TrainingArguments.__dataclass_fields__.get(name)
         value = getattr(args, name, None)
         if default is not None and refusal.asks(value):
             raise ValueError(f"PactTrainer cannot honour {name}={value!r}: {refusal.reason}")
+
+
+def check_numbers(args: TrainingArguments) -> None:
+    """Refuse numbers that mean nothing, for any Trainer.
+
+    Raises:
+        ValueError: there is one; it names the field.
+    """
+    for name, bounds in NUMBERS.items():
+        value = getattr(args, name, None)
+        if isinstance(value, (int, float)) and not bounds.holds(value):
+            raise ValueError(f"{name} must be {bounds.need(value)}, got {value!r}")
 
 
 def check_batches(args: TrainingArguments, is_iterable: bool) -> None:

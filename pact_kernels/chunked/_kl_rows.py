@@ -24,6 +24,7 @@ class RowKl(NamedTuple):
     kl: Tensor  # (B,) times row_weight
     gate: Tensor | None  # (B,); None without a gate
     student: Tensor  # (B, K) the logits that the KL was formed from
+    lse: Tensor | None  # (B,) over the vocabulary, no less than that of the K logits
     softmax_factor: Tensor | None  # (B,) with kl_weight and row_weight; None is 0
     sparse: Tensor  # (B, K) likewise
 
@@ -122,9 +123,11 @@ class KlRows:
             gate = target.gate_value(student, post, self._taken(kl.step, rows), kl.gate)
         softmax_factor = None
         if lse is None or kl.over == "selection":
+            lse = None
             mixed = target.mix(full, post, gate)
             value, sparse = target.selection_kl(student, mixed, self.log_weight, kl.temperature)
         else:
+            lse = target.normaliser(lse, student)
             value, softmax_factor, sparse = target.vocabulary_kl(
                 student - lse[:, None], full, post, gate
             )
@@ -136,7 +139,7 @@ class KlRows:
         if kl.kl_weight != 1.0:
             softmax_factor = None if softmax_factor is None else softmax_factor * kl.kl_weight
             sparse = sparse * kl.kl_weight
-        return RowKl(value, gate, student, softmax_factor, sparse)
+        return RowKl(value, gate, student, lse, softmax_factor, sparse)
 
     def _reference_logits(self, source: Tensor, lse: Tensor | None, rows: slice) -> Tensor:
         """(B, K) selected logits of the reference; log-confidences over the vocabulary."""
@@ -145,7 +148,7 @@ class KlRows:
         logits = block.to(dtype) if self.reference is None else self.reference.logits(block)
         if self.kl.over == "selection" or lse is None:
             return logits
-        return logits - self._taken(lse, rows)[:, None].to(dtype)
+        return logits - target.normaliser(self._taken(lse, rows).to(dtype), logits)[:, None]
 
     def _taken(self, tensor: Tensor, rows: slice) -> Tensor:
         """Entries of some rows of a row tensor."""

@@ -116,7 +116,7 @@ class RowLosses:
         uniform = None
         if self.smoothing:
             uniform = torch.full_like(lse, -self.smoothing / self.head.weight.shape[0])
-        sparse = None if kl is None else self._at_selected(kl, lse, alpha)
+        sparse = None if kl is None else self._at_selected(kl, alpha)
         factors = RowFactors(softmax, self._at_target(swept, index, alpha), uniform, sparse)
         return factors if self.row_grad is None else factors.scaled(self.row_grad[index])
 
@@ -131,7 +131,8 @@ class RowLosses:
         torch.sub(lse, swept.at_target, out=out)
         if swept.logit_sum is not None:
             mean = swept.logit_sum / self.head.weight.shape[0]
-            out.lerp_(lse - mean, term.label_smoothing)
+            # Not lerp: both are infinite where the target's logit is -inf.
+            out.mul_(1.0 - term.label_smoothing).add_(lse - mean, alpha=term.label_smoothing)
         if not term.z_loss:
             return torch.ones_like(lse)
         out += term.z_loss * lse.square()
@@ -153,9 +154,9 @@ class RowLosses:
             factor += alpha * softmax
         return factor * self.head.slope(logit)
 
-    def _at_selected(self, kl: RowKl, lse: Tensor, alpha: Tensor) -> Tensor:
+    def _at_selected(self, kl: RowKl, alpha: Tensor) -> Tensor:
         """(B, K)"""
         sparse = kl.sparse
-        if self.holds_selected:
-            sparse = sparse + alpha[:, None] * (kl.student - lse[:, None]).exp_()
+        if self.holds_selected and kl.lse is not None:
+            sparse = sparse + alpha[:, None] * (kl.student - kl.lse[:, None]).exp_()
         return sparse * self.head.slope(kl.student)

@@ -27,7 +27,18 @@ class VocabularyKl(NamedTuple):
 def top_p_count(logits: Tensor, top_p: float, temperature: float) -> Tensor:
     """(M,) entries of softmax(logits / temperature), largest first, until they sum to top_p."""
     mass = (logits / temperature).softmax(-1).sort(-1, descending=True).values.cumsum_(-1)  # (M, K)
-    return (mass < top_p).sum(-1).add_(1).clamp_(max=logits.shape[-1])
+    # Logits of no distribution, all -inf, reach nothing: K of them.
+    missing = logits.shape[-1] - (mass >= top_p).sum(-1)
+    return missing.add_(1).clamp_(max=logits.shape[-1])
+
+
+def normaliser(lse: Tensor, selected: Tensor) -> Tensor:
+    """(M,) the log-sum-exp, but no less than that of the K selected logits (M, K) alone.
+
+    Where it was summed from rounded logits it may be less: in 16 bits a logit of 1e4 is off by 4
+    (fp16) or 32 (bf16), and a confidence would be e^4 or e^32.
+    """
+    return torch.maximum(lse, selected.logsumexp(-1))
 
 
 def gate_value(student: Tensor, post: Tensor, step: Tensor, gate: GateConfig) -> Tensor:
@@ -44,10 +55,15 @@ def gate_value(student: Tensor, post: Tensor, step: Tensor, gate: GateConfig) ->
 
 
 def mix(full: Tensor, post: Tensor | None, c: Tensor | None) -> Tensor:
-    """(1 - c) full + c post, or full itself without a gate."""
+    """(1 - c) full + c post, or full itself without a gate.
+
+    It is -inf where either is, unless c leaves that one out: 0 times anything is 0.
+    """
     if post is None or c is None:
         return full
-    return torch.lerp(full, post, c.unsqueeze(-1))
+    c = c.unsqueeze(-1)
+    mixed = torch.where(full == -torch.inf, full, full + c * (post - full))
+    return torch.where(c == 0, full, torch.where(c == 1, post, mixed))
 
 
 def selection_kl(
@@ -64,7 +80,7 @@ def selection_kl(
     target = (mixed / temperature + log_weight).softmax(-1)  # (M, K)
     log_student = (student / temperature).log_softmax(-1)
     log_target = target.clamp(min=LEAST_PROBABILITY).log_()
-    kl = temperature**2 * (target * (log_target - log_student)).sum(-1)
+    kl = temperature**2 * _expected(target, log_target - log_student)
     return kl, temperature * (log_student.exp_() - target)
 
 
@@ -76,7 +92,8 @@ def vocabulary_kl(
 ) -> VocabularyKl:
     """KL of the K confidences and the rest of the mass, and its gradient by the full logits.
 
-    With r = q_rest / P_rest, or 0 where the student's rest is clamped and passes no gradient,
+    The K + 1 classes are normalised: where the rest is clamped they would sum to Z, more than 1.
+    With r = q_rest / P_rest, or 1 / Z where the student's rest is clamped and passes no gradient,
 
         d kl / d z_v = softmax_factor P_v (+ r P_v - q_v on the K tokens)
         softmax_factor = sum_k (q_k - r P_k)
@@ -85,15 +102,22 @@ def vocabulary_kl(
     K of many tokens both sums are small.
     """
     mass = student.exp()  # (M, K)
-    rest = 1.0 - mass.sum(-1, keepdim=True)  # (M, 1)
-    log_p = torch.cat((student, rest.clamp(min=LEAST_REST).log()), -1)  # (M, K + 1)
+    selected = mass.sum(-1, keepdim=True)  # (M, 1)
+    rest = 1.0 - selected  # (M, 1)
+    least = rest.clamp(min=LEAST_REST)
+    log_p = torch.cat((student, least.log()), -1).log_softmax(-1)  # (M, K + 1)
     mixed = mix(_with_rest(full), None if post is None else _with_rest(post), c)
     log_q = mixed.log_softmax(-1)
     q = log_q.exp()
-    kl = (q * (log_q - log_p)).sum(-1)
-    ratio = torch.where(rest <= LEAST_REST, 0.0, q[:, -1:] / rest)  # (M, 1)
+    kl = _expected(q, log_q - log_p)
+    ratio = torch.where(rest <= LEAST_REST, 1.0 / (selected + least), q[:, -1:] / rest)  # (M, 1)
     sparse = ratio * mass - q[:, :-1]  # (M, K)
     return VocabularyKl(kl, -sparse.sum(-1), sparse)
+
+
+def _expected(q: Tensor, values: Tensor) -> Tensor:
+    """(M,) sum of q times values, where a probability of 0 counts nothing, whatever its value."""
+    return (q * values).masked_fill_(q == 0, 0.0).sum(-1)
 
 
 def _with_rest(log_confidence: Tensor) -> Tensor:

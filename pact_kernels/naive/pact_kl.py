@@ -38,6 +38,15 @@ def gate_value(student: Tensor, post: Tensor, step: Tensor, gate: GateConfig) ->
     return (c * decay * gate.prefix_boost).detach()
 
 
+def mix(full: Tensor, post: Tensor, c: Tensor) -> Tensor:
+    """(1 - c) full + c post; -inf where either is, unless c leaves it out (0 times anything is 0).
+
+    A token that a reference rules out has no part in the target, even where a boost lifts c over 1.
+    """
+    mixed = torch.where(full == -torch.inf, full, (1 - c) * full + c * post)
+    return torch.where(c == 0, full, torch.where(c == 1, post, mixed))
+
+
 def selection_target(mixed: Tensor, token_weights: Tensor, temperature: float) -> Tensor:
     """(N, K), (K,) -> (N, K): q = normalise(softmax(m / T) * max(weight, 0))."""
     weighted = torch.softmax(mixed / temperature, -1) * token_weights.clamp(min=0)
@@ -67,18 +76,18 @@ def pact_kl_rows(
         c = gate_value(u.detach(), p, step, gate)
     mixing = c[:, None]
     if over == "selection":
-        m = f if gate is None or p is None else (1 - mixing) * f + mixing * p
+        m = f if gate is None or p is None else mix(f, p, mixing)
         q = selection_target(m, token_weights.to(u.dtype), temperature)
         log_student = torch.log_softmax(u / temperature, -1)
-        kl = temperature**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1)
+        kl = temperature**2 * _expected(q, q.clamp(min=1e-12).log() - log_student)
     else:
-        log_p = _with_rest(u - linear_logsumexp(hidden, weight, **head)[:, None])
+        log_p = _with_rest(u - linear_logsumexp(hidden, weight, **head)[:, None]).log_softmax(-1)
         assert known.full_lse is not None
         m = _with_rest(f - known.full_lse[:, None])
         if gate is not None and p is not None and known.post_lse is not None:
-            m = (1 - mixing) * m + mixing * _with_rest(p - known.post_lse[:, None])
+            m = mix(m, _with_rest(p - known.post_lse[:, None]), mixing)
         log_q = torch.log_softmax(m, -1)
-        kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+        kl = _expected(log_q.exp(), log_q - log_p)
     return (kl if row_weight is None else kl * row_weight), c
 
 
@@ -93,6 +102,11 @@ def pact_kl(
     """`pact_kl_rows`, reduced."""
     rows, _ = pact_kl_rows(hidden, weight, *args, **options)
     return reduce_rows(rows, None, reduction, num_items)
+
+
+def _expected(q: Tensor, values: Tensor) -> Tensor:
+    """(N,) sum of q times values, where a probability of 0 counts nothing, whatever its value."""
+    return torch.where(q == 0, 0.0, q * values).sum(-1)
 
 
 def _with_rest(log_confidence: Tensor) -> Tensor:

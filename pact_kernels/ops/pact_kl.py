@@ -52,8 +52,8 @@ def pact_kl(
         over="selection":   m = (1 - c) f + c p,   q = normalise(softmax(m / T) max(weights, 0))
                             kl = T^2 sum_s q_s (log q_s - log softmax(u / T)_s)
         over="vocabulary":  K + 1 classes: the tokens' confidences and the rest of the mass, which
-                            is at least 1e-6; q mixes the references' log-masses by c and is
-                            renormalised
+                            is at least 1e-6; q mixes the references' log-masses by c; both are
+                            normalised to sum to 1
                             kl = sum_s q_s log(q_s / P_s) + q_rest log(q_rest / P_rest)
 
     Two properties of "selection": a common shift of all K logits is not penalised, and the weights

@@ -105,6 +105,8 @@ def pact_loss(
         gate=gate,
         over=over,
         process_group=process_group,
+        target=flat_target,
+        ignore_index=ignore_index,
     )
     hidden, head = autocast_inputs(hidden, head)
     rows = hidden.reshape(-1, hidden.shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pact_kernels.dispatch import is_naive
+from pact_kernels.dispatch import is_naive, operator_implementation
 from pact_kernels.ops._checks.arguments import (
     autocast_inputs,
     check_head,
@@ -46,8 +46,8 @@ def selected_confidences(
 
     Returns:
         (N, K) or (B, L, K), fp32 (fp64 for fp64 inputs); differentiable by hidden, weight and bias.
-        Over the vocabulary, 16-bit inputs round the logits of the log-sum-exp to 16 bits: a
-        confidence next to 1 may then exceed it by that rounding.
+        On a CPU, over the vocabulary, 16-bit inputs round the logits of the log-sum-exp to 16 bits,
+        and a confidence is off by as much; the K of a row sum to 1 at most.
 
     Raises:
         ValueError: shapes, dtypes or numbers do not fit.
@@ -79,4 +79,8 @@ def selected_confidences(
     if over == "selection":
         return logits.softmax(-1)
     lse = linear_logsumexp(hidden, head.weight, **head.options)
+    if operator_implementation(hidden) == "chunked":  # whose logits are rounded in 16 bits
+        with torch.no_grad():
+            missing = (logits.logsumexp(-1) - lse).clamp_(min=0.0)
+        lse = lse + missing
     return (logits - lse.unsqueeze(-1)).exp_()

@@ -142,13 +142,15 @@ def confidences(lead: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("lead", [0.0, 30.0], ids=["some rest", "rest clamped"])
 def test_the_share_of_the_softmax(lead: float) -> None:
-    """1 - q_rest / P_rest, or 1 - q_rest where the rest is clamped and passes no gradient."""
+    """1 - q_rest / P_rest, or where the rest is clamped, and passes no gradient, q's sum over the K
+    tokens less the student's once its K + 1 classes are normalised."""
     student, full = confidences(lead, torch.float64)
     kl, softmax_factor, sparse = vocabulary_kl(student, full, None, None)
     p_rest, q_rest = (1 - x.exp().sum(-1) for x in (student, full))
     assert bool((p_rest < LEAST_REST).all()) == (lead > 0)
     assert bool((kl > 0).all())
-    torch.testing.assert_close(softmax_factor, 1 - (q_rest if lead else q_rest / p_rest))
+    clamped = LEAST_REST / (1 - p_rest + LEAST_REST) - q_rest
+    torch.testing.assert_close(softmax_factor, clamped if lead else 1 - q_rest / p_rest)
     # Over all tokens the gradient sums to zero: a common shift of the logits changes nothing.
     torch.testing.assert_close(softmax_factor + sparse.sum(-1), torch.zeros(6, dtype=torch.float64))
 

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from pact.data import sources
 from pact.data.examples import load_examples
+from pact.data.jsonl import parse_json
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 ROWS = [{"messages": MESSAGES}, {"messages": [{"role": "system", "content": "x"}, *MESSAGES]}]
@@ -133,6 +134,7 @@ def test_forms_of_a_row(row: dict[str, Any]) -> None:
         ("no/such/data.jsonl", "data file no/such/data.jsonl does not exist"),
         ("./nowhere", "neither a file nor a folder"),
         (Path("nowhere"), "neither a file nor a folder"),
+        ("~nosuchuser/data.jsonl", "got ~nosuchuser/data.jsonl .*: write the folder out"),
     ],
 )
 def test_refused(source: Any, message: str) -> None:
@@ -154,6 +156,16 @@ def test_refused(source: Any, message: str) -> None:
             r"line 3 of .*a.jsonl must hold .* where 'messages' is null",
         ),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: JSON must not be nested deeper"),
+        (
+            "a.jsonl",
+            "[" * 101 + "]" * 101,
+            "line 1: JSON must not be nested deeper than 100 levels",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "completion": "b", "prompt": "c"}',
+            "a.jsonl, line 1: an object must have each name once, got 'prompt' twice",
+        ),
         (
             "a.jsonl",
             '{"prompt": "\\ud800", "completion": "x"}',
@@ -189,3 +201,22 @@ def test_refused_bytes_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="must hold a data set: one written by"):
         load_examples(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("state.json", "{"), ("state.json", "{}"), ("dataset_info.json", "[]")]
+)
+def test_a_saved_data_set_that_is_damaged_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    saved = tmp_path / "saved"
+    Dataset.from_list(ROWS[:1]).save_to_disk(saved)
+    (saved / name).write_text(text)
+    with pytest.raises(ValueError, match="saved cannot be read as a saved data set"):
+        load_examples(saved)
+
+
+def test_nesting_that_is_read_is_counted_by_level() -> None:
+    levels = "[" * 100 + "]" * 100
+    assert parse_json(levels)
+    assert parse_json(f"[{'[],' * 1000}[]]")  # many, and not deep
+    with pytest.raises(ValueError, match="deeper than 100"):
+        parse_json(f'{{"a": {levels}}}')

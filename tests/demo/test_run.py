@@ -120,8 +120,31 @@ def test_a_share_beyond_the_data_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"harmful_share": 1.0}, {"steps": 0}, {"align_steps": 0}, {"batch_size": 0}, {"top_k": 1}],
+    [
+        {"harmful_share": 1.0},
+        {"harmful_share": float("nan")},
+        {"steps": 0},
+        {"align_steps": 0},
+        {"batch_size": 0},
+        {"top_k": 1},
+        {"seed": -1},
+        {"learning_rate": float("inf")},
+        {"align_learning_rate": float("nan")},
+        {"selection_weight": float("inf")},  # told by the objective after the alignment, else
+        {"vocabulary_weight": -1.0},
+        {"vocabulary_step_tau": 0.0},
+        {"max_new_tokens": 2.5},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DemoConfig(**wrong)
+
+
+def test_places_that_are_no_folders_are_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name in ("output_dir", "cache_dir"):
+        places = {"output_dir": str(tmp_path / "new"), "cache_dir": str(tmp_path / "cache")}
+        with pytest.raises(ValueError, match=f"{name} must be a folder, got the file"):
+            run_demo(DemoConfig(**places | {name: str(tmp_path / "file")}))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -10,7 +10,7 @@ from pact.demo.shipped import shipped_model, whole_folder
 
 def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "_wheel_folder", lambda: tmp_path / "no-such-wheel")
-    with pytest.raises(OSError, match="no-such-wheel"):
+    with pytest.raises(ValueError, match="no-such-wheel"):
         shipped_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

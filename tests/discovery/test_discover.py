@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,13 @@ def test_models_are_left_as_they_were(pair: Pair, dataset: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "kl"}, r"mode must be one of \('p_diff', 'pref_logratio'\), got 'kl'"),
+        ({"mode": "kl"}, r"mode must be 'p_diff' or 'pref_logratio', got 'kl'"),
         ({"top_k": 0}, "top_k must be at least 2, got 0"),
         ({"max_response_length": 0}, "max_response_length must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive and finite"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
-        ({"dtype": "int8"}, "dtype must be one of .*got 'int8'"),
+        ({"dtype": "int8"}, "dtype must be 'fp32' or 'bf16' or 'fp16', got 'int8'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -247,3 +248,12 @@ def test_everything_is_checked_before_a_model_is_loaded(
     ]:
         with pytest.raises(ValueError, match=message):
             run_discover(replace(config, **change))
+
+
+def test_more_tokens_than_the_vocabulary_are_refused_before_a_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = import_module("pact.discovery.discover")  # `discover` is a function, too
+    monkeypatch.setattr(module, "mean_scores", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match="at most the vocabulary's 320 tokens, got 321"):
+        discover(tiny_llama(), tiny_llama(seed=1), [], top_k=321)

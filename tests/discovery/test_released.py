@@ -49,6 +49,26 @@ def test_other_contents_are_refused(tmp_path: Path, content: Any, message: str) 
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_file_that_is_there_is_replaced_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    torch.save(VECTOR, tmp_path / "v.pt")
+    out = tmp_path / "out.safetensors"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="must be a new file: name another, or set overwrite"):
+        convert_released(tmp_path / "v.pt", out)
+    assert out.read_text() == "mine"
+    convert_released(tmp_path / "v.pt", out, overwrite=True)
+    assert SafetyTokens.load(out).ids.tolist() == [2, 7]
+    with pytest.raises(ValueError, match="apart from what is read, got .*v.pt, which is input"):
+        convert_released(tmp_path / "v.pt", tmp_path / "v.pt", overwrite=True)
+
+
+def test_a_vector_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    torch.save(VECTOR * torch.nan, tmp_path / "v.pt")
+    with pytest.raises(ValueError, match="finite"):
+        convert_released(tmp_path / "v.pt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         convert_released(tmp_path / "gone.pt", tmp_path / "out.safetensors")

@@ -51,3 +51,11 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         token_table(tokens, tiny_tokenizer())
     with pytest.raises(ValueError, match="token id 900 against 320"):
         plot_tokens(tokens, tiny_tokenizer(), tmp_path / "t.png")
+
+
+def test_a_picture_takes_the_place_of_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.safetensors"
+    path.write_text("tokens")
+    with pytest.raises(ValueError, match="plot .* must be a new file: name another, or delete it"):
+        plot_tokens(shown_tokens(), tiny_tokenizer(), path)
+    assert path.read_text() == "tokens"

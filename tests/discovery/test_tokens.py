@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from pact.discovery.tokens import SafetyTokens, tokenizer_hash
+from pact.discovery.tokens import FORMAT, SafetyTokens, tokenizer_hash
 from tests.tiny import tiny_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "discovery.npz"
@@ -224,3 +224,129 @@ def test_without_a_stored_hash_the_ids_are_compared() -> None:
     beyond = SafetyTokens(torch.tensor([3, 320]), torch.ones(2))
     with pytest.raises(ValueError, match="an unnamed model.*token id 320 against 320 tokens"):
         beyond.check_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, math.nan], "aligned_confidence must be probabilities, got nan"),
+        ([0.5, 1.5], "must be probabilities, got 1.5"),
+        ([-0.5, 0.5], "must be probabilities, got -0.5"),
+        ([1, 0], "must be fp32, got torch.int64"),
+    ],
+)
+def test_confidences_are_probabilities(values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SafetyTokens(torch.tensor([1, 2]), torch.ones(2), torch.tensor(values))
+    rounded = torch.tensor([0.5, 1.0 + 1e-6])
+    assert SafetyTokens(torch.tensor([1, 2]), torch.ones(2), rounded).ids.numel() == 2
+
+
+IDS, WEIGHTS = torch.tensor([3, 300]), torch.tensor([0.8, -0.6])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"ids": IDS}, r"it must hold \('ids', 'weights'\), .* got \['ids'\]"),
+        ({"weights": WEIGHTS}, r"it must hold .* got \['weights'\]"),
+        ({"ids": IDS, "weights": WEIGHTS, "more": WEIGHTS + 1}, "got .'ids', 'more', 'weights'"),
+        ({"ids": IDS, "weights": WEIGHTS, "metadata": WEIGHTS + 1}, "it must hold"),
+        ({"ids": IDS.float(), "weights": WEIGHTS}, "int64, got .* torch.float32"),
+        ({"ids": IDS[None], "weights": WEIGHTS}, r"got \(1, 2\)"),
+        ({"ids": IDS, "weights": WEIGHTS[:1]}, "one entry for each of the 2 ids"),
+        ({"ids": IDS, "weights": WEIGHTS.half()}, "finite and fp32, got torch.float16"),
+        ({"ids": IDS, "weights": WEIGHTS * math.nan}, "finite and fp32"),
+    ],
+)
+def test_files_of_other_tensors_are_refused(
+    tensors: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokens.safetensors"
+    save_file(tensors, path, metadata={"format": FORMAT})
+    with pytest.raises(ValueError, match=f"is not a file of safety tokens .*{message}"):
+        SafetyTokens.load(path)
+
+
+def test_a_file_from_before_the_digest_loads_and_a_later_version_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.safetensors"
+    save_file({"ids": IDS, "weights": WEIGHTS}, path, metadata={"format": FORMAT, "aligned": "a"})
+    assert SafetyTokens.load(path).metadata == {"aligned": "a"}
+    save_file({"ids": IDS, "weights": WEIGHTS}, path, metadata={"format": "pact_safety_tokens_2"})
+    with pytest.raises(ValueError, match="of format 'pact_safety_tokens_2', where this version"):
+        SafetyTokens.load(path)
+
+
+def test_a_changed_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    """Each byte of the file: in its head, in the metadata, in every tensor."""
+    path = tmp_path / "tokens.safetensors"
+    some_tokens(aligned="model").save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        try:
+            found = SafetyTokens.load(path)
+        except ValueError:
+            continue
+        # The digest's own name, or spaces in the head: nothing that is read.
+        assert found.ids.tolist() == [3, 300] and found.metadata["aligned"] == "model"
+        assert torch.equal(found.weights, some_tokens().weights)
+        for name in ("aligned_confidence", "base_confidence"):
+            assert torch.equal(getattr(found, name), getattr(some_tokens(), name))
+    path.write_bytes(whole)
+    assert SafetyTokens.load(path).metadata == {"aligned": "model"}
+
+
+def head(**entries: object) -> bytes:
+    """A safetensors file of ids and weights whose head is written by hand."""
+    written: dict[str, object] = {
+        "__metadata__": {"format": FORMAT},
+        "ids": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
+        "weights": {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]},
+    }
+    text = json.dumps(written | entries).encode()
+    data = IDS.numpy().tobytes() + WEIGHTS.numpy().tobytes()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def weights_entry(shape: list[int], end: int = 24, kind: str = "F32") -> dict[str, object]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [16, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        head(weights=weights_entry([-2])),
+        head(weights=weights_entry([2**40, 2**40])),
+        head(weights=weights_entry([2**48], 2**50)),
+        head(weights=weights_entry([8], kind="F8_E4M3")),
+        head(weights=weights_entry([1], kind="C64")),
+        head(ids={"dtype": "BOOL", "shape": [16], "data_offsets": [0, 16]}),
+        head(__metadata__={"format": {"a": 1}}),
+        (2**62).to_bytes(8, "little") + b"{}",
+        (90_000).to_bytes(8, "little") + b"[" * 90_000,
+    ],
+    ids=["negative", "overflow", "beyond", "8 bits", "complex", "bool", "metadata", "size", "deep"],
+)
+def test_absurd_heads_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.safetensors"
+    path.write_bytes(head())
+    assert SafetyTokens.load(path).ids.tolist() == [3, 300]  # the hand's own is sound
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a file of safety tokens"):
+        SafetyTokens.load(path)
+
+
+@pytest.mark.parametrize("size", ["abc", "-1", "320.0", ""])
+def test_a_size_that_is_none_is_another_tokenizers(size: str) -> None:
+    with pytest.raises(ValueError, match=f"whose vocabulary differs .{size} tokens against 320"):
+        some_tokens(tokenizer_size=size).check_tokenizer(tiny_tokenizer())
+
+
+def test_an_error_does_not_steer_the_terminal() -> None:
+    found = some_tokens(aligned="\x1b[31mred", tokenizer_size="\x1b[2J")
+    with pytest.raises(ValueError, match="tokens against 320") as error:
+        found.check_tokenizer(tiny_tokenizer())
+    assert "\x1b" not in str(error.value) and "red" in str(error.value)

@@ -86,3 +86,21 @@ def test_the_comparison_has_a_column_a_model_and_blanks_where_nothing_was_measur
     assert found["harmful: opens with a refusal"].count("%") == 1
     assert found["harmful: opens with a refusal"].endswith("75.0 % [30.1, 95.4]")
     assert all(len(line) <= len(lines[1]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", "{"),
+        ("evaluation.json", "[]"),
+        ("evaluation.json", "[" * 100_000),
+        ("evaluation.json", '{"settings": {}}'),
+        ("generations.jsonl", "{\n"),
+        ("generations.jsonl", '{"set": "harmful"}\n'),
+    ],
+)
+def test_damaged_results_are_refused(name: str, content: str, tmp_path: Path) -> None:
+    save_evaluation(FULL, tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="as `pact evaluate` wrote them, and they cannot be read"):
+        load_evaluation(tmp_path)

@@ -113,7 +113,7 @@ def _vocabulary_kl_kernel(
     rows, is_token = tl.arange(0, ROWS), (tl.arange(0, TOKENS) < num_tokens)[None, :]
     student = _load(student_ptr, num_rows, num_tokens, ROWS, TOKENS)
     mixed = _load(mixed_ptr, num_rows, num_tokens, ROWS, TOKENS)
-    mixed_rest, _ = target.log_rest(mixed, is_token)
+    mixed_rest = target.log_rest(mixed, is_token)
     kl, softmax_factor, sparse = target.vocabulary_kl(student, mixed, mixed_rest, is_token)
     tl.store(kl_ptr + rows, kl, mask=rows < num_rows)
     tl.store(softmax_factor_ptr + rows, softmax_factor, mask=rows < num_rows)

@@ -160,6 +160,26 @@ def far_rows() -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
     return hidden.to(BF16), weight.to(BF16), bias.to(BF16), target, finite
 
 
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.6])
+def test_a_token_that_is_ruled_out_makes_a_smoothed_loss_infinite(
+    label_smoothing: float, calls: list[int]
+) -> None:
+    """Not a NaN, which infinity less infinity would be: the target's own logit may be the one."""
+    hidden, weight, bias, target, _ = far_rows()
+    hidden.requires_grad_()
+    with pk.implementation("triton"):
+        loss = pk.linear_cross_entropy(
+            hidden, weight, target, bias=bias, label_smoothing=label_smoothing
+        )
+        with torch.no_grad():
+            by_row = pk.linear_cross_entropy(
+                hidden, weight, target, bias=bias, label_smoothing=label_smoothing, reduction="none"
+            )
+    assert calls
+    assert float(loss.detach()) == torch.inf
+    assert torch.equal(by_row, torch.where(target == -100, 0.0, torch.inf))
+
+
 @pytest.mark.parametrize("z_loss", [0.0, 1e-3])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_rows_past_the_range_of_a_softmax_against_their_target(

@@ -200,7 +200,7 @@ def test_vocabulary_kl(student_rest: str, reference_rest: str) -> None:
         assert bool((mass < LEAST_REST).all()) == (rest == "clamped")
         assert bool((mass > 0.01).all()) == (rest == "some")
     log_q = with_rest(log_r).log_softmax(-1)
-    expected = (log_q.exp() * (log_q - with_rest(log_p))).sum(-1)
+    expected = (log_q.exp() * (log_q - with_rest(log_p).log_softmax(-1))).sum(-1)
     expected.sum().backward()
     kl, softmax_factor, sparse = device.vocabulary_kl(log_p.detach(), log_r)
     gradient = softmax_factor.double()[:, None] * z.detach().softmax(-1)
@@ -215,14 +215,14 @@ def test_vocabulary_kl(student_rest: str, reference_rest: str) -> None:
 
 
 def test_confidences_that_sum_to_one_less_1e_8() -> None:
-    """The student's rest is clamped: it passes no gradient, and its logarithm is that of 1e-6."""
+    """The student's rest is clamped to 1e-6 and passes no gradient; all classes sum to 1 again."""
     p = torch.tensor([[0.25, 0.5, 0.25 - 1e-8]], dtype=torch.float64)
     q = torch.tensor([[0.25, 0.25, 0.25]], dtype=torch.float64)  # and a rest of 0.25
     kl, softmax_factor, sparse = device.vocabulary_kl(p.log(), q.log())
     expected = 0.25 * (torch.tensor(0.5).log() + torch.tensor(0.25 / LEAST_REST).log())
     torch.testing.assert_close(kl, expected[None])
-    torch.testing.assert_close(softmax_factor, torch.tensor([0.75]))
-    torch.testing.assert_close(sparse, -q.float())
+    torch.testing.assert_close(softmax_factor, torch.tensor([-0.25]))
+    torch.testing.assert_close(sparse, (p - q).float())
 
 
 @pytest.mark.parametrize("little", [-200.0, -torch.inf])
@@ -245,3 +245,16 @@ def test_equal_confidences_have_no_kl_and_no_gradient() -> None:
     kl, softmax_factor, sparse = device.vocabulary_kl(log_p, log_p)
     for value in (kl, softmax_factor, sparse):
         assert float(value.abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("lead", [22.0, 60.0])
+def test_equal_confidences_that_take_all_of_the_mass(lead: float) -> None:
+    """The rest is clamped on both sides, and the classes of neither sum to more than 1: 1e-6 shows.
+
+    Eight roundings of the K + 1 terms, whose weights sum to 1, and as many of the gradient's.
+    """
+    z = randn(ROWS, VOCABULARY, seed=3)
+    z[:, :SELECTED] += lead
+    log_p = z.log_softmax(-1)[:, :SELECTED].float()
+    for value in device.vocabulary_kl(log_p, log_p):
+        assert float(value.abs().max()) <= 2.0**-21

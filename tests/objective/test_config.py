@@ -68,7 +68,7 @@ def test_replace_keeps_what_was_filled_in():
     assert released == PactConfig(over="vocabulary", **RELEASED)
     with pytest.raises(ValueError, match="kl_margin=1.5 with over='selection'"):
         replace(PactConfig(kl_margin=1.5), over="selection")
-    with pytest.raises(ValueError, match="kl_step_tau must be positive, inf included, got nan"):
+    with pytest.raises(ValueError, match="kl_step_tau must be finite, or inf, or unset, got nan"):
         PactConfig(kl_step_tau=math.nan)
 
 

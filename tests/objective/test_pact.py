@@ -128,7 +128,7 @@ def test_no_token_and_no_reference_are_refused():
         ({"kl_weight": -1.0}, "kl_weight"),
         (
             {"over": "selection", "kl_temperature": 0.0},
-            "kl_temperature must be positive and finite",
+            "kl_temperature must be at least 0.001",
         ),
         ({"over": "vocabulary", "kl_temperature": 2.0}, "temperature 1"),
         ({"kl_step_tau": 0.0}, "kl_step_tau"),
@@ -209,5 +209,5 @@ def test_margin_is_refused_where_it_means_nothing():
     with pytest.raises(ValueError, match="kl_margin=1.0 with over='selection': set over=vocab"):
         PactConfig(over="selection", kl_margin=1.0)
     for wrong in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="kl_margin must be at least 0, and finite"):
+        with pytest.raises(ValueError, match="kl_margin must be (at least 0|finite), or unset"):
             PactConfig(over="vocabulary", kl_margin=wrong)

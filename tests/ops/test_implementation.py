@@ -73,7 +73,7 @@ def test_workspaces_nest_and_are_restored() -> None:
     assert workspace_bytes(CPU) == default[CPU]
 
 
-@pytest.mark.parametrize("mib", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("mib", [0, -1.0, float("nan"), float("inf")])
 def test_a_workspace_is_positive(mib: float) -> None:
     with pytest.raises(ValueError, match="must be positive"), pk.workspace(mib):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -72,6 +73,23 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
     ("kl_weight must be finite, got nan", {"kl_weight": math.nan}),
     ("temperature must be positive and finite, got inf", {"temperature": math.inf}),
     (r"num_items must be a number or a 0-d tensor, got shape \(1,\)", {"num_items": torch.ones(1)}),
+    ("num_items must be at least 0 .* and finite, got inf", {"num_items": torch.tensor(math.inf)}),
+    ("num_items must be at least 0 .* and finite, got nan", {"num_items": torch.tensor(math.nan)}),
+    ("num_items must be at least 0 .* and finite, got -3", {"num_items": torch.tensor(-3)}),
+    # numbers that fp32 does not hold
+    ("softcap must be .*got 1e-40 .*in fp32", {"softcap": 1e-40}),
+    ("softcap must be .*got 1e\\+39 .*in fp32", {"softcap": 1e39}),
+    ("logit_scale must be .*got -1e\\+39 .*in fp32", {"logit_scale": -1e39}),
+    ("logit_scale must be .*got 1e-50 .*in fp32", {"logit_scale": 1e-50}),
+    ("temperature must be .*got 1e-300 .*in fp32", {"temperature": 1e-300}),
+    ("temperature must be .*got nan", {"temperature": math.nan}),
+    ("num_items must be .*got 1e-39 .*in fp32", {"num_items": 1e-39}),
+    ("num_items must be .*got nan", {"num_items": math.nan}),
+    ("z_loss must be .*got 1e\\+39", {"z_loss": 1e39}),
+    ("z_loss must be .*got nan", {"z_loss": math.nan}),
+    ("kl_weight must be .*got -1e\\+39", {"kl_weight": -1e39}),
+    ("softcap must be .*got nan", {"softcap": math.nan}),
+    ("label_smoothing must be .*got nan", {"label_smoothing": math.nan}),
     # the tokens
     (r"token_ids must be \(K,\) int64, got \(3,\) torch.int32", {"token_ids": P.token_ids.int()}),
     (
@@ -92,6 +110,14 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
         "token_weights must have a positive entry",
         {"token_weights": torch.tensor([-1.0, 0.0, -0.0])},
     ),
+    (
+        "token_weights must be finite, got nan at position 1",
+        {"token_weights": torch.tensor([1.0, math.nan, 1.0])},
+    ),
+    (
+        "token_weights must be finite, got inf at position 0",
+        {"token_weights": torch.tensor([math.inf, 1.0, 1.0])},
+    ),
     # the KL
     ("over must be 'selection' or 'vocabulary', got 'all'", {"over": "all"}),
     (
@@ -103,6 +129,10 @@ LOSS_CASES: list[tuple[str, dict[str, Any]]] = [
     ("step must be int64 or int32, got torch.uint8", {"step": P.step.to(torch.uint8)}),
     ("hidden and step must be on one device", {"step": P.step.to(META)}),
     ("row_weight must have one entry per step, 8, got", {"row_weight": torch.ones(7)}),
+    (
+        "row_weight must be finite, got nan at position 7",
+        {"row_weight": torch.ones(8).index_fill(0, torch.tensor(7), math.nan)},
+    ),
     ("hidden and row_weight must be on one device", {"row_weight": torch.ones(8, device=META)}),
     # the reference
     ("must be ReferenceLogits or ReferenceStates, got Tensor", {"reference": LOGITS.full}),
@@ -245,10 +275,18 @@ def test_token_scores_refuses(message: str, given: dict[str, Any]) -> None:
         ("prefix_length", 2.5, "a whole number, at least 0"),
         ("decay_tau", -1.0, "at least 0"),
         ("prefix_boost", -0.5, "at least 0"),
+        ("temperature", 1e-40, "positive and finite"),  # 0 in fp32 on a GPU
+        ("decay_tau", math.nan, "at least 0"),
+        ("decay_tau", 1e-40, "at least 0"),
+        ("alpha", 1e39, "finite"),
+        ("bias", math.nan, "finite"),
+        ("prefix_boost", math.nan, "at least 0, and finite"),
     ],
 )
 def test_a_gate_refuses(field: str, value: float, need: str) -> None:
-    with pytest.raises(ValueError, match=f"gate {field} must be {need}.*got {value}"):
+    with pytest.raises(
+        ValueError, match=f"gate {field} must be {need}.*got {re.escape(str(value))}"
+    ):
         pk.GateConfig(**{field: value})
 
 

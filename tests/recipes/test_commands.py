@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,20 @@ def test_the_script_is_the_commands(recipe: Recipe) -> None:
     assert (
         f"#   {recipe.discover.aligned} {recipe.discover.base} meta-llama/Llama-Guard-3-8B" in lines
     )
+
+
+def test_no_name_in_a_recipe_becomes_a_command(recipe: Recipe) -> None:
+    """A comment ends with its line, and quotes hold the rest."""
+    name = "mine/model\nrm -rf $(here) `there`"
+    parts = {"refusals": replace(recipe.refusals, model=name)}
+    parts |= {"discover": replace(recipe.discover, aligned=name, base=name)}
+    parts |= {"train": replace(recipe.train, model=name)}
+    wild = replace(recipe, name=f"{name}.yaml", **parts)
+    text = script(wild)
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    assert name in words  # whole, as one word
+    assert "rm" not in words and "-rf" not in words
+    lines = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("rm -rf" in line for line in lines)

@@ -104,7 +104,7 @@ def test_a_hub_set_is_asked_for_by_subset_and_split(fetched: list[Any], tmp_path
 
 
 def test_a_file_on_the_web_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through `datasets`, after what stands for the network."""
+    """After what stands for the network."""
     text = 'Behavior,FunctionalCategory\n"Pick a lock, twice",standard\nSing,copyright\n'
     asked: list[str] = []
 
@@ -156,7 +156,6 @@ def test_prompts_that_are_evaluated_are_left_out(fetched: list[Any], tmp_path: P
 
 
 def test_a_copy_is_read_instead(tmp_path: Path) -> None:
-    """Through `datasets` itself."""
     copy, output = tmp_path / "xstest_prompts.csv", tmp_path / "xstest.jsonl"
     with copy.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["prompt", "label", "note"])
@@ -174,6 +173,36 @@ def test_a_copy_is_read_instead(tmp_path: Path) -> None:
         write_data(
             DataConfig(name="xstest", output=str(tmp_path / "b.jsonl"), source_file="gone.csv")
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("xstest", {"prompt": None, "label": "safe"}, "'prompt' must be a text, got None"),
+        ("xstest", {"prompt": ["a"], "label": "safe"}, r"'prompt' must be a text, got \['a'\]"),
+        ("xstest", {"prompt": "a"}, "must have the column 'label' of xstest, got"),
+        ("sst2", {"sentence": "a", "label": -1}, "'label' must be 0 or 1, got -1"),
+        ("sst2", {"sentence": "a"}, "must have the column 'label' of sst2, got"),
+        ("gsm8k", {"question": "a", "answer": 3}, "'answer' must be a text, got 3"),
+        ("gsm8k", 3, "must have columns, got 3"),
+    ],
+)
+def test_rows_that_are_not_the_sets_are_refused(
+    name: str, row: Any, message: str, tmp_path: Path
+) -> None:
+    copy, output = tmp_path / "copy.jsonl", tmp_path / "out.jsonl"
+    copy.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        write_data(DataConfig(name=name, output=str(output), source_file=str(copy)))
+    assert not output.exists()
+
+
+def test_a_csv_file_has_labels_as_texts(tmp_path: Path) -> None:
+    copy, output = tmp_path / "copy.csv", tmp_path / "out.jsonl"
+    copy.write_text("sentence,label\na joy ,1\ndull,0\n")
+    write_data(DataConfig(name="sst2", output=str(output), source_file=str(copy)))
+    read = [tuple(turn["content"] for turn in turns) for turns in load_examples(output)]
+    assert read == TURNS["sst2"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +246,7 @@ def test_a_failed_fetch_says_why_and_what_to_do(
     [
         ({"name": "harmbanch"}, "name must be one of advbench, .*got 'harmbanch'"),
         ({"output": "prompts.txt"}, "output must be a .jsonl file, got 'prompts.txt'"),
-        ({"source_file": "copy.xlsx"}, "source_file must end in one of .csv, .*got 'copy.xlsx'"),
+        ({"source_file": "copy.xlsx"}, "source_file must end in one of .*.csv, .*got 'copy.xlsx'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, str], message: str) -> None:

@@ -169,3 +169,35 @@ def test_the_guards_hub_name_is_left_to_the_hub(
     monkeypatch.setattr(guard, "load_tokenizer", lambda name: asked.append(name) or Tokenizer())
     guard.GuardJudge(recipe.evaluate.judge.partition(":")[2], guard.JudgeOptions())
     assert asked == ["meta-llama/Llama-Guard-3-8B"]
+
+
+def test_files_that_cannot_all_be_written_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def fails_late(path: Path, text: str, **options: Any) -> int:
+        if path.name == "train.yaml":
+            raise OSError(28, "No space left on device")
+        return write(path, text, **options)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fails_late)
+        with pytest.raises(OSError, match="No space left"):
+            write_configs("gemma-2-9b", folder)
+    assert list(folder.iterdir()) == []
+    (folder / "run.sh").write_text("mine")
+    with pytest.raises(ValueError, match="must hold no run.sh"):
+        write_configs("gemma-2-9b", folder, {"run.sh": "echo"})
+    assert [path.name for path in folder.iterdir()] == ["run.sh"]
+
+
+@pytest.mark.parametrize("description", ['"a\\nrm b"', '"\\e[31mred"', '"a\\u2028b"', "[a]"])
+def test_a_description_is_one_line_of_text(description: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    lines = recipe_text("gemma-2-9b").splitlines()
+    kept = [line for line in lines if not line.startswith("description:")]
+    path.write_text("\n".join([f"description: {description}", *kept]))
+    with pytest.raises(ValueError, match="description in .* must be one line, got"):
+        load_recipe(str(path))

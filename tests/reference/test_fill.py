@@ -87,7 +87,7 @@ def test_a_damaged_shard_is_never_read_and_is_computed_anew(tmp_path, damage):
     cache = p.fill(Counting(), tmp_path, max_tokens=1)
     expected = contents(cache)
     damage(shard(tmp_path, 1))
-    assert not is_valid(shard(tmp_path, 1))
+    assert not is_valid(tmp_path, 1, cache.layout)
     fresh = type(cache)(tmp_path, cache.layout, cache.over)
     with pytest.raises(ValueError, match="shard-00001.arrow is missing or damaged"):
         CachedReference(fresh)

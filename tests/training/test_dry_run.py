@@ -11,6 +11,7 @@ import pytest
 from pact.cli import main
 from pact.discovery import SafetyTokens
 from pact.objective import PactConfig
+from pact.training import inputs as inputs_module
 from pact.training import run as run_module
 from pact.training.config import TrainConfig
 from pact.training.dry_run import describe
@@ -73,7 +74,7 @@ def test_what_the_run_refuses(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("this should not have been loaded")
 
-    monkeypatch.setattr(run_module, "load_model", never)
+    monkeypatch.setattr(inputs_module, "load_model", never)
     (tmp_path / "note.txt").write_text("mine")
     (tmp_path / "probe.jsonl").write_text('{"prompt": ')
     own, missing = files["train_file"], str(tmp_path / "none.jsonl")

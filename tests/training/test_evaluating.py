@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pact.objective import PactConfig
 from pact.reference import FrozenModel
@@ -212,3 +213,29 @@ def test_settings_of_evaluations_need_examples(name: str) -> None:
     value = "name" if name in ("eval_split", "probe_prompts") else 3
     with pytest.raises(ValueError, match=f"{name} is of evaluations: give eval_file"):
         TrainConfig(model="m", train_file="t", output_dir="o", method="plain", **{name: value})
+
+
+def test_a_loss_that_is_not_finite_is_no_result() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ValueError, match="loss of an evaluation must be finite, got eval_loss nan"):
+        evaluation()(model, Accelerator(cpu=True), "fp32")
+
+
+def test_a_model_that_is_not_finite_is_not_looked_at(tmp_path: Path) -> None:
+    """The update of step 2 spoils it, which is neither logged nor saved but evaluated."""
+    model, folder = tiny_llama(), tmp_path
+    looked: list[int] = []
+
+    def spoil(optimizer: Any, *_: Any) -> None:
+        if next(iter(optimizer.state.values()))["step"] == 2:
+            model.lm_head.weight.detach()[5] = torch.inf
+
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        with pytest.raises(ValueError, match="infinity in lm_head.weight after step 2"):
+            run(model, folder, losses=iter(lambda: looked.append(1) or 1.0, None), log_every=100)
+    finally:
+        hook.remove()
+    assert not looked and not (folder / "best").exists()

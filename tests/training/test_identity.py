@@ -111,7 +111,7 @@ def test_other_settings_are_refused_before_anything_is_read(
     config_file: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pact.training.run.load_tokenizer", lambda *_: pytest.fail("something was read")
+        "pact.training.inputs.load_tokenizer", lambda *_: pytest.fail("something was read")
     )
     if config_file == "deleted":
         (Path(settings["output_dir"]) / CONFIG_FILE).unlink()

@@ -128,14 +128,14 @@ def test_the_command_ends_with_the_signals_code(
     flags = ["--model", str(save_tiny(tmp_path / "model")), "--method", "plain"]
     flags += ["--train-file", str(tmp_path / "train.jsonl"), "--max-steps", "3"]
     flags += ["--output-dir", str(tmp_path / "run"), "--log-every", "2"]
-    own = loop._optimizer_step
+    own = loop.optimizer_step
 
     def told(*given: Any) -> Any:
         signal.raise_signal(number)
         return own(*given)
 
     with monkeypatch.context() as first:
-        first.setattr(loop, "_optimizer_step", told)
+        first.setattr(loop, "optimizer_step", told)
         assert main(["train", *flags]) == code
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "after step 1" in one]
     assert line.startswith(f"pact train: stopped by {number.name}") and "--resume" in line

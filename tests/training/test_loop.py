@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pact.discovery import SafetyTokens
 from pact.objective import PactConfig
+from pact.reference import FrozenModel
 from pact.training import student, train
 from pact.training.checkpoint import newest_checkpoint
 from pact.training.config import FitConfig, TrainConfig
@@ -178,8 +179,17 @@ def test_what_cannot_work_is_refused() -> None:
     exploding = tiny_llama()
     with torch.no_grad():
         exploding.lm_head.weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match="the loss must be finite, got nan"):
+    with pytest.raises(ValueError, match="of the model must be finite, .* in lm_head.weight: load"):
         problem(None).fit(exploding, FitConfig(max_steps=1))
+    with pytest.raises(ValueError, match="of the reference must be finite, .* in lm_head.weight"):
+        fit(
+            tiny_llama(),
+            given.dataset,
+            given.objective,
+            FrozenModel(exploding),
+            given.collator,
+            FitConfig(max_steps=1),
+        )
 
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
@@ -262,9 +272,11 @@ def test_processes_that_were_not_joined_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 NOT_FINITE = {
-    "loss": "the loss must be finite, got nan in step 3: lower learning_rate",
-    "gradient": "the gradient's norm must be finite, got inf in step 3: lower learning_rate",
-    "parameter": "trained parameters must be finite, got NaN or infinity in lm_head.weight",
+    "loss": r"the loss must be finite, got nan in step 3 \(cross-entropy \d.*, kl 0, gradient's "
+    r"norm nan\), examples 14, 9, 1, 15, counted from 0: lower learning_rate",
+    "gradient": r"the gradient's norm must be finite, got inf in step 3 \(loss \d.*, examples 1.*: "
+    "lower learning_rate",
+    "parameter": "must be finite, got NaN or infinity in lm_head.weight after step 4",
 }
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_run_of_adapters_is_refused(
     for adapters, output, said in (
         (trained["model"], tmp_path / "a", "with an adapter_config.json"),
         (tmp_path / "nowhere", tmp_path / "a", "with an adapter_config.json"),
-        (trained["run"], taken, "must be new or empty"),
+        (trained["run"], taken, "must be absent or an empty folder"),
     ):
         assert main(["merge", "--adapters", str(adapters), "--output-dir", str(output)]) == 2
         assert said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from pact.discovery import SafetyTokens
 from pact.loading import load_model, load_tokenizer
 from pact.objective import PactConfig
 from pact.training import TrainConfig, train
+from pact.training import inputs as inputs_module
 from pact.training import run as run_module
 from pact.training.card import card_text
 from pact.training.loop import fit
@@ -107,7 +108,12 @@ def test_packing_trains_what_padding_trains(
 ) -> None:
     runs = []
     for packing in (False, True):
-        config = _settings(files, tmp_path / str(packing), packing=packing, pack_length=pack_length)
+        config = _settings(
+            files,
+            tmp_path / str(packing),
+            packing=packing,
+            pack_length=pack_length if packing else None,
+        )
         runs.append(train(config, PactConfig(over="selection")))
     for padded, packed in zip(*(run.records for run in runs), strict=True):
         assert packed["loss"] == pytest.approx(padded["loss"], rel=STATES)
@@ -128,7 +134,7 @@ def test_refusals_join_the_conversations(
         sizes.append(len(data))
         return encode_examples(data, *rest, **options)
 
-    monkeypatch.setattr(run_module, "encode_examples", count)
+    monkeypatch.setattr(inputs_module, "encode_examples", count)
     mixed = {"refusals": str(tmp_path / "refusals.jsonl"), "refusal_share": 1 / 3}
     config = _settings(files, tmp_path / "run", cache_dir=str(tmp_path / "cache"), **mixed)
     train(config)
@@ -183,8 +189,8 @@ def test_resume_with_other_settings_is_refused(files: dict[str, str], tmp_path: 
 def test_a_folder_in_use_is_refused_before_anything_is_loaded(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "load_tokenizer", _never)
-    monkeypatch.setattr(run_module, "load_model", _never)
+    monkeypatch.setattr(inputs_module, "load_tokenizer", _never)
+    monkeypatch.setattr(inputs_module, "load_model", _never)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="output_dir must be empty, got .* with files in it"):
         train(_settings(files, tmp_path))
@@ -199,7 +205,7 @@ def _never(*_: Any, **__: Any) -> None:
 def test_wrong_inputs_are_refused_before_the_model_is_loaded(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "load_model", _never)
+    monkeypatch.setattr(inputs_module, "load_model", _never)
     silent = tmp_path / "silent.jsonl"
     silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}))
     foreign = tmp_path / "foreign.safetensors"
@@ -324,11 +330,11 @@ def test_the_evaluation_may_be_another_split(files: dict[str, str], tmp_path: Pa
     where = str(tmp_path / "data")
     config = _settings(files, tmp_path / "run", train_file=where, eval_file=where)
     for split, size in (("test", 3), (None, 6)):
-        given = run_module.loaded_inputs(replace(config, eval_split=split), PactConfig())
+        given = inputs_module.loaded_inputs(replace(config, eval_split=split), PactConfig())
         assert given.evaluation is not None
         assert (len(given.dataset), len(given.evaluation.dataset)) == (6, size)
     with pytest.raises(ValueError, match="'none'"):
-        run_module.loaded_inputs(replace(config, eval_split="none"), PactConfig())
+        inputs_module.loaded_inputs(replace(config, eval_split="none"), PactConfig())
     cache_dir = str(tmp_path / "cache")
     run_module.fill(replace(config, eval_split="none", cache_dir=cache_dir))
 
@@ -348,6 +354,6 @@ def test_a_probe_prompts_system_turn_is_folded_like_the_datas(
     config = _settings(files, tmp_path / "run", **probed)
     tokenizer = tiny_tokenizer(RAISES)
     with pytest.raises(ValueError, match="System role not supported"):
-        run_module._probe_prompts(config, tokenizer)
-    (asked,) = run_module._probe_prompts(replace(config, fold_system=True), tokenizer)
+        inputs_module._probe_prompts(config, tokenizer)
+    (asked,) = inputs_module._probe_prompts(replace(config, fold_system=True), tokenizer)
     assert asked == [{"role": "user", "content": "Be brief\n\nHi"}]

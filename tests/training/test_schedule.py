@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import get_cosine_schedule_with_warmup
 
 from pact.training.config import FitConfig
-from pact.training.schedule import Plan
+from pact.training.schedule import Plan, example_lengths
 
 
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.25, 1.0])  # none, rounded up, whole, all
@@ -51,6 +52,45 @@ def test_micro_batches_share_a_step_out(num_processes: int) -> None:
 def test_a_step_smaller_than_the_processes_leaves_some_without_a_share() -> None:
     plan = Plan(FitConfig(batch_size=4), 5)
     assert plan.micro_batches(1, process=1, num_processes=2) == []
+
+
+ORDERS = {
+    False: [[9, 7, 0, 2], [1, 4, 6, 10], [5, 3, 8], [7, 4, 10, 1], [2, 5, 9, 0], [8, 6, 3]],
+    True: [[0, 6, 1, 9], [4, 7, 2, 10], [5, 3, 8], [0, 1, 9, 4], [7, 2, 10, 5], [8, 6, 3]],
+}
+"""By group_by_length: the steps of two epochs of 11 examples, which a resumed run draws again."""
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_the_order_is_that_of_runs_before(by_length: bool) -> None:
+    """Whichever step is asked for first, and however it is shared out."""
+    config = FitConfig(
+        batch_size=4, epochs=2, seed=3, group_by_length=by_length, micro_batch_size=1
+    )
+    lengths = [(37 * n) % 97 + 1 for n in range(11)]
+    for steps in (range(6), range(5, -1, -1), [4, 0, 5, 2]):
+        plan = Plan(config, 11, lengths if by_length else None)
+        assert [plan.indices(step) for step in steps] == [ORDERS[by_length][s] for s in steps]
+    shares = [plan.micro_batches(4, process, 2) for process in range(2)]
+    assert shares == [[[i] for i in ORDERS[by_length][4][process::2]] for process in range(2)]
+
+
+def test_an_epochs_order_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    own = Plan._drawn
+    monkeypatch.setattr(Plan, "_drawn", lambda plan, n: (drawn.append(n), own(plan, n))[1])
+    plan = Plan(FitConfig(batch_size=4, epochs=3), 20)
+    for step in range(plan.num_steps):
+        plan.indices(step)
+    assert drawn == [0, 1, 2]
+    assert len(plan._order) == 1
+
+
+def test_lengths_are_those_of_the_examples_in_their_order() -> None:
+    rows = [{"input_ids": [1] * (1 + n % 5), "labels": [1] * (1 + n % 5)} for n in range(9)]
+    shuffled = Dataset.from_list(rows).select([8, 3, 0, 5])
+    assert example_lengths(shuffled).tolist() == [4, 4, 1, 1]
+    assert example_lengths([rows[n] for n in (8, 3, 0, 5)]).tolist() == [4, 4, 1, 1]
 
 
 def test_max_steps_goes_beyond_and_stops_before_the_epochs() -> None:

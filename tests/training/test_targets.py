@@ -48,6 +48,8 @@ def test_targets(targets: Any, expected: set[tuple[str, str]]) -> None:
     [
         (("nowhere_proj",), "'nowhere_proj' not found: .* which are down_proj, .*all-linear"),
         (("q_proj", "proj"), "Target modules 'proj' not found"),
+        (("q_proj", "tokens"), "Target modules 'tokens' not found"),  # an end of embed_tokens
+        (("q_proj", ""), "Target modules '' not found"),
         ((r".*\.z_proj",), "not found: lora_targets must be linear"),
         (("q_proj", "all-linear"), "got 'all-linear' among 2: join them"),
         (("q_proj", r".*\.k_proj"), "alone, got .* among 2: join them into one expression"),

@@ -19,6 +19,7 @@ from pact.loading import load_tokenizer
 from pact.objective import PactConfig, PactObjective
 from pact.training import PactTrainer
 from pact.training.config import FitConfig
+from pact.training.finite import Watch
 from pact.training.student import batch_loss
 from tests.rounding import SUMS
 from tests.tiny import CHATML, tiny_llama, tiny_tokenizer
@@ -264,7 +265,7 @@ def test_what_is_not_finite_is_neither_logged_as_0_nor_saved(
 def test_a_step_that_fp16_leaves_out_does_not_end_the_run(tmp_path: Path) -> None:
     """Its scaler starts too high on purpose: the first gradients overflow, and are not used."""
     made = trainer(problem(None), tmp_path)
-    made._summed_from = 0  # training has begun
+    made._watch = Watch(made.args.device)  # training has begun
     made.state.global_step = 1
     made.args.fp16 = True
     made.log({"loss": 2.0, "grad_norm": float("inf")})

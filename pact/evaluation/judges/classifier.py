@@ -14,7 +14,10 @@ from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
 from pact.loading import DTYPES, load_tokenizer
+from pact.model_files import check_model_files, loading
 from pact.progress import progress_bar
+from pact.settings import user_path
+from pact.whole_model import check_finite, read_model
 
 MAX_TOKENS = 512
 """What encoders of BERT's kind take; an answer is cut there."""
@@ -29,14 +32,16 @@ class ClassifierJudge:
     """
 
     def __init__(self, path: str, options: JudgeOptions) -> None:
-        if not (Path(path).expanduser() / "config.json").is_file():
+        if not (user_path(path) / "config.json").is_file():
             raise ValueError(
                 f"a classifier judge needs a model folder, classifier:PATH, got {path!r} without "
                 "config.json"
             )
-        self.path = str(Path(path).expanduser())
+        self.path = str(user_path(path))
         self.options = options
-        labels = AutoConfig.from_pretrained(self.path).id2label
+        check_model_files(Path(self.path))  # now, since it is loaded after all answers are there
+        with loading(f"config.json of {self.path}"):
+            labels = AutoConfig.from_pretrained(self.path, trust_remote_code=False).id2label
         if options.refusal_label not in labels.values():
             raise ValueError(
                 f"refusal_label must be one of the classifier's labels {sorted(labels.values())}, "
@@ -52,9 +57,10 @@ class ClassifierJudge:
     def _model(self) -> tuple[Any, Any]:
         """Tokenizer and model, loaded when first used."""
         tokenizer = load_tokenizer(self.path)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path, dtype=DTYPES[self.options.dtype]
+        model = read_model(
+            AutoModelForSequenceClassification, self.path, dtype=DTYPES[self.options.dtype]
         )
+        check_finite(model, self.path)
         model.config.pad_token_id = tokenizer.pad_token_id
         return tokenizer, model.eval().to(self.options.device)
 

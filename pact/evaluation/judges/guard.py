@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,6 +12,8 @@ from pact.data.examples import Conversation
 from pact.evaluation.generate import continue_texts, end_ids
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
 from pact.loading import load_model, load_tokenizer
+from pact.model_files import check_model_files
+from pact.settings import user_path
 
 WORD_TOKENS = 8
 """Enough for the line breaks that guards begin with, and `unsafe` in pieces."""
@@ -32,10 +33,12 @@ class GuardJudge:
     """
 
     def __init__(self, path: str, options: JudgeOptions) -> None:
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         needs = f"a guard judge needs a model's folder or hub name, guard:PATH, got {path!r}"
         if not path or (folder.is_dir() and not (folder / "config.json").is_file()):
             raise ValueError(f"{needs} without config.json")
+        if folder.is_dir():
+            check_model_files(folder)  # now, since it is loaded after all answers are there
         self.path = str(folder) if folder.is_dir() else path
         self.options = options
         try:
@@ -71,7 +74,7 @@ class GuardJudge:
             return self.tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
                 f"the guard's chat template refuses a conversation with the roles "
                 f"{[turn['role'] for turn in chat]} ({error}): leave out the prompts' system turns"

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from pact_kernels.kernels._device.arithmetic import dot, load_tile, logit_tile
-from pact_kernels.kernels._device.target import gate_value, log_rest
+from pact_kernels.kernels._device.target import gate_value, log_rest, mix
 
 
 @triton.jit
@@ -88,13 +88,12 @@ def student_and_mixed(
     )
     if TILE.over_vocabulary:
         mixed -= load_rows(rows.full_lse, row, num_rows, 0.0)[:, None]
-        mixed_rest, _ = log_rest(mixed, is_token)
+        mixed_rest = log_rest(mixed, is_token)
         if post is not None:
             p -= load_rows(rows.post_lse, row, num_rows, 0.0)[:, None]
-            post_rest, _ = log_rest(p, is_token)
-            mixed_rest += gate * (post_rest - mixed_rest)
+            mixed_rest = mix(mixed_rest, log_rest(p, is_token), gate)
     if post is not None:
-        mixed += gate[:, None] * (p - mixed)
+        mixed = mix(mixed, p, gate[:, None])
     return u, mixed, mixed_rest, gate
 
 

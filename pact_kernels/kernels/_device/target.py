@@ -46,7 +46,8 @@ def top_p_count(x, is_token, num_tokens, top_p, temperature):
     x = tl.where(is_token, x / temperature, float("-inf"))
     e = exp(x - tl.max(x, 1)[:, None])
     bits = e.to(tl.int32, bitcast=True)
-    needed = tl.sum(e, 1) * top_p  # (BLOCK_M,)
+    total = tl.sum(e, 1)
+    needed = total * top_p  # (BLOCK_M,)
     low = tl.zeros_like(needed).to(tl.int32)
     high = low + (ONE_BITS + 1)
     for _ in tl.range(0, BISECTIONS):
@@ -59,7 +60,8 @@ def top_p_count(x, is_token, num_tokens, top_p, temperature):
     missing = needed - tl.sum(tl.where(above, e, 0.0), 1)
     equals = tl.maximum(tl.ceil(missing / tl.maximum(last, 1e-38)), 1.0).to(tl.int32)
     count = tl.sum(above.to(tl.int32), 1) + equals
-    return tl.minimum(count, num_tokens)
+    # Logits of no distribution, all -inf, reach nothing (their total is no number): K of them.
+    return tl.where(total > 0.0, tl.minimum(count, num_tokens), num_tokens)
 
 
 @triton.jit
@@ -85,6 +87,16 @@ def gate_value(
 
 
 @triton.jit
+def mix(full, post, gate):
+    """(1 - c) full + c post; -inf where either is, unless c leaves it out (0 times anything is 0).
+
+    `gate` broadcasts to the references.
+    """
+    mixed = tl.where(full == float("-inf"), full, full + gate * (post - full))
+    return tl.where(gate == 0.0, full, tl.where(gate == 1.0, post, mixed))
+
+
+@triton.jit
 def selection_kl(student, mixed, log_weight, is_token, temperature):
     """KL over the K tokens (BLOCK_M,) and its gradient T (softmax(u / T) - q) (BLOCK_M, BLOCK_N).
 
@@ -97,15 +109,15 @@ def selection_kl(student, mixed, log_weight, is_token, temperature):
     q = exp(m - tl.max(m, 1)[:, None])
     q = q / tl.sum(q, 1)[:, None]
     terms = q * (log(tl.maximum(q, LEAST_PROBABILITY)) - log_p)
-    kl = temperature * temperature * tl.sum(tl.where(q > 0.0, terms, 0.0), 1)
+    kl = temperature * temperature * tl.sum(tl.where(q == 0.0, 0.0, terms), 1)
     return kl, tl.where(is_token, temperature * (exp(log_p) - q), 0.0)
 
 
 @triton.jit
 def log_rest(log_confidence, is_token):
-    """(BLOCK_M,) log of the mass beside the K tokens, and whether it is clamped."""
+    """(BLOCK_M,) log of the mass beside the K tokens, at least LEAST_REST."""
     rest = 1.0 - tl.sum(tl.where(is_token, exp(log_confidence), 0.0), 1)
-    return log(tl.maximum(rest, LEAST_REST)), rest <= LEAST_REST
+    return log(tl.maximum(rest, LEAST_REST))
 
 
 @triton.jit
@@ -117,19 +129,24 @@ def vocabulary_kl(
 ):
     """KL of the K + 1 classes, the softmax's factor in its gradient, and the K sparse entries.
 
+    The classes are normalised: where the rest is clamped they would sum to Z, more than 1.
     d kl / d z_v is softmax_factor * P_v, plus the sparse entry on a selected v. The sparse entries
-    are r P_v - q_v with r = q_rest / P_rest, or 0 where the rest is clamped, and the factor is
+    are r P_v - q_v with r = q_rest / P_rest, or 1 / Z where the rest is clamped, and the factor is
     minus their sum: 1 - r where nothing is clamped, but with more digits.
     """
-    rest, clamped = log_rest(student, is_token)
+    mass = tl.where(is_token, exp(student), 0.0)
+    selected = tl.sum(mass, 1)
+    least = tl.maximum(1.0 - selected, LEAST_REST)
+    clamped = 1.0 - selected <= LEAST_REST
+    all_classes = tl.where(clamped, selected + least, 1.0)  # Z
     m = tl.where(is_token, mixed, float("-inf"))
     row_max = tl.maximum(tl.max(m, 1), mixed_rest)  # (BLOCK_M,)
     sum_exp = tl.sum(exp(m - row_max[:, None]), 1) + exp(mixed_rest - row_max)
     shift = row_max + log(sum_exp)
     q = exp(m - shift[:, None])
     q_rest = exp(mixed_rest - shift)
-    terms = tl.where(q > 0.0, q * (m - shift[:, None] - student), 0.0)
-    kl = tl.sum(terms, 1) + q_rest * (mixed_rest - shift - rest)
-    ratio = tl.where(clamped, 0.0, q_rest * exp(-rest))
-    sparse = tl.where(is_token, ratio[:, None] * exp(student) - q, 0.0)
+    terms = tl.where(q == 0.0, 0.0, q * (m - shift[:, None] - student))
+    kl = tl.sum(terms, 1) + q_rest * (mixed_rest - shift - log(least)) + log(all_classes)
+    ratio = tl.where(clamped, 1.0, q_rest) / tl.where(clamped, all_classes, least)
+    sparse = ratio[:, None] * mass - q  # q is 0 past the last token
     return kl, -tl.sum(sparse, 1), sparse

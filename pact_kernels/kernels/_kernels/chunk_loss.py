@@ -140,9 +140,9 @@ def _chunk_loss_kernel(
             z = finish_logits(tl.zeros([1], tl.float32) + x, bias, head)
             term = (row_max - tl.sum(z, 0)) + log_sum_exp
             if SMOOTHED:
-                term += numbers.label_smoothing * (
-                    (row_max - logits / chunk.columns) + log_sum_exp - term
-                )
+                # Apart, not as a difference: both are infinite where the target's logit is -inf.
+                to_mean = (row_max - logits / chunk.columns) + log_sum_exp
+                term = (1.0 - numbers.label_smoothing) * term + numbers.label_smoothing * to_mean
             term += numbers.z_loss * lse * lse
         tl.store(term_ptr + row, term)
         tl.store(softmax.max + row, row_max)

@@ -137,7 +137,8 @@ def _finish_chunk_kernel(
     term = above + log_sum_exp
     if rows.mean_logit is not None:
         mean = load_rows(rows.mean_logit, row, num_rows, 0.0)
-        term += numbers.smoothing * ((lse - mean) - term)
+        # Apart, not as a difference: both are infinite where the target's logit is -inf.
+        term = (1.0 - numbers.smoothing) * term + numbers.smoothing * (lse - mean)
     term += numbers.z_loss * lse * lse
     tl.store(rows.term + row, tl.where(kept, numbers.term_scale * term, 0.0), mask=is_row)
     factor = numbers.term_scale * (1.0 + 2.0 * numbers.z_loss * lse)  # a

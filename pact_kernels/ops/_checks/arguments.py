@@ -8,17 +8,16 @@ Legend: B sequences, L positions, R = B L, N rows, D hidden size, V vocabulary, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from pact_kernels.ops._checks.token_ids import check_token_ids
 from pact_kernels.ops._operators.library import autocast_enabled
-from pact_kernels.types import Head
+from pact_kernels.types import LEAST_NUMBER, MOST_NUMBER, Head
 
 REDUCTIONS = ("mean", "sum", "none")
 INTEGERS = (torch.int64, torch.int32)
+IN_FP32 = " (numbers are applied in fp32, 1.2e-38 to 3.4e38)"
 
 
 def autocast_inputs(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
@@ -65,12 +64,12 @@ def check_head(hidden: Tensor, head: Head, name: str = "hidden") -> None:
     check_devices(hidden, name, weight=weight, bias=bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be (V,) = ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
+    if softcap is not None and not LEAST_NUMBER <= softcap <= MOST_NUMBER:
+        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}{IN_FP32}")
     if logit_scale == 0:
         raise ValueError("logit_scale must not be 0: every logit would vanish")
-    if not -math.inf < logit_scale < math.inf:
-        raise ValueError(f"logit_scale must be finite, got {logit_scale}")
+    if not LEAST_NUMBER <= abs(logit_scale) <= MOST_NUMBER:
+        raise ValueError(f"logit_scale must be finite, got {logit_scale}{IN_FP32}")
 
 
 def check_devices(hidden: Tensor, name: str = "hidden", /, **tensors: Tensor | None) -> None:
@@ -87,14 +86,14 @@ def check_cross_entropy(label_smoothing: float, z_loss: float) -> None:
     """The scalars of the cross-entropy."""
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    if not 0.0 <= z_loss < math.inf:
+    if not 0.0 <= z_loss <= MOST_NUMBER:
         raise ValueError(f"z_loss must be at least 0, and finite, got {z_loss}")
 
 
 def check_temperature(temperature: float) -> None:
     """The number that divides a softmax's logits."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if not LEAST_NUMBER <= temperature <= MOST_NUMBER:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}{IN_FP32}")
 
 
 def check_reduction(reduction: str, num_items: int | float | Tensor | None) -> None:
@@ -113,8 +112,18 @@ def check_reduction(reduction: str, num_items: int | float | Tensor | None) -> N
             raise ValueError(
                 f"num_items must be a number or a 0-d tensor, got shape {tuple(num_items.shape)}"
             )
-    elif not 0 < num_items < math.inf:
-        raise ValueError(f"num_items must be positive and finite, got {num_items}")
+        if may_be_looked_at(num_items) and not 0 <= float(num_items) <= MOST_NUMBER:
+            raise ValueError(
+                f"num_items must be at least 0 (which counts as 1) and finite, got {num_items}"
+            )
+    elif not LEAST_NUMBER <= num_items <= MOST_NUMBER:
+        raise ValueError(f"num_items must be positive and finite, got {num_items}{IN_FP32}")
+
+
+def may_be_looked_at(tensor: Tensor) -> bool:
+    """Whether a tensor's value is at hand: on a CPU, and not while a graph is traced."""
+    plain = type(tensor) is Tensor and not torch.compiler.is_compiling()
+    return plain and tensor.device.type == "cpu"
 
 
 def check_target(hidden: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Legend: B sequences, L positions, N rows, D hidden size, V vocabulary, K selecte
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,13 @@ from pact_kernels.ops._checks.arguments import (
     check_token_shapes,
 )
 from pact_kernels.ops._checks.token_ids import check_token_ids
-from pact_kernels.types import GateConfig, Head, ReferenceLogits, ReferenceStates
+from pact_kernels.types import (
+    MOST_NUMBER,
+    GateConfig,
+    Head,
+    ReferenceLogits,
+    ReferenceStates,
+)
 
 MOST_TOKENS = 2**24
 """Beyond any vocabulary."""
@@ -43,7 +48,7 @@ def resolve_temperature(over: str, temperature: float | None) -> float:
 
 def check_kl_weight(kl_weight: float) -> float:
     """A factor on a loss."""
-    if not -math.inf < kl_weight < math.inf:
+    if not abs(kl_weight) <= MOST_NUMBER:
         raise ValueError(f"kl_weight must be finite, got {kl_weight}")
     return float(kl_weight)
 
@@ -60,12 +65,15 @@ def check_kl(
     gate: GateConfig | None,
     over: str,
     process_group: object = None,
+    target: Tensor | None = None,
+    ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor, ReferenceLogits | ReferenceStates, Tensor | None]:
     """The KL's own arguments, flat: token_ids (K,) or (N, K), token_weights (K,), step (N,),
     reference (N, ...), row_weight (N,).
 
     The row tensors are of one N; each may come with the leading shape (B, L), one entry per
-    position. Weights are looked at where they are used, over the selection.
+    position, and of ignored targets none is looked at. Token weights are looked at where they are
+    used, over the selection.
     """
     # Of a head that is sharded over processes the vocabulary is not known here.
     vocabulary = weight.shape[0] if process_group is None else MOST_TOKENS
@@ -103,12 +111,14 @@ def check_kl(
         reference = _flat_states(reference, num_rows, gate)
     else:
         reference = _flat_logits(reference, num_rows, token_ids.shape[-1], gate, over)
+    row_weight = _vector(row_weight, num_rows, "row_weight")
+    used_weights = token_weights if over == "selection" else None
     return (
-        check_token_ids(token_ids, token_weights if over == "selection" else None, vocabulary),
+        check_token_ids(token_ids, used_weights, vocabulary, row_weight, target, ignore_index),
         token_weights.detach(),
         step.reshape(-1),
         reference,
-        _vector(row_weight, num_rows, "row_weight"),
+        row_weight,
     )
 
 

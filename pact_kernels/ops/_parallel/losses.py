@@ -95,7 +95,8 @@ def row_losses(hidden: Tensor, head: Head, term: Term | None, kl: Kl | None, gro
         value = lse[:, 0] + gathered.pop(0)[:, 0]
         if term.label_smoothing:
             mean = gathered.pop(0)[:, 0] / shards.vocabulary
-            value = value + term.label_smoothing * ((lse[:, 0] - mean) - value)
+            smoothing = term.label_smoothing
+            value = (1.0 - smoothing) * value + smoothing * (lse[:, 0] - mean)
         if term.z_loss:
             value = value + term.z_loss * lse[:, 0].square()
     if kl is None:

@@ -76,3 +76,10 @@ def test_a_guard_without_a_template_is_refused(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="a guard must have a chat template"):
         make_judge(f"guard:{tmp_path}", OPTIONS)
+
+
+@pytest.mark.parametrize("fault", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages[9].role }}"])
+def test_a_template_that_fails_is_one_error(fault: str, folder: Path) -> None:
+    tiny_tokenizer("{% if messages %}" + fault + "{% endif %}").save_pretrained(folder)
+    with pytest.raises(ValueError, match="the guard's chat template refuses a conversation"):
+        make_judge(f"guard:{folder}", OPTIONS)([PROMPT], ["No."])
