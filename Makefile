@@ -106,7 +106,7 @@ $(VENV)-triton-%/.kernels: constraints.txt
 	touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test
-	$(PIP) $(call pins) atheris
+	$(PIP) $(call pins) -e '.[fuzz]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from pact.data.rendering import with_template_defaults
+from pact.data.rendering import OF_TEMPLATES, with_template_defaults
 from pact.hub import check_on_hub
 from pact.model_files import OF_TOKENIZERS, check_json, loading
 from pact.settings import user_path
@@ -141,7 +141,7 @@ def _check_template(tokenizer: Any, path: str) -> None:
             raise ValueError(
                 f"the chat template of {path} must be a Jinja template, got {place}{error}: {fix}"
             ) from error
-        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError):
+        except OF_TEMPLATES:
             pass  # of a conversation without turns
 
 

@@ -162,7 +162,7 @@ def _over_vocabulary(
         c = gate_value(log_p.detach(), known.post, step, gate)[:, None]
         m = (1 - c) * m + c * _with_rest(known.post - known.post_lse[:, None])
     log_q = m.log_softmax(-1)
-    return (log_q.exp() * (log_q - _with_rest(log_p))).sum(-1).mean()
+    return (log_q.exp() * (log_q - _with_rest(log_p).log_softmax(-1))).sum(-1).mean()
 
 
 def _with_rest(log_p: Tensor) -> Tensor:

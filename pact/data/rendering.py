@@ -14,6 +14,16 @@ from jinja2 import TemplateError
 
 from pact.data.conversation import Conversation, Message
 
+OF_TEMPLATES = (
+    TemplateError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    UnicodeEncodeError,
+)
+"""What a template's own code raises."""
 _GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _NOT_VARIABLES = {
     "messages",
@@ -72,13 +82,15 @@ def render(turns: Sequence[Message], tokenizer: Any, add_generation_prompt: bool
             "a conversation must have a turn before the assistant's, got none: put the user's first"
         )
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             plain(turns),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **_variables(turns),
         )
-    except (TemplateError, TypeError, LookupError, AttributeError) as error:
+        text.encode()  # half of a surrogate pair is no text
+        return text
+    except OF_TEMPLATES as error:
         raise _refused(error) from error
 
 
@@ -93,7 +105,7 @@ def marked_characters(turns: Conversation, tokenizer: Any) -> list[tuple[int, in
             tokenizer_kwargs={"return_offsets_mapping": True},
             **_variables(turns),
         )
-    except (TemplateError, TypeError, LookupError, AttributeError) as error:
+    except OF_TEMPLATES as error:
         raise _refused(error) from error
     marked = zip(out["assistant_masks"], out["offset_mapping"], strict=True)
     return [(start, end) for mark, (start, end) in marked if mark and start < end]

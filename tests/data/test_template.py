@@ -220,6 +220,20 @@ def test_what_the_template_refuses_is_a_value_error() -> None:
         encode(first, tiny_tokenizer())
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ range(10**9) }}",
+        "{{ '\\ud800' }}",
+    ],
+)
+def test_what_goes_wrong_in_a_template_is_a_value_error(template: str) -> None:
+    with pytest.raises(BadConversation, match="the chat template refuses"):
+        prompt_text([{"role": "user", "content": "x"}], tiny_tokenizer(template))
+
+
 def test_a_tokenizer_must_have_a_template_and_be_fast() -> None:
     without = tiny_tokenizer(None)
     for act in (lambda: encode(chat("Hi"), without), lambda: header_ids(without)):

@@ -93,6 +93,7 @@ over: vocabulary
 kl_weight: 1.5
 cache_dir: ~/caches
 """
+TAGGED = "packing: !!bool yes\nepochs: !!int 2\nseed: &n !!int '0x10'\nlora_r: *n\n"
 CONFIGS = (TrainConfig, PactConfig)
 
 
@@ -272,7 +273,7 @@ TARGETS = {
     "saved": Target(state_seeds, read_state),
     "forms": Target(lambda _: [json.dumps(row).encode() for row in ROWS], read_forms),
     "tokenised": Target(lambda _: [lines(TOKENISED)], read_tokenised),
-    "settings": Target(lambda _: [SETTINGS.encode()], read_settings),
+    "settings": Target(lambda _: [SETTINGS.encode(), TAGGED.encode()], read_settings),
     "tokens": Target(token_seeds, read_tokens),
     "token-header": Target(lambda _: [head_and_body()[0]], read_header),
     "shard": Target(lambda _: [shard_and_note()[0]], read_shard),

@@ -37,8 +37,8 @@ CHANGES = {
 class Settings(NamedTuple):
     """How long a run is."""
 
-    examples: int = 80
-    steps: int = 12
+    examples: int = 72
+    steps: int = 10
     batch_size: int = 8
     """More examples in all than there are, so that the run fills a cache."""
     save_every: int = 2

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 
 from pact.data.examples import Conversation
+from pact.data.rendering import OF_TEMPLATES
 from pact.evaluation.generate import continue_texts, end_ids
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
 from pact.loading import load_model, load_tokenizer
@@ -74,7 +74,7 @@ class GuardJudge:
             return self.tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except OF_TEMPLATES as error:
             raise ValueError(
                 f"the guard's chat template refuses a conversation with the roles "
                 f"{[turn['role'] for turn in chat]} ({error}): leave out the prompts' system turns"
