@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-
 from pact.data.examples import Conversation
 from pact.data.rendering import OF_TEMPLATES
 from pact.evaluation.generate import continue_texts, end_ids
