@@ -61,11 +61,22 @@ def save_checkpoint(
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)
     flush(folder)
+    prune_checkpoints(output_dir, step, keep)
+    return complete
+
+
+def prune_checkpoints(output_dir: Path, step: int, keep: int) -> None:
+    """Delete all but the newest checkpoints up to a step: older, later and partial ones.
+
+    Args:
+        output_dir: the run's folder.
+        step: of the newest one that stays.
+        keep: how many stay.
+    """
     older = [p for p in _complete(output_dir) if _step(p) <= step]
-    for other in folder.iterdir():
+    for other in (output_dir / CHECKPOINTS).iterdir():
         if other not in older[-keep:]:
             shutil.rmtree(other)
-    return complete
 
 
 def _step(checkpoint: Path) -> int:

@@ -99,7 +99,7 @@ def fit(
     named = partial(_named, plan, dataset, accelerator.num_processes)
     is_main = accelerator.is_main_process
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
-    grad_norm, stops = torch.zeros(()), False
+    grad_norm, stops, done = torch.zeros(()), False, first
     with SignalWatch() as told:
         for step in range(first, plan.num_steps):
             if evaluation is not None and writer.best.exhausted():
@@ -143,7 +143,7 @@ def fit(
             if stops:
                 break
     bar.close()
-    writer.plot()
+    writer.finish(done)
     for tracker in accelerator.trackers:  # its end_training would part the processes, too
         tracker.finish()
     if stops:

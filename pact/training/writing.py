@@ -13,7 +13,12 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from pact.processes import main_first
-from pact.training.checkpoint import newest_checkpoint, save_checkpoint
+from pact.training.checkpoint import (
+    CHECKPOINTS,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from pact.training.config import FitConfig
 from pact.training.evaluating import LOSS, BestWeights
 from pact.training.finite import kept
@@ -90,9 +95,16 @@ class Writer:
 
         self._write(f"the checkpoint of step {step}", save)
 
-    def plot(self) -> None:
-        """Draw the records."""
-        self._write("the picture of the metrics", self.log.plot)
+    def finish(self, step: int) -> None:
+        """Draw the records, and take away what a killed process left beside the checkpoints."""
+        folder = self.folder
+
+        def act() -> None:
+            self.log.plot()
+            if folder is not None and (folder / CHECKPOINTS).is_dir():
+                prune_checkpoints(folder, step, self.config.save_total_limit)
+
+        self._write("the picture of the metrics", act)
 
     def _write(self, what: str, act: Callable[[], None]) -> None:
         """Let the main process write, while the others wait.

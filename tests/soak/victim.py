@@ -114,6 +114,7 @@ class Victim:
         argv += ["--cache-dir", str(cache_of(output))] + (["--resume"] if output.exists() else [])
         self.log = log or output.with_suffix(".log")
         self.log.with_name("temporary").mkdir(parents=True, exist_ok=True)
+        self.log.touch()
         self.end = end
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)

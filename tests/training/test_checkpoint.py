@@ -199,3 +199,17 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     resume = FitConfig(max_steps=2, resume=True)
     with pytest.raises(ValueError, match="must hold the parameters that this run trains, got oth"):
         given.fit(tiny_llama(), resume, output_dir=tmp_path)
+
+
+def test_what_a_killed_process_left_goes_with_the_end_of_the_run(tmp_path: Path) -> None:
+    """Killed after the last checkpoint was renamed, and before an older one was deleted."""
+    given = problem(None)
+    config = FitConfig(max_steps=3, save_every=1)
+    given.fit(tiny_llama(), config, output_dir=tmp_path)
+    checkpoints = tmp_path / CHECKPOINTS
+    (checkpoints / "step-00000001").mkdir()
+    (checkpoints / "partial-00000003").mkdir()
+    resumed = FitConfig(max_steps=3, save_every=1, resume=True)
+    given.fit(tiny_llama(), resumed, output_dir=tmp_path)
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["step-00000002", "step-00000003"]
