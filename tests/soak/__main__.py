@@ -129,7 +129,7 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
         "runs_in_two_processes": ended[2],
         "killed": codes[-signal.SIGKILL],
         "interrupted": codes[128 + signal.SIGINT],
-        "terminated": codes[128 + signal.SIGTERM],
+        "terminated": codes[128 + signal.SIGTERM] + codes[-signal.SIGTERM],
         "faults": faults,
         "steady": steady.end(),
     }
