@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tests.soak.victim import NEVER, Moment, Settings, Victim, left_behind, prepare
 
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of a run that was told to end; SIGTERM before the first step ends it as it ends any."""
+"""Exit codes of a run that was told to end; SIGTERM before the first step ends it by itself."""
 
 
 class Alone(NamedTuple):
