@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if arguments else USER_ERROR
     name, *rest = arguments
-    _prepare_output()
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(COMMANDS)}"
         return _failed("pact", f"no command {name!r}: {hint}")
     try:
+        _prepare_output()
         if name not in IN_SEVERAL_PROCESSES:
             check_joined(1)
         import_module(f"pact.cli.{name.replace('-', '_')}").run(rest)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pact import cli
 from pact.cli import main, show
 from pact.printable import PrintableFormatter
 from pact.recipes.recipe import recipe_text
@@ -99,3 +100,14 @@ def test_a_dry_run_shows_the_datas_escapes(
     text = capsys.readouterr().out
     assert "\x1b" not in text and "\x07" not in text
     assert "\\x1b]0;a title\\x07Hello?" in text and "[[\\x1b[31mGood day." in text
+
+
+def test_ctrl_c_before_a_command_has_begun_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_prepare_output", told)
+    assert main(["recipe", "list"]) == 130
+    assert capsys.readouterr().err == ""
