@@ -65,7 +65,7 @@ def test_an_error_without_words_is_named(
 
 def test_logs_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
-    main(["trian"])
+    main(["recipe", "nothing"])
     (handler,) = logging.root.handlers
     assert isinstance(handler.formatter, PrintableFormatter)
     record = logging.LogRecord("pact", logging.INFO, "", 0, "columns %s", (TITLE,), None)
