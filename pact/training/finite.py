@@ -158,7 +158,10 @@ def check_parameters(
     device = named[0][1].device
     finite = torch.stack([part.isfinite().all().to(device) for _, part in named])
     is_own = bool(finite.all())
-    if is_own and (accelerator is None or bool(accelerator.gather(finite.all()[None].int()).all())):
+    is_whole = is_own  # of all processes, which meet here whatever each of them saw
+    if accelerator is not None:
+        is_whole = bool(accelerator.gather(finite.all()[None].int()).all())
+    if is_whole:
         return
     where = "another process's part" if is_own else named[int((~finite).nonzero()[0])][0]
     raise ValueError(

@@ -22,6 +22,8 @@ from pact.training.metrics import METRICS_FILE
 logger = logging.getLogger(__name__)
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
+PARTIAL = ("config.partial", "metrics.partial")
+"""What a killed run leaves of files that it was writing."""
 
 
 @contextmanager
@@ -56,14 +58,17 @@ def held_folder(folder: Path, resume: bool) -> Iterator[Path]:
         logger.warning("%s cannot be locked (%s): start no other run in it", folder, error)
     try:
         check_contents(folder, resume)  # another run may have been here before the lock was ours
+        for name in PARTIAL:
+            (folder / name).unlink(missing_ok=True)
         (folder / HOLDER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield folder
     except Exception:
         _forget(folder, before)
         raise
     finally:
-        (folder / HOLDER_FILE).unlink(missing_ok=True)
-        _tidy(folder, made)
+        with suppress(OSError):  # a folder that turned read-only: what went wrong before is said
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
+            _tidy(folder, made)
         lock.release()
 
 
@@ -135,7 +140,7 @@ def check_contents(folder: Path, resume: bool) -> set[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}
+    return {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE, *PARTIAL}
 
 
 def _holder(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.training.manifest import flush
 from pact_kernels import PactLoss
 
 METRICS_FILE = "metrics.jsonl"
@@ -86,7 +88,10 @@ class MetricsLog:
             whole_lines = path.read_text().rpartition("\n")[0].splitlines()
             read = [json.loads(line) for line in whole_lines]
             self.records = [record for record in read if record["step"] <= resume_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        flush(partial)
+        os.replace(partial, path)  # the records are state, too: the best evaluation, steps left out
 
     def append(self, record: Record) -> None:
         self.records.append(record)
