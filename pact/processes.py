@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from pact.launched import check_joined
 
@@ -26,7 +26,8 @@ def join_processes() -> PartialState:
 
 
 def main_first(state: PartialState, act: Callable[[], _Value]) -> _Value | None:
-    """Run `act` in the main process, while the others wait; its ValueError is raised in all.
+    """Run `act` in the main process, while the others wait; its ValueError or OSError is
+    raised in all, as a ValueError in the others.
 
     Returns:
         What it returned; None in the other processes.
@@ -35,7 +36,7 @@ def main_first(state: PartialState, act: Callable[[], _Value]) -> _Value | None:
     if state.is_main_process:
         try:
             value = act()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if state.num_processes == 1:
                 raise
             failure = [str(error) or type(error).__name__]
@@ -43,4 +44,25 @@ def main_first(state: PartialState, act: Callable[[], _Value]) -> _Value | None:
         broadcast_object_list(failure)
     if failure[0]:
         raise ValueError(failure[0])
+    return value
+
+
+def all_together(state: PartialState, act: Callable[[], _Value]) -> _Value:
+    """Run `act` in every process, which meet after it; a ValueError of one is raised in all.
+
+    So is an OSError.
+
+    Returns:
+        What it returned here.
+    """
+    if state.num_processes == 1:
+        return act()
+    failure: list[str] = []
+    try:
+        value = act()
+    except (ValueError, OSError) as error:
+        failure = [str(error) or type(error).__name__]
+    failures = gather_object(failure)
+    if failures:
+        raise ValueError(failures[0])
     return value

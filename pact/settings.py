@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import yaml
 
 MOST_BYTES = 2**18
-"""Of a file of settings; YAML is read at about a megabyte in ten seconds."""
+"""The longest file of settings; YAML is read at about a megabyte in ten seconds."""
+MERGE = "tag:yaml.org,2002:merge"
 DEEPEST = 100
 """Levels of lists and mappings within each other."""
 LONGEST = 100
@@ -145,14 +146,15 @@ def read_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys stand once and whose aliases are of single values."""
+    """YAML whose keys stand once and whose aliases are of single values, or merged by <<."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+            is_merge = isinstance(index, yaml.ScalarNode) and index.tag == MERGE  # <<: *name
+            if not is_merge and isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
                 raise yaml.MarkedYAMLError(
                     problem=f"*{event.anchor} is of a list or mapping: write it out",
                     problem_mark=event.start_mark,
@@ -170,7 +172,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):

@@ -12,9 +12,9 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 LEAST_NUMBER = 2.0**-126
-"""Of a positive setting: the least that fp32, in which most are applied, holds with all digits."""
+"""Least value of a positive setting: fp32, in which most are applied, holds it with all digits."""
 MOST_NUMBER = 2.0**128 - 2.0**104
-"""Of any setting: the largest that fp32 holds."""
+"""Largest value of any setting: the largest that fp32 holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

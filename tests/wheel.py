@@ -92,16 +92,17 @@ def main() -> int:
     parser.add_argument("--dependencies", nargs="+", default=["oldest", "newest"])
     parser.add_argument("--constraints", type=Path, help="for pip, with the newest dependencies")
     given = parser.parse_args()
-    failed = 0
+    failed = checked = 0
     for version, python in interpreters(given.python):
         for dependencies in given.dependencies:
             constraints = given.constraints if dependencies == "newest" else None
             resolved = constraints.resolve() if constraints else None
             fault = check(given.wheel.resolve(), python, dependencies, resolved)
             failed += bool(fault)
+            checked += 1
             said = f"FAILED: {fault}" if fault else "passed"
             print(f"Python {version}, {dependencies} dependencies: {said}", flush=True)
-    return 1 if failed else 0
+    return 1 if failed or not checked else 0
 
 
 if __name__ == "__main__":

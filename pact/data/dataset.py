@@ -17,7 +17,7 @@ from pact.data.template import BadConversation, Encoded, Encoder, with_template_
 logger = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 1_000_000
-"""Of a conversation, however few tokens are kept; twice as many take about ten seconds and a
+"""Longest conversation, however few tokens are kept; twice as many take about ten seconds and a
 gigabyte to encode."""
 MOST_PER_TOKEN = 1000
 """Characters of a conversation for each token that is kept."""

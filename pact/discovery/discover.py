@@ -26,7 +26,7 @@ from pact.outputs import check_new_file
 from pact.settings import user_path
 
 BOUNDS = dict.fromkeys(("max_response_length", "num_samples", "max_length", "max_tokens"), COUNT)
-"""Of settings that are counts; `discover` has those of the others."""
+"""Bounds of settings that are counts; `discover` has those of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

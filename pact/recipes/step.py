@@ -45,7 +45,7 @@ BOUNDS = {
     **dict.fromkeys(("gpus", "sequences", "length", "lora_r"), COUNT),
     "answer_share": Bounds(0, 1, open_least=True),
 }
-"""Of the settings that are numbers."""
+"""Bounds of the settings that are numbers."""
 
 
 class Card(NamedTuple):

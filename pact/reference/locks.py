@@ -21,7 +21,7 @@ from pact.reference.shards import writing
 logger = logging.getLogger(__name__)
 
 State = Literal["held", "busy", "none"]
-"""Of a lock: ours, another filler's, or the file system has none."""
+"""Whether a lock is ours, another's, or the file system has none."""
 
 SUFFIX = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -43,14 +43,23 @@ def held(path: Path, *, wait: bool) -> Iterator[State]:
     """
     lock = FileLock(lock_path(path))
     with writing(path.parent):
-        state = _acquired(lock, wait)
+        state = acquired(lock, wait)
     try:
         yield state
     finally:
         lock.release()
 
 
-def _acquired(lock: BaseFileLock, wait: bool) -> State:
+def acquired(lock: BaseFileLock, wait: bool) -> State:
+    """Take a lock, if it can be had.
+
+    Args:
+        lock: of a file.
+        wait: until whoever holds it lets go.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     try:
         lock.acquire(blocking=wait)
     except Timeout:
@@ -58,7 +67,10 @@ def _acquired(lock: BaseFileLock, wait: bool) -> State:
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
-        logger.warning("%s cannot be locked (%s): let one launch fill it", lock.lock_file, error)
+        path = Path(lock.lock_file).parent
+        logger.warning(
+            "%s cannot be locked (%s): start no other run that writes there", path, error
+        )
         return "none"
     return "held"
 

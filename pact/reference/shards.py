@@ -15,20 +15,19 @@ Legend: E examples, n rows of an example, K safety tokens.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from datasets import Dataset, Features, LargeList, Value
 from datasets.arrow_writer import ArrowWriter
+
+from pact.disk import PARTIAL, digest, replacing
 
 FORMAT_VERSION = 2
 """Raised whenever the files, the rows of `pact.data.spans` or the kept values change."""
@@ -122,12 +121,11 @@ def write_shard(
         offsets = pa.array(layout.offsets(shard), pa.int64())
         flat = np.concatenate([part.reshape(-1) for part in values[context]])
         columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(flat)))
-    with _replacing(path) as file:
-        writer = ArrowWriter(stream=file, features=layout.features)
+    with replacing(path) as partial:
+        writer = ArrowWriter(path=str(partial), features=layout.features)
         writer.write_table(pa.Table.from_arrays(columns, schema=schema), writer_batch_size=None)
-        writer.finalize(close_stream=False)
-        file.flush()
-        facts = {"bytes": file.tell(), "xxh3_128": _checksum(Path(file.name))}
+        writer.finalize()
+        facts = {"bytes": partial.stat().st_size, "xxh3_128": digest(partial)}
     write_json(path.with_suffix(".json"), _facts(shard, layout) | facts)
 
 
@@ -162,14 +160,14 @@ def open_shard(folder: Path, shard: int, layout: Layout) -> Dataset:
 
 def remove_partial(path: Path) -> None:
     """Remove what killed runs left of a file and its .json; hold its lock."""
-    for left in path.parent.glob(f"{path.stem}.*partial"):
+    for left in path.parent.glob(f"{path.stem}.*{PARTIAL}"):
         left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, facts: Mapping[str, object]) -> None:
     """Write under another name, then rename."""
-    with _replacing(path) as file:
-        file.write((json.dumps(facts, indent=2) + "\n").encode())
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -186,26 +184,6 @@ def writing(folder: Path) -> Iterator[None]:
             f"the reference cache must be written to {folder}, got {error}: set cache_dir to a "
             "folder that can be written and has room; shards that are whole are kept"
         ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file under a name of its own, renamed once the disk has it; after an error it is gone."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    with suppress(OSError):  # not every file system lets a folder be flushed
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _facts(shard: int, layout: Layout) -> dict[str, object]:
@@ -232,7 +210,7 @@ def _is_as_written(path: Path, facts: Mapping[str, object]) -> bool:
         known = {**facts, "bytes": path.stat().st_size}
         if not isinstance(said, dict) or any(said.get(name) != known[name] for name in known):
             return False
-        return said.get("xxh3_128") == _checksum(path)
+        return said.get("xxh3_128") == digest(path)
     except (OSError, ValueError, RecursionError):
         return False
 
@@ -252,11 +230,3 @@ def _is_laid_out(table: pa.Table, shard: int, layout: Layout) -> bool:
         and not part.values.null_count
         for part in lists
     )
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import yaml
 
 from pact.objective import PactConfig
 from pact.settings import user_path
-from pact.training.config import TrainConfig
+from pact.training.config import OF_ADAPTERS, TrainConfig
 from pact.training.metrics import Record
 
 CARD = "README.md"
@@ -26,15 +26,7 @@ SETTINGS = (
     "seed",
 )
 """Those of the run that a reader asks for; config.yaml has all."""
-ADAPTER_SETTINGS = (
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
-    "lora_rslora",
-    "lora_dora",
-    "quantize",
-)
+ADAPTER_SETTINGS = (*OF_ADAPTERS, "quantize")
 
 
 def write_card(

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pact.training.manifest import damage, flush, write_manifest
+from pact.training.manifest import closed_folder, damage
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +47,13 @@ def save_checkpoint(
         identity: what the run is of, JSON values; see `pact.training.identity`.
         keep: how many are kept, this one among them.
     """
-    folder = output_dir / CHECKPOINTS
-    partial = folder / f"partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-    save_file(weights, partial / "weights.safetensors")
-    torch.save({"step": step, "optimizer": optimizer.state_dict()}, partial / "state.pt")
-    if identity is not None:
-        (partial / RUN_FILE).write_text(json.dumps(identity, indent=1), encoding="utf-8")
-    write_manifest(partial, step)
-    complete = folder / f"step-{step:08d}"
-    shutil.rmtree(complete, ignore_errors=True)
-    partial.rename(complete)
-    flush(folder)
+    complete = output_dir / CHECKPOINTS / f"step-{step:08d}"
+    with closed_folder(complete, step) as partial:
+        weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+        save_file(weights, partial / "weights.safetensors")
+        torch.save({"step": step, "optimizer": optimizer.state_dict()}, partial / "state.pt")
+        if identity is not None:
+            (partial / RUN_FILE).write_text(json.dumps(identity, indent=1), encoding="utf-8")
     prune_checkpoints(output_dir, step, keep)
     return complete
 

@@ -12,7 +12,7 @@ from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
 from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
-from pact.training.finite import check_model
+from pact.whole_model import check_finite
 
 
 def check_training(
@@ -38,9 +38,9 @@ def check_training(
         )
     parameters = trainable_parameters(model)
     backbone(model)
-    check_model("the model", model)
+    check_finite(model, "the model")
     if isinstance(reference, FrozenModel):
-        check_model("the reference", reference.model)
+        check_finite(reference.model, "the reference")
     check_apart(model)
     check_tied(model)
     check_head(model)

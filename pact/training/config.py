@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pact.disk import replacing
 from pact.fields import COUNT, MOST, Bounds, check_fields
 
 CONFIG_FILE = "config.yaml"
@@ -255,9 +255,8 @@ def save_configs(folder: Path, configs: Sequence[Any]) -> Path:
         The file's path.
     """
     path = folder / CONFIG_FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(resolved(configs), sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(resolved(configs), sort_keys=False), encoding="utf-8")
     return path
 
 

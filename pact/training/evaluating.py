@@ -7,9 +7,7 @@ may stop early.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +21,15 @@ from pact.data.batches import length_batches
 from pact.data.conversation import Conversation
 from pact.objective import Objective
 from pact.reference import Reference
+from pact.training.manifest import closed_folder, damage
 from pact.training.metrics import Record
 from pact.training.schedule import example_lengths
 from pact.training.student import batch_loss
 
 LOSS = "eval_loss"
 """What the best is chosen by."""
-BEST = "best"
-"""Folder of the best weights, in a run's."""
+BEST, WEIGHTS = "best", "weights.safetensors"
+"""Folder of the best weights, in a run's, and their file."""
 
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 
@@ -172,7 +171,9 @@ class BestWeights:
             if self.folder is None:
                 self._kept = weights
             else:
-                _save(self.folder, step, loss, weights)
+                with closed_folder(self.folder, step) as partial:
+                    whole = {name: weight.contiguous() for name, weight in weights.items()}
+                    save_file(whole, partial / WEIGHTS)
         return is_best
 
     @torch.no_grad()
@@ -180,26 +181,18 @@ class BestWeights:
         """Put the best weights into the parameters; returns their step.
 
         Raises:
-            ValueError: those on disk are gone.
+            ValueError: those on disk are gone, damaged or of another step.
         """
         weights = self._kept
         if self.folder is not None:
-            path = self.folder / "weights.safetensors"
-            if not path.is_file():
-                raise ValueError(f"the best weights must be in {self.folder}, and are gone")
-            weights = load_file(path)
+            found = damage(self.folder, self.best.step)
+            if found is not None:
+                raise ValueError(
+                    f"the best weights, of step {self.best.step}, must be whole in {self.folder}, "
+                    f"and are not ({found}): put them back, or resume with keep_best=False "
+                    "(--no-keep-best) to save the last ones"
+                )
+            weights = load_file(self.folder / WEIGHTS)
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
         return self.best.step
-
-
-def _save(folder: Path, step: int, loss: float, weights: Mapping[str, Tensor]) -> None:
-    """Readers see the old weights or the new ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "weights.partial"
-    save_file(
-        {name: weight.contiguous() for name, weight in weights.items()},
-        partial,
-        metadata={"best": json.dumps({"step": step, LOSS: loss})},
-    )
-    os.replace(partial, folder / "weights.safetensors")

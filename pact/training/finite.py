@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 PARTS = ("loss", "cross-entropy", "kl")
 ID = "id"
 """Column that names an example, where rows have it."""
 SHOWN = 8
 """Examples that an error names."""
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Fault(NamedTuple):
@@ -168,26 +167,6 @@ def check_parameters(
         f"trained parameters must be finite, got NaN or infinity in {where} after step {step}: the "
         f"last update made it so; lower learning_rate, or the adapters' scale; {kept(newest)}"
     )
-
-
-def check_model(name: str, model: nn.Module) -> None:
-    """Refuse a model that is not finite before anything is done with it.
-
-    Args:
-        name: what errors call it.
-        model: its weights are looked at, but for quantised ones; each is read once.
-
-    Raises:
-        ValueError: a weight holds NaN or infinity.
-    """
-    for path, weight in model.named_parameters():
-        if weight.dtype in DTYPES and not weight.is_meta and weight.numel():
-            ends = torch.stack(torch.aminmax(weight.detach()))  # a NaN is both
-            if not bool(ends.isfinite().all()):
-                raise ValueError(
-                    f"the weights of {name} must be finite, got NaN or infinity in {path}: load "
-                    "another copy, or load it in fp32"
-                )
 
 
 def kept(newest: Path | None) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from pact.disk import PARTIAL
 from pact.loading import ADAPTERS_FILE, OWN_BASE
 from pact.outputs import check_folder
+from pact.reference.locks import acquired
 from pact.settings import user_path
 from pact.training.checkpoint import CHECKPOINTS
 from pact.training.config import CONFIG_FILE
@@ -22,8 +25,6 @@ from pact.training.metrics import METRICS_FILE
 logger = logging.getLogger(__name__)
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
-PARTIAL = ("config.partial", "metrics.partial")
-"""What a killed run leaves of files that it was writing."""
 
 
 @contextmanager
@@ -47,19 +48,14 @@ def held_folder(folder: Path, resume: bool) -> Iterator[Path]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
+    if acquired(lock, wait=False) == "busy":
         raise ValueError(
             f"output_dir must be of one run at a time, and {folder} is held by {_holder(folder)}: "
             "wait for it, stop it, or name another folder"
-        ) from error
-    except (NotImplementedError, OSError) as error:
-        logger.warning("%s cannot be locked (%s): start no other run in it", folder, error)
+        )
     try:
         check_contents(folder, resume)  # another run may have been here before the lock was ours
-        for name in PARTIAL:
-            (folder / name).unlink(missing_ok=True)
+        _remove_partial(folder)
         (folder / HOLDER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield folder
     except Exception:
@@ -140,7 +136,17 @@ def check_contents(folder: Path, resume: bool) -> set[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE, *PARTIAL}
+    found = {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}
+    return {name for name in found if not name.endswith(PARTIAL)}
+
+
+def _remove_partial(folder: Path) -> None:
+    """Take away what a killed run was writing; the lock is held."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _holder(folder: Path) -> str:

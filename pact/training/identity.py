@@ -28,6 +28,7 @@ FREE_ON_RESUME = {
     "save_total_limit",
     "log_every",
     "report_to",
+    "keep_best",
     "skip_bad_steps",
     "dry_run",
     "output_dir",

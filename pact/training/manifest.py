@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from pact.disk import PARTIAL, digest, flush, flush_names
 
 MANIFEST = "manifest.json"
 VERSION = 1
-PIECE = 2**22
-"""Bytes that are hashed at a time."""
+
+
+@contextmanager
+def closed_folder(folder: Path, step: int) -> Iterator[Path]:
+    """A folder to write files into, closed by a manifest; then it takes the place of `folder`.
+
+    After a crash the old folder is there, or the new one, or none and a partial one.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    write_manifest(partial, step)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    flush_names(folder.parent)
 
 
 def write_manifest(folder: Path, step: int) -> None:
@@ -21,12 +36,12 @@ def write_manifest(folder: Path, step: int) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         flush(path)
-        files[path.name] = [path.stat().st_size, _digest(path)]
+        files[path.name] = [path.stat().st_size, digest(path)]
     manifest = {"version": VERSION, "step": step, "files": files}
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, separators=(",", ":")), encoding="utf-8")
     flush(path)
-    flush(folder)
+    flush_names(folder)
 
 
 def damage(folder: Path, step: int, only: Collection[str] | None = None) -> str | None:
@@ -47,7 +62,7 @@ def damage(folder: Path, step: int, only: Collection[str] | None = None) -> str 
         return f"{MANIFEST} is not as it was written"
     if manifest["step"] != step:
         return f"it is of step {manifest['step']}"
-    for name, (size, digest) in manifest["files"].items():
+    for name, (size, written) in manifest["files"].items():
         path = folder / name
         if only is not None and name not in only:
             continue
@@ -55,7 +70,7 @@ def damage(folder: Path, step: int, only: Collection[str] | None = None) -> str 
             found = path.stat().st_size
             if found != size:
                 return f"{name} has {found} bytes of {size}"
-            if _digest(path) != digest:
+            if digest(path) != written:
                 return f"{name} is not as it was written"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -74,20 +89,3 @@ def _is_manifest(value: Any) -> bool:
         and all(Path(name).name == name for name in files)
         and all(isinstance(entry, list) and len(entry) == 2 for entry in files.values())
     )
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Let the disk have a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

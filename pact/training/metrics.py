@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact.training.manifest import flush
+from pact.disk import replacing
 from pact_kernels import PactLoss
 
 METRICS_FILE = "metrics.jsonl"
@@ -86,12 +85,16 @@ class MetricsLog:
         path = folder / METRICS_FILE
         if resume_step and path.is_file():
             whole_lines = path.read_text().rpartition("\n")[0].splitlines()
-            read = [json.loads(line) for line in whole_lines]
-            self.records = [record for record in read if record["step"] <= resume_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        flush(partial)
-        os.replace(partial, path)  # the records are state, too: the best evaluation, steps left out
+            try:
+                read = [json.loads(line) for line in whole_lines]
+                self.records = [record for record in read if record["step"] <= resume_step]
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                raise ValueError(
+                    f"{path} must hold a record with its step in every line, and is damaged "
+                    f"({error}): restore it, or delete it to go on without the records before"
+                ) from error
+        with replacing(path) as partial:  # they are state, too: the best evaluation, steps left out
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def append(self, record: Record) -> None:
         self.records.append(record)

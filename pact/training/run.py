@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from pact.data.collate import Collator
 from pact.data.packing import PackedCollator
 from pact.loading import has_adapters
 from pact.objective import PactConfig, PactObjective
-from pact.processes import join_processes, main_first
+from pact.processes import all_together, join_processes, main_first
 from pact.reference import (
     AdaptersOff,
     CachedReference,
@@ -203,7 +204,8 @@ def _cached(
     precision: dict[str, Any] = {"dtype": config.cache_dtype, "compute_dtype": config.dtype}
     header = given.collator.header_ids
     key = cache_key(given.dataset, reference, objective, header, **precision)
-    cache = fill_cache(
+    fill_own = partial(
+        fill_cache,
         given.dataset,
         reference,
         objective,
@@ -214,5 +216,5 @@ def _cached(
         progress=processes.is_local_main_process,
         **precision,
     )
-    processes.wait_for_everyone()
+    cache = all_together(processes, fill_own)
     return CachedReference(cache, is_student=reference.is_student)

@@ -265,7 +265,6 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's, of a model that is finite, and that stops where a turn ends."""
-        self._check_finite(None)
         if self.processing_class is not None:
             stop_at_turns(self.accelerator.unwrap_model(self.model), self.processing_class)
         super().save_model(*args, **kwargs)

@@ -27,7 +27,7 @@ class FiniteTrainer:
     """
 
     _watch: Watch | None = None
-    """Of the training that has begun."""
+    """What the training that has begun is watched by."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; what was seen before does not count."""

@@ -49,7 +49,12 @@ class Writer:
     ) -> None:
         self.folder, self.config, self.identity = output_dir, config, identity
         self.is_main = accelerator.is_main_process
-        self.log = MetricsLog(output_dir if self.is_main else None, resume_step=first)
+        self.log = MetricsLog(None)
+
+        def open_log() -> None:
+            self.log = MetricsLog(output_dir, resume_step=first)
+
+        self._write("the metrics", open_log)
         before = self.log.records
         if accelerator.num_processes > 1:
             before = list(broadcast_object_list([before])[0])

@@ -190,5 +190,5 @@ def test_where_nothing_can_be_locked_the_log_says_so(
     monkeypatch.setattr("pact.training.folder.FileLock.acquire", acquire)
     folder = tmp_path / "a" / "run"
     with held_folder(folder, resume=False):
-        assert "start no other run in it" in caplog.text
+        assert "start no other run that writes there" in caplog.text
     assert not folder.parent.exists()

@@ -40,7 +40,6 @@ class Config:
         ("- - {1: 1, 0x1: 2}", r"1 stands twice"),
         (BOMB, r"\*a is of a list or mapping: write it out.*line 2"),
         ("&a [*a]", r"\*a is of a list or mapping"),
-        ("a: &a {x: 1}\nb: {<<: *a}", r"\*a is of a list or mapping"),
         ("[" * 5000, f"more than {DEEPEST} deep"),
         ("{a: " * (DEEPEST + 1), f"more than {DEEPEST} deep"),
         ("a: 2020-99-99", "month must be"),
@@ -107,3 +106,10 @@ def test_records_are_escaped_with_their_arguments():
     assert PrintableFormatter("%(name)s: %(message)s").format(record) == (
         r"pact: read \x1b]0;title\x07"
     )
+
+
+def test_mappings_are_merged() -> None:
+    text = "base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\n"
+    assert read_yaml(text)["mine"] == {"a": 1, "b": 3}
+    with pytest.raises(ValueError, match="write it out"):
+        read_yaml("base: &base {a: 1}\nmine: *base\n")

@@ -27,8 +27,9 @@ from pact.data.jsonl import parse_json
 from pact.data.sources import open_source
 from pact.data.tokenised import tokenised_dataset
 from pact.discovery import SafetyTokens
+from pact.disk import digest
 from pact.objective import PactConfig
-from pact.reference.shards import Layout, _checksum, open_shard, write_shard
+from pact.reference.shards import Layout, open_shard, write_shard
 from pact.settings import Setting, make_configs, read_mapping, read_values, settings_of
 from pact.training.config import TrainConfig
 from pact.training.manifest import MANIFEST, damage, write_manifest
@@ -222,7 +223,7 @@ def read_shard(data: bytes, folder: Path) -> None:
     """A shard whose checksum is that of what is there, as malice would have it."""
     path = LAYOUT.path(folder, 0)
     path.write_bytes(data)
-    facts = {"bytes": len(data), "xxh3_128": _checksum(path)}
+    facts = {"bytes": len(data), "xxh3_128": digest(path)}
     note = json.dumps(json.loads(shard_and_note()[1]) | facts)
     path.with_suffix(".json").write_text(note)
     shard = open_shard(folder, 0, LAYOUT).data

@@ -24,10 +24,12 @@ def quiet(caplog):
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_valid_file_is_read(tmp_path, name):
     (tmp_path / "seeds").mkdir()
-    for number, seed in enumerate(TARGETS[name].seeds(tmp_path / "seeds")):
+    seeds = TARGETS[name].seeds(tmp_path / "seeds")
+    assert seeds
+    for number, seed in enumerate(seeds):
         folder = tmp_path / str(number)
         folder.mkdir()
-        TARGETS[name].read(seed, folder)
+        TARGETS[name].read(seed, folder)  # raises nothing
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pact.disk import digest
 from pact.reference import CachedReference, ReferenceCache
-from pact.reference.shards import NOTE_BYTES, _checksum
+from pact.reference.shards import NOTE_BYTES
 from tests.reference.problem import Counting, problem
 
 
@@ -35,7 +36,7 @@ def agree(folder):
     """The checksum of what the second shard's file holds now."""
     path, note = files(folder, 1)
     facts = json.loads(note.read_text())
-    note.write_text(json.dumps(facts | {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}))
+    note.write_text(json.dumps(facts | {"bytes": path.stat().st_size, "xxh3_128": digest(path)}))
 
 
 def change_facts(**facts):

@@ -80,13 +80,12 @@ class Steady:
         return [statistics.median(part) for part in parts if len(part) == size]
 
 
-def moments(draw: random.Random, alone: Alone, counts: Counter[str]) -> Iterator[Moment]:
-    """Without an end; each is counted by its kind when it is drawn."""
+def moments(draw: random.Random, alone: Alone) -> Iterator[Moment]:
+    """Without an end."""
     while True:
         share = draw.random()
         kind = next(name for limit, name in KINDS if share < limit)
         rank = draw.randrange(alone.processes)
-        counts[kind] += 1
         if kind.endswith("file"):
             yield Moment(change=draw.randint(1, alone.changes), rank=rank)
         else:
@@ -101,7 +100,6 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     draw = random.Random(seed)
     alone = {n: left_alone(folder / f"alone-{n}", Settings(), n) for n in (1, 2)}
     steady = Steady(folder / "steady")
-    planned: Counter[str] = Counter()
     codes: Counter[int] = Counter()
     ended: Counter[int] = Counter()
     faults: list[str] = []
@@ -113,7 +111,7 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             run = chain(
                 alone[processes],
                 folder / f"chain-{number}",
-                moments(draw, alone[processes], planned),
+                moments(draw, alone[processes]),
             )
         except AssertionError as error:
             faults.append(str(error))

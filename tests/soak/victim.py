@@ -224,6 +224,15 @@ def left_behind(output: Path) -> dict[str, str]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """A state with the bytes of its tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def _content(path: Path) -> str:
     if path.name == "metrics.jsonl":
         records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -231,6 +240,9 @@ def _content(path: Path) -> str:
     if path.name == "config.yaml":
         settings = yaml.safe_load(path.read_text())
         return json.dumps(settings | dict.fromkeys(("output_dir", "cache_dir"), "elsewhere"))
+    if path.name == "state.pt":
+        state = torch.load(path, weights_only=True)
+        return hashlib.sha256(repr(_plain(state)).encode()).hexdigest()
     if path.suffix in (".safetensors", ".arrow"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return "a file"

@@ -134,7 +134,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stop: int, tmp_path: Path) -> No
 
 def test_best_weights_that_are_gone_are_said(tmp_path: Path) -> None:
     best = BestWeights(tmp_path, [{"step": 1.0, "eval_loss": 1.0}], None)
-    with pytest.raises(ValueError, match="and are gone"):
+    with pytest.raises(ValueError, match="it has no manifest"):
         best.restore({})
     with pytest.raises(ValueError, match="at least one example"):
         Evaluation([], GIVEN.objective, None, GIVEN.collator)
@@ -239,3 +239,21 @@ def test_a_model_that_is_not_finite_is_not_looked_at(tmp_path: Path) -> None:
     finally:
         hook.remove()
     assert not looked and not (folder / "best").exists()
+
+
+def test_damaged_best_weights_are_not_taken(tmp_path: Path) -> None:
+    """A flipped byte, or the weights of another step than the best one's."""
+    parameters = {"weight": nn.Parameter(torch.arange(3.0))}
+    best = BestWeights(tmp_path, [], None)
+    best.see(4, 2.0, parameters, writes=True)
+    assert best.restore(parameters) == 4
+    file = tmp_path / "best" / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="weights.safetensors is not as it was .*keep_best"):
+        best.restore(parameters)
+    best.see(6, 1.0, parameters, writes=True)
+    best.see(8, 0.5, parameters, writes=False)  # and killed before they were written
+    with pytest.raises(ValueError, match="of step 8, must be whole .*it is of step 6"):
+        best.restore(parameters)

@@ -49,3 +49,10 @@ def test_a_folder_in_which_nothing_was_written_goes_again(tmp_path: Path) -> Non
         pass
     with pytest.raises(ValueError, match="output_dir must be empty"), held_folder(folder, False):
         pass
+
+
+def test_what_a_killed_run_was_writing_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml.1.partial").write_text("half of")
+    (tmp_path / "best.partial").mkdir()
+    with held_folder(tmp_path, resume=False):
+        assert not list(tmp_path.glob("*.partial"))

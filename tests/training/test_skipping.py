@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pact.training.checkpoint import CHECKPOINTS, whole_checkpoint
 from pact.training.config import FitConfig
 from pact.training.finite import Fault, Watch, name_examples
 from pact.training.metrics import METRICS_FILE
 from pact.training.schedule import Plan
-from pact.training.skipping import SKIPPED
+from pact.training.skipping import SKIPPED, Skips
 from tests.tiny import tiny_llama
 from tests.training.problem import Problem, parameters_of, problem
 from tests.training.spoiled import spoil
@@ -224,3 +225,12 @@ def test_the_first_of_all_processes_is_told_and_shares_are_summed() -> None:
     ours.see(5, torch.ones(1, 3), torch.inf)
     found = ours.fault(None)
     assert found is not None and found.place is None and found.name == "gradient's norm"
+
+
+def test_fewer_may_be_left_out_after_a_resume() -> None:
+    """Three were, two may be: one more ends the run."""
+    skips = Skips(2, [{"step": 3, "skipped_steps": 3}])
+    watch = Watch(torch.device("cpu"))
+    watch.see(4, torch.full((1, 3), torch.nan), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="3 steps were left out before it"):
+        skips.leave_out(watch, Accelerator(cpu=True), None, lambda fault: "")
