@@ -14,7 +14,7 @@ from torch import Tensor
 IMPLEMENTATIONS = ("naive", "chunked", "triton")
 MIB = 2**20
 DEFAULT_WORKSPACE_MIB = {"cpu": 64.0, "cuda": 1024.0}
-GRADIENT_FRACTION = 1 / 2
+GRADIENT_FRACTION = 1.05
 """The least of a GPU's default cap, as a part of a trained head's fp32 gradient: each chunk reads
 and writes the whole of it, so chunks are few."""
 

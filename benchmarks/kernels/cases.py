@@ -21,7 +21,7 @@ from pact_kernels.common.reduction import Reduction
 from pact_kernels.common.requests import KlRequest, TermRequest
 from pact_kernels.dispatch import workspace_bytes
 from pact_kernels.kernels._kernels.linear_logsumexp import launch_linear_logsumexp
-from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
+from pact_kernels.kernels._kernels.scale_gradient import launch_scale_gradient
 from pact_kernels.kernels.head_loss import reduced_head_loss
 from pact_kernels.kernels.selected_logits import selected_logits, selected_logits_backward
 from pact_kernels.kernels.selection_kl import selection_kl
@@ -224,9 +224,11 @@ def _head_loss_cases() -> Iterator[Case]:
                 kl = _kl_request(
                     CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap
                 )
-            launch_scale_in_place(
-                meta(CHUNK_ROWS, WIDTH, dtype=dtype), meta(1, dtype=torch.float32)
-            )
+            scale = meta(1, dtype=torch.float32)
+            launch_scale_gradient(meta(CHUNK_ROWS, WIDTH, dtype=dtype), scale)
+            if trained:
+                formed = meta(VOCABULARY, WIDTH, dtype=torch.float32)
+                launch_scale_gradient(formed, scale, meta(VOCABULARY, WIDTH, dtype=dtype))
             return reduced_head_loss(
                 meta(CHUNK_ROWS, WIDTH, dtype=dtype),
                 meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),

@@ -14,6 +14,11 @@ MAX_CHUNK_ROWS = 1024
 of a chunk's time (2 cores, fp32, 576 x 49152)."""
 
 
+def ceil_div(count: int, size: int) -> int:
+    """Pieces of at most `size`; triton.cdiv counts the same, in microseconds."""
+    return -(-count // size)
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

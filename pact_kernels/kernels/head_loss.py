@@ -162,11 +162,13 @@ class _Call:
             values[1:].zero_()
         gradients = (
             hidden.new_empty(hidden.shape if needs_grad[0] else (0,)),
-            hidden.new_zeros(head.weight.shape if needs_grad[1] else (0,), dtype=fp32),
+            hidden.new_empty(head.weight.shape if needs_grad[1] else (0,), dtype=fp32),
             hidden.new_zeros(head.weight.shape[:1] if needs_grad[2] else (0,), dtype=fp32),
         )
         if self.kept is not None and needs_grad[0]:
             gradients[0].zero_()  # the ignored rows
+        if self.num_rows == 0:
+            gradients[1].zero_()  # else the first chunk fills it
         given = hidden, head, self.token_ids, self.target, row_grad, self.kept, term, kl
         passes = any(needs_grad) or kl is not None or bool(term.label_smoothing)
         if passes and takes_exponentials(hidden, head, self.target, term, kl):
@@ -262,7 +264,7 @@ class _Loop:
                 if self.kept is None and self.target is not None:  # 0 times NaN is no gradient
                     ignored = self.target[index] == self.term.ignore_index
                     rows = rows.masked_fill(ignored[:, None], 0.0)
-                add_product_(grad_weight, z, rows, limit_bytes)
+                add_product_(grad_weight, z, rows, limit_bytes, first=start == 0)
             if needs_grad[2]:
                 grad_bias += z.sum(0, dtype=torch.float32)
 

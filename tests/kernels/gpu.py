@@ -55,7 +55,8 @@ def launchers() -> list[Any]:
     from tests.kernels import device as device_functions
 
     names = (name for _, name, _ in pkgutil.iter_modules(_kernels.__path__))
-    return [device_functions, *(import_module(f"{_kernels.__name__}.{name}") for name in names)]
+    modules = [import_module(f"{_kernels.__name__}.{name}") for name in names]
+    return [device_functions, *(module for module in modules if hasattr(module, "launch"))]
 
 
 class Copies:

@@ -17,7 +17,7 @@ from torch import Tensor
 import pact_kernels as pk
 from pact_kernels.common.requests import TermRequest
 from pact_kernels.kernels import _exponential_chunks as exponential
-from pact_kernels.kernels._exponential_chunks import rows_of_waves, takes_exponentials
+from pact_kernels.kernels._exponential_chunks import rows_of_chunk, takes_exponentials
 from pact_kernels.kernels._launch.runtime import TARGETS, interpreting, recording
 from pact_kernels.kernels.head_loss import head_loss
 from pact_kernels.types import Head
@@ -274,21 +274,24 @@ def test_where_chunks_are_of_exponentials(given: tuple[str, str]) -> None:
     assert got == TAKEN[given]
 
 
-# (N, D, most rows within the limit) -> M on a card of 132 processors
-WAVES = {
-    (16384, 4096, 4096): 2048,  # 16 columns of tiles: 256 of the 264 of two waves
-    (16384, 4096, 1100): 1024,
-    (16384, 2304, 1700): 1536,  # 9 columns: 108 of 132, where 1024 rows have 72
-    (300, 4096, 1024): 384,  # all in one chunk of whole tiles
-    (100, 4096, 1024): 100,
-    (500, 4096, 90): 90,
+# (N, most rows within the limit) -> M, and M where chunks should be few
+CHUNK_ROWS = {
+    (16384, 4100): (2048, 4096),
+    (16384, 9000): (2048, 8192),
+    (16384, 1100): (1024, 1024),
+    (8192, 1930): (1664, 1664),  # five about equal chunks, not four of 1920 and a rest
+    (2500, 4096): (2560, 2560),  # one and a quarter of the usual length is no reason for two
+    (300, 1024): (384, 384),  # all in one chunk of whole tiles
+    (100, 1024): (100, 100),
+    (500, 90): (90, 90),
 }
 
 
-@pytest.mark.parametrize("given", WAVES, ids=str)
-def test_rows_of_waves(given: tuple[int, int, int]) -> None:
-    assert rows_of_waves(*given, 132) == WAVES[given]
-    assert rows_of_waves(*given, 132, favour_long=True) >= WAVES[given]
+@pytest.mark.parametrize("given", CHUNK_ROWS, ids=str)
+def test_rows_of_chunk(given: tuple[int, int]) -> None:
+    usual, long = CHUNK_ROWS[given]
+    assert rows_of_chunk(*given) == usual
+    assert rows_of_chunk(*given, favour_long=True) == long
 
 
 @pytest.mark.parametrize("over", [None, "selection", "vocabulary"])

@@ -17,7 +17,7 @@ from pact_kernels.kernels._kernels.row_reduction import (
     launch_row_count,
     launch_row_sums,
 )
-from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
+from pact_kernels.kernels._kernels.scale_gradient import launch_scale_gradient
 
 MANY = BLOCK + 37  # a whole block of rows and a ragged one
 
@@ -83,5 +83,15 @@ def test_a_gradient_is_scaled_in_place(scale: float, dtype: torch.dtype) -> None
     """Small whole numbers: halves are exact in every dtype."""
     gradient = (torch.arange(8192 + 5) % 128).to(dtype)  # a program's entries and a few more
     before = gradient.clone()
-    launch_scale_in_place(gradient, torch.tensor(scale))
+    launch_scale_gradient(gradient, torch.tensor(scale))
     assert torch.equal(gradient, before * scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_gradient_is_scaled_into_another_dtype(scale: float) -> None:
+    """Rounded once on a card; the interpreter truncates, by less than a unit of 2^-7."""
+    gradient = torch.full((8192 + 5,), 1 / 3)
+    out = torch.full((8192 + 5,), float("nan"), dtype=torch.bfloat16)
+    launch_scale_gradient(gradient, torch.tensor(scale), out)
+    torch.testing.assert_close(out.float(), gradient * scale, rtol=2**-7, atol=0)
+    assert torch.equal(gradient, torch.full((8192 + 5,), 1 / 3))

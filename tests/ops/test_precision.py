@@ -128,5 +128,7 @@ def test_a_16_bit_gradient_is_scaled_in_fp32() -> None:
     """The incoming factor itself is not rounded: eager keeps it in fp32 as well."""
     factor = torch.tensor(1.0 + 2.0**-10)  # 1 in bf16
     gradient = torch.full((3, 5), 256.0 * (1 + 2.0**-7), dtype=torch.bfloat16)
-    scaled = torch.ops.pact_kernels.scale_gradient(gradient, factor, torch.float32, 2**20)
+    scaled = torch.ops.pact_kernels.scale_gradient(
+        gradient, factor, torch.float32, 2**20, "chunked"
+    )
     torch.testing.assert_close(scaled, gradient.float() * factor, rtol=1e-7, atol=0)

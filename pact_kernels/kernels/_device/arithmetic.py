@@ -15,6 +15,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 SMALL = tl.constexpr(0.125)
 """Below it tanh is its series."""
+MOST_QUICK_CAP = 64.0
+"""Up to this cap the error of `quick_tanh` is less than a logit's own rounding in fp32."""
 
 
 @triton.jit
@@ -41,6 +43,16 @@ def tanh(x):
     square = x * x
     series = x + x * square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315)))
     return tl.where(tl.abs(x) < SMALL, series, tl.where(x < 0, -size, size))
+
+
+@triton.jit
+def quick_tanh(exponent):
+    """tanh x = 1 - 2 / (1 + e^2x), of 2 x log2 e; off by about 1e-7 in all.
+
+    That is enough under a cap of MOST_QUICK_CAP, in half the instructions of `tanh`, which counts
+    where every logit of a head passes through it.
+    """
+    return 1.0 - 2.0 / (1.0 + tl.exp2(exponent))
 
 
 @triton.jit

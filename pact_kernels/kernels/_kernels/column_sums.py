@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._launch.operands import matrix
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
 
@@ -48,7 +49,7 @@ def launch_column_sums(
     num_rows, vocabulary = chunk.shape
     launch(
         _column_sums_kernel,
-        (triton.cdiv(vocabulary, BLOCK_N),),
+        (ceil_div(vocabulary, BLOCK_N),),
         Options(warps=4, stages=3),
         Cost(
             flops=2 * num_rows * vocabulary,

@@ -31,12 +31,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.common.requests import TermRequest
 from pact_kernels.kernels._device.arithmetic import LOG2E, cap_slope, log
 from pact_kernels.kernels._device.operands import NO_TARGET, MixedTarget
 from pact_kernels.kernels._device.selected_tile import load_rows
 from pact_kernels.kernels._device.target import vocabulary_kl
-from pact_kernels.kernels._kernels.exponential_chunk import RowShift
+from pact_kernels.kernels._kernels.exponential_chunk import RowShift, sum_of_tiles
 from pact_kernels.kernels._launch.configs import padded_tokens
 from pact_kernels.kernels._launch.operands import matrix, without_weight
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
@@ -46,8 +47,6 @@ LEAST_FACTOR = tl.constexpr(1e-6)
 MOST_ENTRIES = 2048
 """Entries of K tokens that a program holds of each kind."""
 MOST_ROWS = 16
-SUMS_AT_ONCE = tl.constexpr(64)
-"""Vocabulary tiles whose sums are read at once."""
 
 
 class ChunkRows(NamedTuple):
@@ -118,12 +117,7 @@ def _finish_chunk_kernel(
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = row < num_rows
-    sum_exp = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.range(0, num_sums, SUMS_AT_ONCE):
-        tiles = first + tl.arange(0, SUMS_AT_ONCE)
-        mask = (tiles < num_sums)[:, None] & is_row[None, :]
-        part = tl.load(sum_ptr + tiles[:, None] * num_rows + row[None, :], mask=mask, other=0.0)
-        sum_exp += tl.sum(part, 0)
+    sum_exp = sum_of_tiles(sum_ptr, row, num_rows, num_sums, BLOCK_M)
     at_shift = tl.load(shift.log2 + row, mask=is_row, other=float("inf"))
     kept = is_row & (at_shift != float("inf"))
     sum_exp = tl.where(kept, sum_exp, 1.0)
@@ -217,7 +211,7 @@ def launch_finish_chunk(
     cross_entropy = request.kind == "cross_entropy"
     launch(
         _finish_chunk_kernel,
-        (triton.cdiv(num_rows, block),),
+        (ceil_div(num_rows, block),),
         Options(warps=4 if tokens <= 1024 else 8, stages=2),
         Cost(
             flops=num_rows * (num_sums + 30 * num_tokens),

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._device.arithmetic import exp
 from pact_kernels.kernels._device.operands import Softmax
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
@@ -51,7 +52,7 @@ def launch_finish_logsumexp(partial: Tensor, out: Softmax) -> None:
     _, splits, num_rows = partial.shape
     launch(
         _finish_logsumexp_kernel,
-        (triton.cdiv(num_rows, FINAL_ROWS),),
+        (ceil_div(num_rows, FINAL_ROWS),),
         Options(warps=1, stages=1),
         Cost(flops=6 * splits * num_rows, bytes=4 * (partial.numel() + 2 * num_rows)),
         partial=Softmax(partial[0], partial[1]),

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._device.arithmetic import finish_logits
 from pact_kernels.kernels._launch.operands import matrix, numbers
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
@@ -66,7 +67,7 @@ def launch_gathered_logits(
     (num_rows, num_tokens), width = token_ids.shape, states.shape[1]
     launch(
         _gathered_logits_kernel,
-        (num_rows, triton.cdiv(num_tokens, BLOCK_N)),
+        (num_rows, ceil_div(num_tokens, BLOCK_N)),
         Options(warps=4, stages=2),
         Cost(
             flops=2 * num_rows * num_tokens * width,

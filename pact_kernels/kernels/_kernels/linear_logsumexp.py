@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pact_kernels.common.chunks import chunks
+from pact_kernels.common.chunks import ceil_div, chunks
 from pact_kernels.kernels._device.arithmetic import exp, logit_tile
 from pact_kernels.kernels._device.operands import Matrix, ProductTile, Softmax
 from pact_kernels.kernels._kernels.finish_logsumexp import launch_finish_logsumexp
@@ -291,7 +291,7 @@ def launch_linear_logsumexp(
     def run(config: StreamConfig) -> None:
         # A chunk is whole row tiles, and its partials stay within the limit.
         per_split = 1 if config.flatten else TILES_PER_SPLIT
-        splits = triton.cdiv(triton.cdiv(vocabulary, config.tokens), per_split)
+        splits = ceil_div(ceil_div(vocabulary, config.tokens), per_split)
         tiles = max(1, limit_bytes // (2 * 4 * splits * config.rows))
         for start, stop in chunks(num_rows, tiles * config.rows):
             index = slice(start, stop)
@@ -328,7 +328,7 @@ def _launch_stream(
     """The pass over the vocabulary; where its loop is flat, the selected logits apart."""
     (num_rows, width), vocabulary = hidden.shape, head.weight.shape[0]
     splits, size = partial.shape[1], hidden.element_size()
-    row_tiles = triton.cdiv(num_rows, config.rows)
+    row_tiles = ceil_div(num_rows, config.rows)
     processors = target_of(hidden).processors * config.programs_per_processor
     states, head_tiles, tile = product(hidden, head, config)
     options = Options(config.warps, config.stages)

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.common.requests import KlRequest
 from pact_kernels.kernels._device.arithmetic import log, logit_slope
 from pact_kernels.kernels._device.operands import (
@@ -240,7 +241,7 @@ def _launch(
         operand = out._replace(grad_hidden=matrix(out.grad_hidden))
     launch(
         kernel,
-        (triton.cdiv(num_rows, config.rows),),
+        (ceil_div(num_rows, config.rows),),
         Options(config.warps, config.stages),
         _cost(student, full, post, out, num_tokens, config.rows),
         student=states,
@@ -308,5 +309,5 @@ def _cost(
     return Cost(
         flops=2 * num_rows * num_tokens * sum(widths),
         bytes=read + written,
-        row_tiles=triton.cdiv(num_rows, rows),
+        row_tiles=ceil_div(num_rows, rows),
     )

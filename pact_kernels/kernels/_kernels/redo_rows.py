@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._device.arithmetic import LN2, LOG2E, cap_slope, exp, log, logit_tile
 from pact_kernels.kernels._device.operands import Matrix, ProductTile
-from pact_kernels.kernels._kernels.exponential_chunk import RowShift
+from pact_kernels.kernels._kernels.exponential_chunk import RowShift, sum_of_tiles
 from pact_kernels.kernels._launch.configs import ExponentialConfig, dot_precision
 from pact_kernels.kernels._launch.operands import matrix, numbers
 from pact_kernels.kernels._launch.runtime import Cost, Options, launch
@@ -54,12 +55,7 @@ def _redo_rows_kernel(
     rows = first_row + tl.arange(0, BLOCK_M)
     is_row = rows < num_rows
     at_shift = tl.load(shift.log2 + rows, mask=is_row, other=float("inf"))
-    sums = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.range(0, num_sums, BLOCK_M):
-        tiles = first + tl.arange(0, BLOCK_M)
-        mask = (tiles < num_sums)[:, None] & is_row[None, :]
-        part = tl.load(sum_ptr + tiles[:, None] * num_rows + rows[None, :], mask=mask, other=0.0)
-        sums += tl.sum(part, 0)
+    sums = sum_of_tiles(sum_ptr, rows, num_rows, num_sums, BLOCK_M)
     # NaN compares false: such a row is formed again, and stays NaN.
     near = (sums < FARTHEST) & (sums > 1.0 / FARTHEST)
     far = is_row & (at_shift != float("inf")) & ~near
@@ -142,7 +138,7 @@ def launch_redo_rows(
     )
     launch(
         _redo_rows_kernel,
-        (triton.cdiv(num_rows, REDO_ROWS),),
+        (ceil_div(num_rows, REDO_ROWS),),
         Options(config.warps, 2),
         Cost(flops=0, bytes=sums.nbytes),
         hidden=states,

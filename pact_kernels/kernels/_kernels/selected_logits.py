@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._device.arithmetic import (
     dot,
     load_tile,
@@ -147,10 +148,10 @@ def launch_selected_logits(
         target_of(hidden), hidden.dtype, num_tokens, even=width % LEAST_EVEN_WIDTH == 0
     )
     states, head, tile = product(hidden, selected, config)
-    row_tiles = triton.cdiv(num_rows, config.rows)
+    row_tiles = ceil_div(num_rows, config.rows)
     launch(
         _selected_logits_kernel,
-        (row_tiles, triton.cdiv(num_tokens, config.tokens)),
+        (row_tiles, ceil_div(num_tokens, config.tokens)),
         Options(config.warps, config.stages),
         Cost(
             flops=2 * num_rows * width * num_tokens,
@@ -176,10 +177,10 @@ def launch_selected_gradient(
     even = width % LEAST_EVEN_WIDTH == 0
     config = gradient_config(target_of(raw), weight.dtype, even=even)
     rows_of_weight = matrix(weight, [config.tokens, config.width])
-    row_tiles = triton.cdiv(num_rows, config.rows)
+    row_tiles = ceil_div(num_rows, config.rows)
     launch(
         _selected_gradient_kernel,
-        (row_tiles, triton.cdiv(width, config.width)),
+        (row_tiles, ceil_div(width, config.width)),
         Options(config.warps, config.stages),
         Cost(
             flops=2 * num_rows * width * num_tokens,

@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pact_kernels.common.chunks import ceil_div
 from pact_kernels.kernels._device.arithmetic import (
     exp,
     finish_logits,
@@ -173,15 +174,15 @@ def launch_token_scores(
     """The second pass: (V,) difference and (V,) confidence, fp32."""
     num_rows, vocabulary = aligned.hidden.shape[0], aligned.head.weight.shape[0]
     config = _config(aligned, base)
-    row_tiles = triton.cdiv(num_rows, config.rows)
-    token_tiles = triton.cdiv(vocabulary, config.tokens)
+    row_tiles = ceil_div(num_rows, config.rows)
+    token_tiles = ceil_div(vocabulary, config.tokens)
     tiles_per_split = _tiles_per_split(
         row_tiles,
         token_tiles,
         processors=target_of(aligned.hidden).processors,
         most_splits=limit_bytes // (2 * 4 * vocabulary),
     )
-    splits = max(1, triton.cdiv(row_tiles, tiles_per_split))
+    splits = max(1, ceil_div(row_tiles, tiles_per_split))
     partial = row_weight.new_empty((2, splits, vocabulary))  # (2, S, V)
     models = aligned, base
     launch(
@@ -239,5 +240,5 @@ def _tiles_per_split(row_tiles: int, token_tiles: int, *, processors: int, most_
     As many splits as vocabulary tiles run at once; more where the vocabulary is too small to give
     every processor a program.
     """
-    splits = max(isqrt(processors), triton.cdiv(processors, token_tiles))
-    return max(1, triton.cdiv(row_tiles, max(1, min(splits, most_splits))))
+    splits = max(isqrt(processors), ceil_div(processors, token_tiles))
+    return max(1, ceil_div(row_tiles, max(1, min(splits, most_splits))))

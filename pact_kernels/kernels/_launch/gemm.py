@@ -34,25 +34,30 @@ def _gemm_accumulates(index: int) -> bool:
     return True
 
 
-def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor, beta: float = 1.0) -> None:
+    torch.addmm(total, a, b, beta=beta, out_dtype=torch.float32, out=total)
 
 
-def add_product_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
-    """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32."""
+def add_product_(
+    total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int, *, first: bool = False
+) -> None:
+    """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32; the first fills `total`."""
+    beta = 0.0 if first else 1.0
     if accumulates_in_gemm(rows):
-        _gemm_accumulate_(total, gradient.T, rows)
+        _gemm_accumulate_(total, gradient.T, rows, beta)
     else:
-        add_by_copies_(total, gradient, rows, limit_bytes)
+        add_by_copies_(total, gradient, rows, limit_bytes, beta)
 
 
-def add_by_copies_(total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int) -> None:
+def add_by_copies_(
+    total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int, beta: float = 1.0
+) -> None:
     """The same where no product of the inputs' dtype sums in fp32: from fp32 copies of tiles."""
     if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, rows)
+        total.addmm_(gradient.T, rows, beta=beta)
         return
     rows = rows.to(total.dtype)
     row_bytes = gradient.shape[0] * total.dtype.itemsize  # of a row of the tile
     tile = max(1, int(limit_bytes * COPY_FRACTION) // row_bytes)
     for low, high in chunks(total.shape[0], tile):
-        total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows)
+        total[low:high].addmm_(gradient[:, low:high].T.to(total.dtype), rows, beta=beta)

@@ -206,30 +206,33 @@ def launch(
 
 def _with_tiles_beside(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with tiles taken out of their matrices to parameters of their own."""
-    tiles: dict[str, Any] = dict.fromkeys(_tile_parameters(kernel))
-    if not tiles:
-        return arguments
+    for name, owner, path in _tile_parameters(kernel):
+        arguments[owner], arguments[name] = _apart(arguments[owner], path)
+    return arguments
 
-    def without(value: Any, path: str) -> Any:
-        if isinstance(value, Matrix):
-            name = f"{path}_tiles"
-            if name not in tiles:
-                assert not value.has_descriptor, f"{kernel.fn.__name__} takes no {name}"
-                return value
-            tiles[name] = value.tiles
-            return Layout(value.stride, value.columns)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            pairs = zip(value._fields, value, strict=True)
-            return type(value)(*(without(entry, f"{path}_{name}") for name, entry in pairs))
-        return value
 
-    return {name: without(value, name) for name, value in arguments.items()} | tiles
+def _apart(value: Any, path: str) -> tuple[Any, Any]:
+    """A matrix, or what holds one at `path`, without its tiles; and those."""
+    if isinstance(value, Matrix):
+        return Layout(value.stride, value.columns), value.tiles
+    if value is None:
+        return None, None
+    name = next(name for name in value._fields if f"{path}_".startswith(f"{name}_"))
+    part, tiles = _apart(getattr(value, name), path[len(name) + 1 :])
+    return value._replace(**{name: part}), tiles
 
 
 @cache
-def _tile_parameters(kernel: Any) -> tuple[str, ...]:
-    names = inspect.signature(kernel.fn).parameters
-    return tuple(name for name in names if name.endswith("_tiles"))
+def _tile_parameters(kernel: Any) -> list[tuple[str, str, str]]:
+    """Of each such parameter its name, the argument it is taken from, and its path in that."""
+    names = list(inspect.signature(kernel.fn).parameters)
+    found = []
+    for name in names:
+        path = name.removesuffix("_tiles")
+        if path != name:
+            owner = next(owner for owner in names if f"{path}_".startswith(f"{owner}_"))
+            found.append((name, owner, path[len(owner) + 1 :]))
+    return found
 
 
 def tensors(operands: Iterable[Any]) -> Iterator[Tensor]:

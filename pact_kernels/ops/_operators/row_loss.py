@@ -22,7 +22,7 @@ from pact_kernels.common.requests import NeedsGrad
 from pact_kernels.dispatch import operator_implementation, workspace_bytes
 from pact_kernels.ops._operators.library import register, register_autograd
 from pact_kernels.ops._operators.scale_gradient import scaled_gradients
-from pact_kernels.ops._operators.schema import flat, nested, schema
+from pact_kernels.ops._operators.schema import flat, nested, schema, width
 from pact_kernels.types import Head
 
 LEAVES = ("hidden", "head_weight", "head_bias")
@@ -88,6 +88,7 @@ class RowLossOperator(Generic[A]):
         self, name: str, arguments: type[A], run: Run[A], reduce: Reduce[A], *, num_reports: int
     ) -> None:
         self.arguments, self.run, self.reduce = arguments, run, reduce
+        self.width = width(arguments)
         self.num_reports = num_reports
         entries = [*schema(arguments), *schema(Settings)]
         self.names = [entry.name for entry in entries]
@@ -125,8 +126,8 @@ class RowLossOperator(Generic[A]):
         return loss, reports, num_rows
 
     def _nested(self, inputs: tuple[Any, ...]) -> tuple[A, Settings]:
-        remaining = iter(inputs)
-        return nested(self.arguments, remaining), nested(Settings, remaining)  # type: ignore[type-var]
+        given, added = inputs[: self.width], inputs[self.width :]
+        return nested(self.arguments, given), nested(Settings, added)  # type: ignore[type-var]
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         arguments, settings = self._nested(inputs)

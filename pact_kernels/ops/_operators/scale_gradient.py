@@ -11,8 +11,16 @@ from pact_kernels.common.chunks import chunks
 from pact_kernels.ops._operators.library import register
 
 
-def _run(gradient: Tensor, scale: Tensor, dtype: torch.dtype, limit_bytes: int) -> Tensor:
+def _run(
+    gradient: Tensor, scale: Tensor, dtype: torch.dtype, limit_bytes: int, implementation: str
+) -> Tensor:
     out = gradient.new_empty(gradient.shape, dtype=dtype)
+    # On a CPU kernels are interpreted, where a conversion to bf16 truncates.
+    if implementation == "triton" and gradient.is_contiguous() and gradient.device.type != "cpu":
+        from pact_kernels.kernels._kernels.scale_gradient import launch_scale_gradient
+
+        launch_scale_gradient(gradient, scale, out)
+        return out
     flat_gradient, flat_out = gradient.reshape(-1), out.view(-1)
     # A 0-d scale may be rounded to the gradient's 16 bits, where a loss scale of 65536 is infinite
     # in fp16. As a vector it raises the product to fp32: in pieces, for the sake of its copies.
@@ -22,13 +30,16 @@ def _run(gradient: Tensor, scale: Tensor, dtype: torch.dtype, limit_bytes: int) 
     return out
 
 
-def _fake(gradient: Tensor, scale: Tensor, dtype: torch.dtype, limit_bytes: int) -> Tensor:
+def _fake(
+    gradient: Tensor, scale: Tensor, dtype: torch.dtype, limit_bytes: int, implementation: str
+) -> Tensor:
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
 scale_gradient = register(
     "scale_gradient",
-    "(Tensor gradient, Tensor scale, ScalarType dtype, int workspace_bytes) -> Tensor",
+    "(Tensor gradient, Tensor scale, ScalarType dtype, int workspace_bytes, str implementation)"
+    " -> Tensor",
     _run,
     _fake,
 )
@@ -59,10 +70,10 @@ def scaled_gradients(
         elif unscaled:
             results.append(gradient.to(dtype, copy=keep_graph))
         elif in_place and gradient.dtype == dtype:
-            from pact_kernels.kernels._kernels.scale_in_place import launch_scale_in_place
+            from pact_kernels.kernels._kernels.scale_gradient import launch_scale_gradient
 
-            launch_scale_in_place(gradient, grad)
+            launch_scale_gradient(gradient, grad)
             results.append(gradient)
         else:
-            results.append(scale_gradient(gradient, grad, dtype, limit_bytes))
+            results.append(scale_gradient(gradient, grad, dtype, limit_bytes, implementation))
     return results

@@ -6,7 +6,7 @@ is `Tensor head_weight, Tensor? head_bias, float? head_softcap, float head_logit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -53,21 +53,39 @@ def schema(cls: type, prefix: str = "") -> Iterator[Argument]:
             yield from schema(hint, f"{prefix}{name}_")
 
 
-def flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+def flat(arguments: tuple[Any, ...]) -> list[Any]:
     """The values of a NamedTuple, in the order of its schema."""
+    values: list[Any] = []
     for value in arguments:
         if isinstance(value, tuple):
-            yield from flat(value)
+            values += flat(value)
         else:
-            yield value
+            values.append(value)
+    return values
 
 
-def nested(cls: type[Arguments], values: Iterable[Any]) -> Arguments:
-    """The inverse of `flat`; takes as many values as the schema has entries."""
-    remaining = iter(values)
+def width(cls: type) -> int:
+    """Entries of a NamedTuple's schema."""
+    return sum(last - first for _, first, last in _places(cls))
+
+
+def nested(cls: type[Arguments], values: Sequence[Any]) -> Arguments:
+    """The inverse of `flat`."""
     return cls(
         *(
-            next(remaining) if hint in TYPES else nested(hint, remaining)
-            for hint in _fields(cls).values()
+            values[first] if inner is None else nested(inner, values[first:last])
+            for inner, first, last in _places(cls)
         )
     )
+
+
+@cache
+def _places(cls: type) -> tuple[tuple[type | None, int, int], ...]:
+    """Of each field the NamedTuple that it is, if any, and where its entries start and end."""
+    places, first = [], 0
+    for hint in _fields(cls).values():
+        inner = None if hint in TYPES else hint
+        last = first + (1 if inner is None else width(inner))
+        places.append((inner, first, last))
+        first = last
+    return tuple(places)
