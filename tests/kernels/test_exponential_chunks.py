@@ -1,6 +1,7 @@
 """Chunks of exponentials against the dense formula in float64, and against the loop over logits.
 
-The interpreter takes the tiles of sm_90, 128 rows by 256 tokens, where they are the default.
+The interpreter takes the tiles of sm_90 for short hidden sizes, 128 rows by 128 tokens, and those
+for long ones where `long_width` is asked for.
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
 
@@ -18,6 +19,7 @@ import pact_kernels as pk
 from pact_kernels.common.requests import TermRequest
 from pact_kernels.kernels import _exponential_chunks as exponential
 from pact_kernels.kernels._exponential_chunks import rows_of_chunk, takes_exponentials
+from pact_kernels.kernels._launch import configs
 from pact_kernels.kernels._launch.runtime import TARGETS, interpreting, recording
 from pact_kernels.kernels.head_loss import head_loss
 from pact_kernels.types import Head
@@ -36,6 +38,13 @@ beside a KL."""
 @pytest.fixture(autouse=True)
 def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     round_to_nearest(monkeypatch)
+
+
+@pytest.fixture
+def long_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 rows by 256 tokens, exponentiated in parts."""
+    monkeypatch.setattr(configs, "SHORT_WIDTH", 0)
+    monkeypatch.setattr(configs, "SHORT_CAPPED_WIDTH", 0)
 
 
 @pytest.fixture
@@ -81,6 +90,22 @@ def test_cross_entropy(name: str, reduction: str, biased: bool, calls: list[int]
     assert calls
     eager = outcome(call, *narrow, implementation="naive")
     assert_at_most_twice(got, eager, outcome(call, *wide, implementation="naive"), BF16)
+
+
+@pytest.mark.parametrize("name", ["plain", "capped and scaled", "smoothed"])
+def test_cross_entropy_of_a_long_hidden_size(name: str, calls: list[int], long_width: None) -> None:
+    test_cross_entropy(name, "mean", True, calls)
+
+
+@pytest.mark.parametrize("softcap, width", [(None, 576), (30.0, 2304)])
+def test_short_hidden_sizes_take_tiles_of_their_own(softcap: float | None, width: int) -> None:
+    """Two programs of a processor run one's exponentials during the other's product."""
+    options: dict[str, Any] = {"crowded": softcap is not None, "even": True}
+    short = configs.exponential_config(TARGETS["sm_90"], width, **options)
+    assert short.programs_per_processor == 2
+    assert configs.exponential_config(TARGETS["sm_90"], 4096, **options).tokens == 256
+    other = configs.exponential_config(TARGETS["sm_100"], width, **options)
+    assert other.programs_per_processor == 1
 
 
 @pytest.mark.parametrize(
@@ -280,7 +305,7 @@ CHUNK_ROWS = {
     (16384, 9000): (2048, 8192),
     (16384, 1100): (1024, 1024),
     (8192, 1930): (1664, 1664),  # five about equal chunks, not four of 1920 and a rest
-    (2500, 4096): (2560, 2560),  # one and a quarter of the usual length is no reason for two
+    (2500, 4096): (2048, 2560),
     (300, 1024): (384, 384),  # all in one chunk of whole tiles
     (100, 1024): (100, 100),
     (500, 90): (90, 90),
