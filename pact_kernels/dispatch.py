@@ -61,10 +61,11 @@ def workspace(mib: float) -> Iterator[None]:
     """Cap the memory that an op may take beyond its inputs and outputs inside the block.
 
     Args:
-        mib: the cap in MiB; the default is 64 on a CPU and 1024 on a GPU, or half of a trained
-            head's fp32 gradient where that is more. However small it is, an
-            op holds one row of the vocabulary (on a CPU 64 tokens of it, unless the head is
-            trainable), the head's K selected rows in fp32, and some 50 bytes per row of the input.
+        mib: the cap in MiB; the default is 64 on a CPU and 1024 on a GPU, or 1.05 times a trained
+            head's fp32 gradient where that is more, for chunks of two rows for each entry of the
+            hidden size. However small it is, an op holds one row of the vocabulary (on a CPU 64
+            tokens of it, unless the head is trainable), the head's K selected rows in fp32, and
+            some 50 bytes per row of the input.
             What the library takes within a matrix product is not in it: on a processor without
             instructions for 16 bits that is an fp32 copy of the product's result.
 

@@ -21,6 +21,13 @@ if KERNELS and torch.cuda.is_available():
     KERNELS.append(pytest.param("triton on the GPU", marks=pytest.mark.gpu))
 
 
+def on_gpu() -> bool:
+    """Whether the test at hand launches its kernels on a GPU."""
+    from pact_kernels.kernels._launch import configs
+
+    return not configs.is_interpreted(torch.empty(0))
+
+
 @contextmanager
 def running(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run the ops through an implementation; yields its name as the ops know it."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import pact_kernels as pk
-from tests.implementations import KERNELS
+from tests.implementations import KERNELS, on_gpu
 from tests.ops.compare import outcome
 from tests.ops.every_op import NAMES, every_op
 from tests.ops.problem import Problem, problem
@@ -105,8 +105,10 @@ def test_a_reference_that_the_gate_leaves_out_is_not_looked_at(
     only_post = known._replace(full=known.post, full_lse=known.post_lse)
     of_post = rows_of(p, implementation, only_post, over=over, gate=None)
     opened = rows_of(p, implementation, known, over=over, gate=GATES["1"])
+    # The compiler of a GPU contracts products and sums of another kernel in another way.
+    tolerance = 1e-6 if implementation == "triton" and on_gpu() else 0.0
     for one, other in zip((*alone, *of_post), (*closed, *opened), strict=True):
-        assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)

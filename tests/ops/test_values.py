@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pact_kernels as pk
 from pact_kernels.naive import pact_kl as dense_kl
+from tests.implementations import on_gpu
 from tests.ops.compare import outcome, relative_error
 from tests.ops.every_op import NAMES, every_op, leaves_of, small, value_of
 from tests.ops.precision import assert_at_most_twice
@@ -174,8 +175,8 @@ def test_extreme_logits(
     """One token takes all of the mass in most rows; values are finite, near those in float64.
 
     A log-sum-exp of this size is rounded by size * 2^-24 nats or so, and with it every probability
-    is; on a GPU a product of fp32 operands leaves out 2^-22 of its terms (three of tf32). A
-    gradient multiplies those by the other factor of the product.
+    is; on a GPU a product of fp32 operands leaves out 2^-22 of its terms (three of tf32), as much
+    again in all. A gradient multiplies those by the other factor of the product.
 
     Over the vocabulary the rest, 1 - (sum of the K probabilities), is that much off, too, which is
     many times its size where the K take nearly all. Nothing at hand forms it better: the
@@ -183,7 +184,7 @@ def test_extreme_logits(
     from themselves when the rest is off by as much.
     """
     p = small()
-    rounding = 8 * size * 2.0**-24
+    rounding = (16 if implementation == "triton" and on_gpu() else 8) * size * 2.0**-24
     p.hidden = (p.hidden * size).float().double()
     given = [t.float() for t in (p.hidden, p.weight, p.bias)]
     got = outcome(every_op(p)[name], *given, implementation=implementation)

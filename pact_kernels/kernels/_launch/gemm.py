@@ -28,29 +28,32 @@ def _gemm_accumulates(index: int) -> bool:
     """Tried once: neither every torch nor every vendor's library offers it."""
     total = torch.zeros((16, 16), device=f"cuda:{index}")
     try:
-        _gemm_accumulate_(total, total.bfloat16(), total.bfloat16())
+        for first in (True, False):
+            _gemm_accumulate_(total, total.bfloat16(), total.bfloat16(), first=first)
     except (RuntimeError, TypeError):
         return False
     return True
 
 
-def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor, beta: float = 1.0) -> None:
-    torch.addmm(total, a, b, beta=beta, out_dtype=torch.float32, out=total)
+def _gemm_accumulate_(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    if first:
+        torch.mm(a, b, out_dtype=torch.float32, out=total)
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
 
 
 def add_product_(
     total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int, *, first: bool = False
 ) -> None:
     """total (V, D) += gradient (M, V)^T rows (M, D), summed in fp32; the first fills `total`."""
-    beta = 0.0 if first else 1.0
     if accumulates_in_gemm(rows):
-        _gemm_accumulate_(total, gradient.T, rows, beta)
+        _gemm_accumulate_(total, gradient.T, rows, first=first)
     else:
-        add_by_copies_(total, gradient, rows, limit_bytes, beta)
+        add_by_copies_(total, gradient, rows, limit_bytes, beta=0.0 if first else 1.0)
 
 
 def add_by_copies_(
-    total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int, beta: float = 1.0
+    total: Tensor, gradient: Tensor, rows: Tensor, limit_bytes: int, *, beta: float = 1.0
 ) -> None:
     """The same where no product of the inputs' dtype sums in fp32: from fp32 copies of tiles."""
     if gradient.dtype == total.dtype:
