@@ -11,4 +11,11 @@ def run(argv: Sequence[str]) -> None:
 
     (config,) = parse("refusals", [RefusalsConfig], argv)
     written, asked = write_refusals(config)
-    print(f"{written} refusals of {asked} prompts in {config.output}: `pact discover` reads them")
+    if config.keep == "all":
+        print(
+            f"{written} answers in {config.output}: `pact train --anchors` holds the model to them"
+        )
+    else:
+        print(
+            f"{written} refusals of {asked} prompts in {config.output}: `pact discover` reads them"
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.data.anchors import ANCHOR
 from pact.data.spans import IGNORE, answer_rows, post_only_inputs
 from pact.data.template import Encoded
 
@@ -28,6 +29,8 @@ class Collator:
         post_input_ids, post_attention_mask                 (A, P)  with `post_only`
         post_sequence, post_position                        (N,)    with `post_only`
         example                                             (B,)    if the examples have it
+        row_learnt, row_held                                rows of other examples and of anchors,
+                                                            whose target is -100; if there are any
     """
 
     header_ids: Sequence[int]
@@ -62,6 +65,12 @@ class Collator:
             "row_answer": rows.answer,
             "row_target": labels[rows.sequence, rows.position + 1],
         }
+        anchors = [isinstance(e, Mapping) and bool(e.get(ANCHOR, False)) for e in examples]
+        if any(anchors):
+            is_held = torch.tensor(anchors)[rows.sequence]  # (N,)
+            batch["row_target"] = batch["row_target"].masked_fill(is_held, IGNORE)
+            batch["row_learnt"] = (~is_held).nonzero().squeeze(1)
+            batch["row_held"] = is_held.nonzero().squeeze(1)
         if self.post_only:
             post = post_only_inputs(input_ids, rows, self.header_ids, self.pad_token_id)
             batch |= {f"post_{name}": value for name, value in post._asdict().items()}
@@ -69,6 +78,11 @@ class Collator:
         if len(named) == len(examples):
             batch["example"] = torch.tensor([int(index) for index in named])
         return batch
+
+
+def learnt_rows(batch: Mapping[str, Tensor]) -> int:
+    """Rows of a collated batch whose token is learnt: all but those of anchors."""
+    return batch.get("row_learnt", batch["row_target"]).numel()
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -39,6 +39,9 @@ class RefusalsConfig:
     .json, .csv, .parquet, a folder of them, a saved data set, or a hub name."""
     output: str
     """The .jsonl file of conversations to write, each a prompt and its refusal."""
+    keep: Literal["refusals", "all"] = "refusals"
+    """refusals: the answers that refuse, for discovery and for `refusals` of `pact train`; all:
+    every answer, for its `anchors`, which want harmless prompts too. Then no judge is asked."""
     overwrite: bool = False
     """Replace the output if it is there."""
     split: str | None = None
@@ -70,10 +73,16 @@ class RefusalsConfig:
         check_fields(self, {"max_new_tokens": COUNT, "batch_size": COUNT})
         if Path(self.output).suffix != ".jsonl":
             raise ValueError(f"output must be a .jsonl file, got {self.output!r}")
+        judged = self.judge != RefusalsConfig.judge or self.refusal_label is not None
+        if self.keep == "all" and judged:
+            raise ValueError(
+                f"keep=all asks no judge, got {self.judge}: leave judge and refusal_label unset, "
+                "or keep refusals"
+            )
 
 
 def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
-    """Ask the model, and keep the prompts whose answers refuse from the start, with the answers.
+    """Ask the model, and keep the prompts whose answers refuse from the start, or all, with them.
 
     An answer that is cut at max_new_tokens is kept as it is: discovery reads beginnings.
 
@@ -93,7 +102,7 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         dtype=config.dtype,
         device=device,
     )
-    judge = make_judge(config.judge, options)
+    judge = make_judge(config.judge, options) if config.keep == "refusals" else None
     prompts = load_prompts(
         config.prompts,
         split=config.split,
@@ -117,11 +126,11 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    lines = [
-        json.dumps(_row(turns, answer))
-        for turns, answer, verdict in zip(prompts, answers, judge(prompts, answers), strict=True)
-        if verdict.starts_with_refusal
-    ]
+    kept = [True] * len(prompts)
+    if judge is not None:
+        kept = [verdict.starts_with_refusal for verdict in judge(prompts, answers)]
+    asked = zip(prompts, answers, kept, strict=True)
+    lines = [json.dumps(_row(turns, answer)) for turns, answer, is_kept in asked if is_kept]
     if not lines:
         raise ValueError(
             f"at least one answer must refuse, got none of {len(prompts)} by {config.judge}: "
@@ -129,7 +138,8 @@ def write_refusals(config: RefusalsConfig) -> tuple[int, int]:
         )
     with whole_file(output) as partial:
         partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    logger.info("%d of %d answers refuse from the start", len(lines), len(prompts))
+    of_kind = "refuse from the start" if judge else "are kept, whatever they say"
+    logger.info("%d of %d answers %s", len(lines), len(prompts), of_kind)
     return len(lines), len(prompts)
 
 

@@ -60,6 +60,8 @@ class PactObjective:
         reference: pk.ReferenceLogits | pk.ReferenceStates | None,
         *,
         num_items: int | Tensor | None = None,
+        learnt: Tensor | None = None,
+        held: Tensor | None = None,
     ) -> pk.PactLoss:
         """Loss of N answer rows.
 
@@ -69,10 +71,51 @@ class PactObjective:
             target: (N,) int64, the tokens to predict.
             step: (N,) int64, each row's step within its answer.
             reference: the frozen model's states or cached logits of the same rows.
-            num_items: denominator of both means; the number of rows of the whole optimiser step.
+            num_items: denominator of all means; the number of learnt rows of the whole optimiser
+                step.
+            learnt: (N',) int64, rows with a token to predict; None is all.
+            held: (N - N',) int64, rows of anchors: they have the KL alone, at every step alike and
+                without a margin.
         """
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
+        settled = self.config.settled
+        if held is None or learnt is None:
+            return self._loss(hidden, head, target, step, reference, num_items)
+        count: int | Tensor = learnt.numel() if num_items is None else num_items
+        loss = self._loss(
+            hidden[learnt],
+            head,
+            target[learnt],
+            step[learnt],
+            _of_rows(reference, learnt),
+            count,
+        )
+        kl = pk.pact_kl(
+            hidden[held],
+            head.weight,
+            self.token_ids.to(hidden.device),
+            self.token_weights.to(hidden.device),
+            step[held],
+            _of_rows(reference, held),
+            gate=self.config.gate_config(),
+            temperature=self.config.kl_temperature,
+            over=self.config.over,
+            num_items=count,
+            **head.options,
+        )
+        return loss._replace(loss=loss.loss + settled.kl_weight * kl, kl=loss.kl + kl.detach())
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        head: Head,
+        target: Tensor,
+        step: Tensor,
+        reference: pk.ReferenceLogits | pk.ReferenceStates,
+        num_items: int | Tensor | None,
+    ) -> pk.PactLoss:
+        """Of rows that are learnt."""
         device, settled = hidden.device, self.config.settled
         tau = settled.kl_step_tau
         row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)
@@ -95,3 +138,22 @@ class PactObjective:
             num_items=num_items,
             **head.options,
         )
+
+
+def _of_rows(
+    reference: pk.ReferenceLogits | pk.ReferenceStates, rows: Tensor
+) -> pk.ReferenceLogits | pk.ReferenceStates:
+    """The reference of some rows."""
+
+    def some(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    if isinstance(reference, pk.ReferenceStates):
+        full, post = reference.full_hidden[rows], some(reference.post_hidden)
+        return reference._replace(full_hidden=full, post_hidden=post)
+    return pk.ReferenceLogits(
+        reference.full[rows],
+        some(reference.post),
+        some(reference.full_lse),
+        some(reference.post_lse),
+    )

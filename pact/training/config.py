@@ -52,6 +52,8 @@ BOUNDS = {
     "patience": COUNT,
     "skip_bad_steps": Bounds(0, MOST),
     "refusal_share": Bounds(0, 1, open_most=True),
+    "anchor_share": Bounds(0, 1, open_least=True, open_most=True),
+    "anchor_steps": COUNT,
     "max_length": Bounds(2, MOST),
     "pack_length": COUNT,
     "lora_r": Bounds(1, 65536),
@@ -160,6 +162,16 @@ class TrainConfig(FitConfig):
     which gives the pull on the safety tokens rows where there is something to hold."""
     refusal_share: float = 0.1
     """How many: their share of all. Unused where refusals is unset."""
+    anchors: str | None = None
+    """Conversations that end in the reference's own words, such as `pact refusals --keep all`
+    writes of requests to refuse and of harmless ones: the model is held to the reference at the
+    first tokens of these answers and learns nothing of them. It keeps refusals where the data have
+    none."""
+    anchor_share: float = 0.3
+    """How many: their share of all examples, each as often as it takes. Unused where anchors is
+    unset."""
+    anchor_steps: int = 8
+    """Tokens of each answer that are held."""
     eval_file: str | None = None
     """Other examples, of any form that train_file may have: their loss is looked at on the way, the
     best weights are kept, and `patience` may end the run."""
@@ -224,6 +236,11 @@ class TrainConfig(FitConfig):
                     f"{name} is of adapters, got {value!r} with full_finetuning: leave one of them "
                     "unset"
                 )
+        if self.method == "plain" and self.anchors is not None:
+            raise ValueError(
+                "anchors are held to the reference, got method=plain: set method=pact, or leave "
+                "them unset"
+            )
         if self.pack_length is not None and not self.packing:
             raise ValueError(
                 f"pack_length is of packed lines, got {self.pack_length} without packing: set "

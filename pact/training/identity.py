@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import nn
 
+from pact.data.anchors import ANCHOR
 from pact.objective import Objective, PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.fingerprint import model_fingerprint
@@ -42,6 +44,7 @@ BY_CONTENT = {
     "probe_prompts",
     "tokens",
     "refusals",
+    "anchors",
     "reference_model",
 }
 """Settings that name files: what is in them is compared instead."""
@@ -60,12 +63,15 @@ def contents_of(
     """A digest of each thing that a run reads, by the name that errors give it.
 
     Args:
-        dataset: the encoded examples, in order, refusals among them; so template and cut count.
+        dataset: the encoded examples, in order, refusals and anchors among them; so template and
+            cut count.
         objective: its safety tokens and their weights.
         header_ids: the assistant header of post-only inputs.
         models: name -> the model as it was loaded, before it is trained.
     """
     contents = {"data": _digest(*read_columns(dataset))}
+    if ANCHOR in getattr(dataset, "column_names", ()):
+        contents["anchors"] = _digest(np.array(dataset[ANCHOR]))
     if isinstance(objective, PactObjective):
         tokens = objective.token_ids.numpy(), objective.token_weights.numpy()
         contents["safety tokens"] = _digest(*tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import nn
 
+from pact.data.anchors import with_anchors
 from pact.data.collate import Collator, pad_id
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
@@ -83,7 +85,7 @@ def _evaluated(config: TrainConfig) -> TrainConfig:
     """The settings by which the examples of the evaluations are read."""
     assert config.eval_file is not None
     split = config.eval_split or config.split
-    return replace(config, train_file=config.eval_file, split=split, refusals=None)
+    return replace(config, train_file=config.eval_file, split=split, refusals=None, anchors=None)
 
 
 def _probe_prompts(config: TrainConfig, tokenizer: Any) -> list[Conversation]:
@@ -105,24 +107,39 @@ def _dataset(config: TrainConfig, tokenizer: Any) -> Dataset:
     rows = ((row.where, renamed(row.value, config.columns, row.where)) for row in source.rows)
     first = next(rows, None)
     if first is None or not is_tokenised(first[1]):
-        return encode_examples(
-            _conversations(config),
-            tokenizer,
-            config.max_length,
-            skip_bad_rows=config.skip_bad_rows,
-            fold_system=config.fold_system,
-        )
+        return _with_anchors(_encoded(_conversations(config), config, tokenizer), config, tokenizer)
     if config.refusals is not None:
         raise ValueError(
             f"refusals join conversations, got token ids in {config.train_file}: give the "
             "conversations that they were made of, or leave refusals unset"
         )
-    return tokenised_dataset(
+    dataset = tokenised_dataset(
         chain([first], rows),
         source.name,
         len(tokenizer),
         config.max_length,
         skip_bad_rows=config.skip_bad_rows,
+    )
+    return _with_anchors(dataset, config, tokenizer)
+
+
+def _with_anchors(dataset: Dataset, config: TrainConfig, tokenizer: Any) -> Dataset:
+    if config.anchors is None:
+        return dataset
+    own_words = load_examples(
+        config.anchors, split=config.split, skip_bad_rows=config.skip_bad_rows
+    )
+    anchors = _encoded(own_words, config, tokenizer)
+    return with_anchors(dataset, anchors, config.anchor_share, config.anchor_steps, config.seed)
+
+
+def _encoded(conversations: Sequence[Conversation], config: TrainConfig, tokenizer: Any) -> Dataset:
+    return encode_examples(
+        conversations,
+        tokenizer,
+        config.max_length,
+        skip_bad_rows=config.skip_bad_rows,
+        fold_system=config.fold_system,
     )
 
 

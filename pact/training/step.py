@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pact.data.collate import learnt_rows
 from pact.data.spans import IGNORE
 from pact.models import head_weight
 from pact.objective import Objective
@@ -85,8 +86,8 @@ def optimizer_step(
 
 
 def _count_rows(batches: Sequence[dict[str, Tensor]], device: torch.device) -> Tensor:
-    """() answer rows of this process's micro-batches."""
-    return torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
+    """() answer rows of this process's micro-batches, those of anchors apart."""
+    return torch.tensor(sum(map(learnt_rows, batches)), device=device)
 
 
 def _is_finite(accelerator: Accelerator, losses: Tensor, grad_norm: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from pact.data.collate import learnt_rows
 from pact.models import head_and_states, states_and_auxiliary
 from pact.objective import Objective
 from pact.reference import Reference
@@ -69,6 +70,7 @@ def batch_loss(
         model, batch["input_ids"], batch["attention_mask"], places
     )  # (B, L, D)
     hidden, head = head_and_states(model, states[batch["row_sequence"], batch["row_position"]])
+    anchored = {name: batch[f"row_{name}"] for name in ("learnt", "held") if f"row_{name}" in batch}
     loss = objective(
         hidden,  # (N, D)
         head,
@@ -76,10 +78,11 @@ def batch_loss(
         batch["row_step"],
         held_to,
         num_items=num_items,
+        **anchored,
     )
     if auxiliary is None:
         return loss
-    share = 1.0 if num_items is None else hidden.shape[0] / num_items
+    share = 1.0 if num_items is None else learnt_rows(batch) / num_items
     return loss._replace(loss=loss.loss + share * auxiliary.to(loss.loss.device))
 
 

@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from pact.data.collate import Collator, pad_id
+from pact.data.anchors import ANCHOR
+from pact.data.collate import Collator, learnt_rows, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids, with_template_defaults
 from pact.launched import check_joined
@@ -155,7 +156,7 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             ValueError: the first step has no row: no label is set.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(batch["row_target"].numel() for batch in batches), device=device)
+        rows = torch.tensor(sum(map(learnt_rows, batches)), device=device)
         rows = self.accelerator.reduce(rows, reduction="sum")
         if self._is_first_step and batches:
             self._is_first_step = False
@@ -212,9 +213,15 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             loss = self._batch_loss(model, inputs, None)
         self._see_evaluated(loss.loss)
         parts = torch.stack([loss.cross_entropy, loss.kl, loss.mean_gate, loss.loss]).float()
-        rows = inputs["row_target"].numel()
+        rows = learnt_rows(inputs)
         self._seen += torch.cat([parts * rows, parts.new_tensor([rows])])
         return loss.loss.detach(), None, None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the column of anchors too, which no model takes: without it they would be learnt."""
+        super()._set_signature_columns_if_needed()
+        if ANCHOR not in self._signature_columns:
+            self._signature_columns += [ANCHOR]
 
     def _own_examples(self, inputs: dict[str, Any]) -> int:
         """Examples of this process's batch that no other has: the last batches are filled up."""

@@ -56,6 +56,16 @@ def test_refusals_are_kept_with_their_prompts(
         write_refusals(config)
 
 
+def test_all_answers_are_kept_where_they_are_asked_for(
+    config: RefusalsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no judge is made, whose model would be loaded for nothing."""
+    monkeypatch.setattr(refusals, "generate_answers", lambda *a, **k: ANSWERS)
+    monkeypatch.setattr(refusals, "make_judge", None)
+    assert write_refusals(replace(config, keep="all")) == (3, 3)
+    assert [turns[-1]["content"] for turns in load_examples(config.output)] == ANSWERS
+
+
 def test_prompts_of_a_subset_whose_columns_have_other_names(
     config: RefusalsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +104,7 @@ def test_a_model_that_refuses_nothing_leaves_no_file(config: RefusalsConfig) -> 
         ({"output": "refusals.txt"}, "output must be a .jsonl file, got 'refusals.txt'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"keep": "all", "judge": "guard:some/guard"}, "keep=all asks no judge, got guard:some/"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -211,3 +211,42 @@ def test_margin_is_refused_where_it_means_nothing():
     for wrong in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="kl_margin must be (at least 0|finite), or unset"):
             PactConfig(over="vocabulary", kl_margin=wrong)
+
+
+@pytest.mark.parametrize("source", ["states", "logits"])
+@pytest.mark.parametrize("over", ["selection", "vocabulary"])
+def test_rows_of_anchors_have_the_kl_alone(over, source):
+    """At every step alike, without a margin, and over the same denominator."""
+    p = problem(ignored=0.0)
+    margin = {"kl_margin": 1.0} if over == "vocabulary" else {}
+    config = matching(over, kl_weight=0.3, kl_step_tau=2.0, gate=True, **margin)
+    objective = PactObjective(p.token_ids, p.token_weights, config)
+    reference = p.states if source == "states" else p.logits()
+    held = torch.arange(1, len(p.target), 3)
+    learnt = torch.tensor([n for n in range(len(p.target)) if n % 3 != 1])
+    target = p.target.index_fill(0, held, -100)
+    rows = {"learnt": learnt, "held": held}
+    head = head_of(p, bias=p.bias)
+    out = objective(p.hidden, head, target, p.step, reference, num_items=11, **rows)
+
+    def some(rows):
+        taken = {"full_hidden", "post_hidden"} if source == "states" else set(reference._fields)
+        return reference._replace(**{name: getattr(reference, name)[rows] for name in taken})
+
+    part = p.hidden[learnt], head, p.target[learnt], p.step[learnt], some(learnt)
+    first = objective(*part, num_items=11)
+    kl = pk.pact_kl(
+        p.hidden[held],
+        p.weight,
+        p.token_ids,
+        p.token_weights,
+        p.step[held],
+        some(held),
+        over=over,
+        bias=p.bias,
+        num_items=11,
+    )
+    torch.testing.assert_close(out.loss, first.loss + 0.3 * kl)
+    torch.testing.assert_close(out.kl, first.kl + kl)
+    torch.testing.assert_close(out.cross_entropy, first.cross_entropy, rtol=0, atol=0)
+    assert int(out.num_rows) == len(learnt)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import BloomConfig, BloomForCausalLM, TrainingArguments
 
+from pact.data.anchors import with_anchors
 from pact.discovery import SafetyTokens
 from pact.objective import PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel
@@ -49,13 +50,24 @@ def _adapters(dropout: float = 0.0) -> Any:
 
 
 @pytest.mark.parametrize(
-    "pact",
-    [PactConfig(), PactConfig(over="selection"), matching("vocabulary", gate=False), None],
-    ids=["recommended", "released", "vocabulary", "plain"],
+    "pact, share",
+    [
+        (PactConfig(), 0.0),
+        (PactConfig(), 0.3),
+        (PactConfig(over="selection"), 0.0),
+        (matching("vocabulary", gate=False), 0.0),
+        (None, 0.0),
+    ],
+    ids=["recommended", "with anchors", "released", "vocabulary", "plain"],
 )
-def test_it_trains_the_weights_that_fit_trains(pact: PactConfig | None, tmp_path: Path) -> None:
-    """One epoch of 20 examples in steps of 8, 8 and 4, in micro-batches of 2."""
+def test_it_trains_the_weights_that_fit_trains(
+    pact: PactConfig | None, share: float, tmp_path: Path
+) -> None:
+    """One epoch of 20 examples in steps of 8, 8 and 4, in micro-batches of 2; 6 may be anchors."""
     given = problem(pact)
+    if share:
+        learnt, anchors = given.dataset.select(range(14)), given.dataset.select(range(14, 20))
+        given = given._replace(dataset=with_anchors(learnt, anchors, share, steps=3, seed=0))
     config = FitConfig(epochs=1, learning_rate=1e-2, warmup_ratio=0.0, micro_batch_size=2)
     by_fit = tiny_llama()
     records = given.fit(by_fit, config)

@@ -1,0 +1,72 @@
+"""Anchors: how many, which tokens keep a label, and what a batch knows of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from pact.data.anchors import ANCHOR, with_anchors
+from pact.data.collate import Collator, learnt_rows
+from pact.data.packing import PackedCollator
+from pact.data.spans import IGNORE
+
+ONE = {"input_ids": [1, 2, 3, 4], "labels": [IGNORE, IGNORE, 3, 4]}
+LONG = {"input_ids": list(range(10, 20)), "labels": [IGNORE] * 3 + list(range(13, 20))}
+TWO_ANSWERS = {
+    "input_ids": list(range(20, 28)),
+    "labels": [IGNORE, 21, 22, IGNORE, IGNORE, 25, 26, IGNORE],
+}
+
+
+def columns(*examples: dict[str, list[int]]) -> Dataset:
+    return Dataset.from_dict({name: [e[name] for e in examples] for name in ONE})
+
+
+def mixed(share: float, steps: int, *anchors: dict[str, list[int]], seed: int = 0) -> Dataset:
+    return with_anchors(columns(*[ONE] * 6), columns(*anchors), share, steps, seed)
+
+
+@pytest.mark.parametrize("share, count", [(0.25, 2), (0.4, 4), (0.9, 54)])
+def test_the_share_is_of_all_however_few_anchors_there_are(share: float, count: int) -> None:
+    data = mixed(share, 3, LONG, TWO_ANSWERS)
+    assert data[ANCHOR] == [False] * 6 + [True] * count
+    assert data[:6]["labels"] == [ONE["labels"]] * 6
+    starts = [ids[0] for ids in data[6:]["input_ids"]]
+    assert starts.count(10) == starts.count(20) == count // 2
+
+
+def test_the_seed_draws() -> None:
+    anchors = [{**ONE, "input_ids": [n, 2, 3, 4]} for n in range(9)]
+    drawn = {str(mixed(0.4, 1, *anchors, seed=seed)[:]["input_ids"]) for seed in range(4)}
+    assert len(drawn) > 1
+
+
+def test_the_first_tokens_of_the_last_answer_are_held() -> None:
+    data = mixed(0.25, 3, LONG, TWO_ANSWERS)[6:]
+    found = dict(zip(map(len, data["input_ids"]), data["labels"], strict=True))
+    assert found == {
+        6: [IGNORE] * 3 + [13, 14, 15],  # cut behind the third
+        7: [IGNORE] * 5 + [25, 26],  # the other answer is its context
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_knows_its_rows(packed: bool) -> None:
+    collator = (PackedCollator if packed else Collator)((), 0, post_only=False)
+    examples: list[dict[str, Any]] = [
+        {**ONE, ANCHOR: False},
+        {**LONG, "labels": [*LONG["labels"][:5], *[IGNORE] * 5], ANCHOR: True},
+        {**ONE, ANCHOR: False},
+    ]
+    batch = collator(examples)
+    assert batch["row_learnt"].tolist() == [0, 1, 4, 5]
+    assert batch["row_held"].tolist() == [2, 3]
+    assert batch["row_target"].tolist() == [3, 4, IGNORE, IGNORE, 3, 4]
+    assert batch["row_step"].tolist() == [0, 1] * 3
+    assert learnt_rows(batch) == 4
+    plain = collator(examples[:1])
+    assert "row_held" not in plain and learnt_rows(plain) == 2
+    assert torch.equal(plain["row_target"], torch.tensor([3, 4]))

@@ -1,0 +1,72 @@
+"""Runs with anchors: live and from a cache, whole and in micro-batches, and no other resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
+from pact.training import TrainConfig, train
+from tests.rounding import SUMS
+from tests.tiny import save_tiny
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model, data, anchors and tokens."""
+    folder = tmp_path_factory.mktemp("files")
+    rows = [json.dumps({"messages": turns}) for turns in conversations(14)]
+    (folder / "train.jsonl").write_text("\n".join(rows[:8]))
+    (folder / "anchors.jsonl").write_text("\n".join(rows[8:]))
+    SafetyTokens(TOKEN_IDS, TOKEN_WEIGHTS).save(folder / "tokens.safetensors")
+    return {
+        "model": str(save_tiny(folder / "model")),
+        "train_file": str(folder / "train.jsonl"),
+        "anchors": str(folder / "anchors.jsonl"),
+        "anchor_share": 0.4,
+        "anchor_steps": 3,
+        "tokens": str(folder / "tokens.safetensors"),
+        "batch_size": 5,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "max_length": 200,
+    }
+
+
+def losses(files: dict[str, Any], folder: Path, **options: Any) -> list[float]:
+    config = TrainConfig(**{**files, **options, "output_dir": str(folder)})
+    return [record["loss"] for record in train(config, PactConfig()).records]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_dtype": "fp32"}, {"cache": False, "micro_batch_size": 2, "packing": True}],
+    ids=["cached", "cut and packed"],
+)
+def test_a_run_is_the_same_run(
+    options: dict[str, Any], files: dict[str, Any], tmp_path: Path
+) -> None:
+    live = losses(files, tmp_path / "live", cache=False)
+    assert losses(files, tmp_path / "other", **options) == pytest.approx(live, rel=SUMS)
+    without = losses({**files, "anchors": None}, tmp_path / "without", cache=False)
+    assert live[-1] != pytest.approx(without[-1], rel=1e-3)
+
+
+def test_other_anchors_are_another_run(files: dict[str, Any], tmp_path: Path) -> None:
+    losses(files, tmp_path / "run", save_every=3, max_steps=3)
+    text = Path(files["anchors"]).read_text().splitlines()
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(text[1:]))
+    changed = {**files, "anchors": str(other), "max_steps": 3, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="data|anchors"):
+        train(TrainConfig(**changed, save_every=3, resume=True), PactConfig())
+
+
+def test_plain_fine_tuning_has_nothing_to_hold_them_to(files: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="anchors are held to the reference"):
+        TrainConfig(**files, output_dir="run", method="plain")
