@@ -142,10 +142,11 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
         return FrozenModel(copy.deepcopy(self.model))
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the column by which a cached reference knows an example."""
+        """Keep what a cached reference knows an example by, and what says that it is an anchor."""
         super()._set_signature_columns_if_needed()
-        if self._signature_columns is not None and "example" not in self._signature_columns:
-            self._signature_columns.append("example")
+        for name in ("example", ANCHOR):
+            if self._signature_columns is not None and name not in self._signature_columns:
+                self._signature_columns.append(name)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -216,12 +217,6 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
         rows = learnt_rows(inputs)
         self._seen += torch.cat([parts * rows, parts.new_tensor([rows])])
         return loss.loss.detach(), None, None
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep the column of anchors too, which no model takes: without it they would be learnt."""
-        super()._set_signature_columns_if_needed()
-        if ANCHOR not in self._signature_columns:
-            self._signature_columns += [ANCHOR]
 
     def _own_examples(self, inputs: dict[str, Any]) -> int:
         """Examples of this process's batch that no other has: the last batches are filled up."""
