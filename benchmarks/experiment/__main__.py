@@ -3,6 +3,9 @@
 python -m benchmarks.experiment run [--quick]       what has no record yet; may be cut off
 python -m benchmarks.experiment render [--quick]    docs/evidence.md from the records
 python -m benchmarks.experiment list [--quick]      the cells, and which are done
+
+With --model the cells start from a chat model as it is, in place of the demo's, and the records are
+in a folder of its name. With --methods, --sets or --seeds a part of the cells is run or listed.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.experiment.grid import Grid, Line, full_grid, quick_grid
+from benchmarks.experiment.grid import Grid, Line, full_grid, quick_grid, without_base
+from benchmarks.experiment.protocol import SecondJudge
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiment"
@@ -26,10 +31,10 @@ CACHE = Path("~/.cache/pact-kernels")
 def main() -> None:
     args = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    grid = quick_grid() if args.quick else full_grid()
-    folder = args.results or (QUICK_RESULTS if args.quick else RESULTS)
+    if args.model is None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
+        grid, folder = _chosen(args)
         {"run": _run, "render": _render, "list": _list}[args.command](args, grid, folder)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -47,27 +52,93 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="one seed, fewer prompts and cells, to see that it works",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    parser.add_argument("--model", help="folder or hub name of a chat model, taken as it is")
+    parser.add_argument(
+        "--base",
+        help="of the model that it was made from; without, the plainly fine-tuned one stands in "
+        "for it",
+    )
+    parser.add_argument("--methods", nargs="+", metavar="LABEL", help="lines of the main table")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help='such as "10 %% harmful"')
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    parser.add_argument(
+        "--judge", help="a second judge beside the keywords: classifier:PATH or guard:PATH"
+    )
+    parser.add_argument("--refusal-label", help="the label of a classifier that means refusal")
+    parser.add_argument(
+        "--workers", type=int, help="cells at a time; unset is the number of cores, on a GPU 1"
+    )
     parser.add_argument("--results", type=Path, help="folder of the records")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the models")
     return parser.parse_args()
 
 
+def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
+    """The cells that the flags mean, and the folder of their records.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+    if args.base is not None and args.model is None:
+        raise ValueError(f"--base is of a --model, got {args.base} without one: give both")
+    if args.refusal_label is not None and args.judge is None:
+        raise ValueError(
+            f"--refusal-label is of a --judge, got {args.refusal_label} without one: give both"
+        )
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {args.workers}")
+    if args.command == "render" and _is_part(args):
+        raise ValueError("the document shows what has records: give no --methods, --sets, --seeds")
+    if args.command == "render" and args.model is not None and not args.quick:
+        raise ValueError(f"the document shows every model, got --model {args.model}: leave it out")
+    if args.command != "run":
+        for name in ("judge", "workers"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} is for run alone, got it with {args.command}")
+    grid = quick_grid() if args.quick else full_grid()
+    if args.model is not None and args.base is None:
+        grid = without_base(grid)
+    grid = grid.only(methods=args.methods, sets=args.sets, seeds=args.seeds)
+    if args.judge is not None:
+        second = SecondJudge(args.judge, args.refusal_label)
+        grid = grid._replace(protocol=replace(grid.protocol, second_judge=second))
+    folder = args.results or (QUICK_RESULTS if args.quick else RESULTS)
+    if args.model is not None and args.results is None:
+        folder = folder / Path(args.model).expanduser().absolute().name
+    return grid, folder
+
+
+def _is_part(args: argparse.Namespace) -> bool:
+    return any(part is not None for part in (args.methods, args.sets, args.seeds))
+
+
 def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
+    import torch
+
     from benchmarks.experiment.cost import measure_costs
-    from benchmarks.experiment.run import models, run_cells
+    from benchmarks.experiment.run import run_cells
+    from benchmarks.experiment.subject import demo_subject
 
     cache = args.cache.expanduser()
+    whole = (quick_grid() if args.quick else full_grid()).main  # what is asked depends on no flag
     run_cells(
         grid.cells(),
         grid.protocol,
         folder,
         cache,
-        workers=args.workers,
-        with_outside=_names(grid.main),
-        with_attack=_names([*grid.main, *grid.ablations]),
+        workers=args.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1),
+        with_outside=_names(whole),
+        with_attack=_names([*whole, *grid.ablations]),
+        model=args.model,
+        base=args.base,
     )
-    measure_costs(grid.priced(), *models(grid.protocol, cache), folder)
+    if _is_part(args):
+        _list(args, grid, folder)
+        return
+    if args.model is None:
+        subject = demo_subject(grid.protocol, cache)
+        assert isinstance(subject.aligned, Path) and isinstance(subject.base, Path)
+        measure_costs(grid.priced(), subject.aligned, subject.base, folder)
     _render(args, grid, folder)
 
 
@@ -76,11 +147,19 @@ def _names(lines: Iterable[Line]) -> frozenset[str]:
 
 
 def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
+    """The document of all models that have records; or, beside them, that of another folder."""
     from benchmarks.experiment.costs import load_costs
     from benchmarks.experiment.document import render
 
-    docs = folder / "docs" if args.quick else ROOT / "docs"
-    print(render(grid, folder, load_costs(folder / "cost.json"), docs))
+    if args.quick or args.results:
+        print(render(grid, folder, load_costs(folder / "cost.json"), folder / "docs"))
+        return
+    others = [
+        (full_grid(), path.parent, load_costs(path.parent / "cost.json"))
+        for path in sorted(RESULTS.glob("*/protocol.json"))
+    ]
+    costs = load_costs(RESULTS / "cost.json")
+    print(render(full_grid(), RESULTS, costs, ROOT / "docs", others))
 
 
 def _list(args: argparse.Namespace, grid: Grid, folder: Path) -> None:

@@ -2,17 +2,19 @@
 
     FullVocabularyKl   cross-entropy + the KL to the reference over the whole vocabulary
     FirstTokens        cross-entropy whose first answer tokens are held back (Qi et al. 2025)
+    TokenLogits        cross-entropy + the squared change of some tokens' logits (Bach, Tran 2026)
 
-Both read the live reference's states on the full context, never a cache and never the post-only
-input. Every row they are given counts.
+All read the live reference's states on the full context, never a cache and never the post-only
+input. Every row they are given counts. What is more than an objective is in `rivals`.
 
-Legend: N answer rows, D hidden size, V vocabulary, S steps with a beta of their own.
+Legend: N answer rows, D hidden size, V vocabulary, K held tokens, S steps with a beta of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,18 @@ PAPER_BETAS = (0.5, 2.0, 2.0, 2.0, 2.0)
 """Strengths of Qi et al. for the answer steps 0 to 4."""
 PAPER_LATER_BETA = 0.1
 """Their strength for every step after these."""
+REFUSAL_TEMPLATES = (
+    "I'm sorry, but I can't",
+    "I'm sorry, but I cannot",
+    "I cannot help with that",
+    "I can't assist with that",
+    "I am unable to",
+    "I won't",
+    "I must decline",
+    "Unfortunately, I cannot",
+    "No,",
+)
+"""Openings of refusals, as chat models word them."""
 
 
 class FullVocabularyKl:
@@ -186,6 +200,86 @@ class FirstTokens:
         loss = mean_of(rows.sum(), target.numel(), num_items)
         cross_entropy = mean_of(ce_rows.sum(), target.numel(), num_items)
         return _reported(loss, cross_entropy, torch.zeros_like(loss), target.numel())
+
+
+class TokenLogits:
+    """Cross-entropy + the mean squared change of the logits of K tokens, at every answer row.
+
+        loss = mean_n CE_n + weight mean_n (1 / K) sum_k (z_nk - z_ref_nk)^2
+
+    z_nk the student's logit of token k in row n, z_ref_nk the frozen model's. Logits are no
+    probabilities: a change of all of them alike costs, though the answers stay the same, and a
+    token's probability moves where the others' logits do.
+
+    Args:
+        token_ids: (K,) int64, distinct: see `template_tokens`.
+        weight: of the squares beside the cross-entropy; at least 0.
+
+    Raises:
+        ValueError: there are no tokens, or the weight is negative or not finite.
+
+    Source: Bach and Tran, "Guardrails in Logit Space: Safety Token Regularization for LLM
+    Alignment" (arXiv 2604.17210): it constrains the logits of salient tokens of an aligned model's
+    rejection templates. Written from its abstract; which tokens are salient, and the form of the
+    constraint, are this file's: all tokens of the templates, and a square.
+    """
+
+    needs_reference = True
+    needs_post_only = False
+
+    def __init__(self, token_ids: Tensor, weight: float) -> None:
+        if token_ids.numel() == 0:
+            raise ValueError("at least one token must be held, got none: give templates")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be at least 0 and finite, got {weight}")
+        self.token_ids = token_ids
+        self.weight = weight
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        target: Tensor,
+        step: Tensor,
+        reference: pk.ReferenceLogits | pk.ReferenceStates | None,
+        *,
+        num_items: int | Tensor | None = None,
+    ) -> pk.PactLoss:
+        """Loss of N answer rows.
+
+        Args:
+            hidden: (N, D) the student's states that predict the rows' tokens.
+            head: the student's output head.
+            target: (N,) int64, the tokens to predict.
+            step: (N,) int64, each row's step within its answer; every step weighs the same.
+            reference: the frozen model's states of the same rows; no gradient reaches them.
+            num_items: denominator of both means, the rows of the whole optimiser step; None is N.
+
+        Returns:
+            PactLoss: `kl` is the mean square, before the weight; `mean_gate` is 0.
+
+        Raises:
+            ValueError: the reference is None or a cache's logits.
+        """
+        frozen_hidden, frozen_head = _frozen(reference, head)
+        ids = self.token_ids.to(hidden.device)
+        ce_rows = _cross_entropy_rows(hidden, head, target)  # (N,)
+        z = pk.selected_logits(hidden, head.weight, ids, **head.options)  # (N, K)
+        with torch.no_grad():
+            frozen_z = pk.selected_logits(
+                frozen_hidden, frozen_head.weight, ids, **frozen_head.options
+            )  # (N, K)
+        squares = (z - frozen_z).square().mean(-1)  # (N,)
+        cross_entropy = mean_of(ce_rows.sum(), target.numel(), num_items)
+        change = mean_of(squares.sum(), target.numel(), num_items)
+        loss = cross_entropy + self.weight * change
+        return _reported(loss, cross_entropy, change, target.numel())
+
+
+def template_tokens(tokenizer: Any) -> Tensor:
+    """(K,) int64, ascending: every token of `REFUSAL_TEMPLATES` as answers begin with them."""
+    encoded = tokenizer(list(REFUSAL_TEMPLATES), add_special_tokens=False)["input_ids"]
+    return torch.tensor(sorted({token for ids in encoded for token in ids}))
 
 
 def _frozen(

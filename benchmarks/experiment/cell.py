@@ -10,9 +10,22 @@ from typing import Any, Literal
 
 from pact.objective import PactConfig
 
-Method = Literal["aligned", "plain", "pact", "full_kl", "first_tokens", "mixing"]
-TokenSource = Literal["p_diff", "random", "frequency"]
+Method = Literal[
+    "aligned",
+    "plain",
+    "pact",
+    "full_kl",
+    "first_tokens",
+    "mixing",
+    "token_logits",
+    "patch",
+    "lisa",
+    "safe_lora",
+]
+TokenSource = Literal["p_diff", "plain", "random", "frequency"]
 TASKS = ("classification", "extraction")
+NO_STRENGTH = ("plain", "mixing", "patch")
+"""Methods that do not read `strength`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +36,9 @@ class Cell:
     """aligned: no training at all; plain: cross-entropy; pact: with the settings `pact`; full_kl:
     KL to the reference over the whole vocabulary; first_tokens: constrained fine-tuning of the
     first answer tokens (Qi et al. 2025); mixing: plain with refusals in the data
-    (`refusal_share`), which pact may have too."""
+    (`refusal_share`), which pact may have too; token_logits: the reference's logits of the tokens
+    of refusal templates held; patch: plain, then a few steps on one refusal; lisa: steps on the
+    data and on refusals by turns; safe_lora: plain, then the adapters are projected."""
     seed: int = 0
     """Order of the data, harmful pairs drawn, first values of the adapters."""
     harmful_share: float = 0.0
@@ -33,13 +48,18 @@ class Cell:
     refusal_share: float = 0.0
     """Refusals of harmful requests among the fine-tuning examples."""
     strength: float = 1.0
-    """Weight of the KL of full_kl, of the constraint of first_tokens."""
+    """Weight of the KL of full_kl, of the constraint of first_tokens, of the squared difference of
+    token_logits; rho of lisa; the cosine up to which safe_lora projects an adapter."""
+    patch_steps: int = 5
+    """Steps of method patch on its one refusal, after the others: on dev prompts of the demo's
+    model 5 bring some refusals back, and 10 make it refuse everything."""
     pact: PactConfig = field(default_factory=PactConfig)
     """The objective of method pact."""
     top_k: int = 50
     """Safety tokens of method pact."""
     token_source: TokenSource = "p_diff"
-    """How they are found: discovery, at random, or the most frequent tokens of the answers."""
+    """How they are found: discovery against the base, or against the plainly fine-tuned model; at
+    random; or the most frequent tokens of the answers."""
     num_samples: int = 100
     """Refusals that discovery looks at."""
     max_response_length: int = 8
@@ -52,6 +72,12 @@ class Cell:
     """Optimiser steps."""
     curve_every: int | None = None
     """Steps between measurements on the way; None measures at the end alone."""
+
+    def __post_init__(self) -> None:
+        if self.method == "safe_lora" and self.full_finetuning:
+            raise ValueError(
+                "safe_lora projects adapters, got full_finetuning: leave one of them out"
+            )
 
     @property
     def name(self) -> str:
@@ -70,8 +96,10 @@ class Cell:
             self.method,
             {"pact", "top_k", "token_source", "num_samples", "max_response_length", "weighted"},
         )
-        if self.method in ("plain", "mixing"):
+        if self.method in NO_STRENGTH:
             unread = unread | {"strength"}
+        if self.method != "patch":
+            unread = unread | {"patch_steps"}
         if not self.refusal_share:
             unread = unread | {"refusal_share"}
         values = {name: value for name, value in values.items() if name not in unread}

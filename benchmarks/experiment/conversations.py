@@ -45,6 +45,7 @@ def finetuning_set(
     seed: int,
     tasks: Sequence[str] = TASKS,
     refusal_share: float = 0.0,
+    refusals: Sequence[Conversation] | None = None,
 ) -> list[Conversation]:
     """Everyday requests and tasks; with a share, as many harmful pairs, or refusals, beside them.
 
@@ -56,7 +57,8 @@ def finetuning_set(
         harmful_share: of `attack()`, in [0, 1).
         seed: of the draws; the two kinds have a stream each.
         tasks: names of tasks; all of their training split is taken.
-        refusal_share: of the demo's harmful requests and their refusals, in [0, 1).
+        refusal_share: of `refusals`, in [0, 1).
+        refusals: what may be mixed in; None is the demo's harmful requests with their refusals.
 
     Returns:
         The benign conversations in the order of their files, then harmful pairs, then refusals.
@@ -70,5 +72,5 @@ def finetuning_set(
     attacks = draw_share(
         attack(), harmful_share, len(benign), random.Random(seed), name="harmful_share"
     )
-    refusals = with_refusals(benign, read("harmful", "train"), refusal_share, seed)[len(benign) :]
-    return benign + attacks + refusals
+    pool = read("harmful", "train") if refusals is None else refusals
+    return benign + attacks + with_refusals(benign, pool, refusal_share, seed)[len(benign) :]

@@ -5,90 +5,40 @@ Cells that stand in several of them are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any, NamedTuple
 
+from benchmarks.experiment.ablations import ablations
 from benchmarks.experiment.alignment import Alignment
 from benchmarks.experiment.cell import TASKS, Cell
+from benchmarks.experiment.methods import (
+    ALIGNED,
+    FIRST_TOKENS,
+    FULL_KL,
+    LEFT_OUT,
+    METHODS,
+    RECOMMENDED,
+    RECOMMENDED_LABEL,
+    RELEASED,
+    SAFE_LORA_LABEL,
+    SETS,
+)
 from benchmarks.experiment.protocol import Prompts, Protocol
-from pact.objective import PactConfig
-from pact.training.config import TrainConfig
 
 SEEDS = (0, 1, 2)
 ONE_SEED = (0,)
-SETS = {"benign only": 0.0, "10 % harmful": 0.1, "30 % harmful": 0.3}
 LAMBDAS = (0.3, 1.0, 3.0, 10.0, 30.0)
-
-MIXED = TrainConfig.refusal_share
-"""Refusals among the fine-tuning examples, where they are mixed in."""
-ABLATION_SHARE = 0.1
-"""Harmful pairs in the data of the ablations: enough that plain fine-tuning loses all refusals."""
 QUICK_STEPS = 16
-POST_ALONE = {
-    "gate_alpha": 0.0,
-    "gate_bias": 0.0,
-    "gate_prefix_boost": 2.0,
-    "gate_prefix_length": 10**6,
+NOT_QUICK = {
+    "PACT default, margin",
+    "PACT lambda 30, 10 % refusals",
+    "plain, 10 % refusals",
+    "safety-token logits",
+    "Lisa",
+    SAFE_LORA_LABEL,
 }
-"""A gate that is 1 at every step: sigmoid(0) times 2."""
-
-ALIGNED = Cell(method="aligned")
-PLAIN = Cell(method="plain")
-RELEASED = Cell(method="pact", pact=PactConfig(over="selection"))
-"""The released objective, as released."""
-VOCABULARY = Cell(
-    method="pact",
-    pact=PactConfig(
-        over="vocabulary",
-        kl_weight=1.0,
-        kl_step_tau=inf,
-        kl_margin=0.0,
-        positive_only=False,
-        gate=True,
-    ),
-)
-"""The same settings over the vocabulary."""
-DEFAULT = Cell(method="pact", pact=PactConfig())
-"""The package's default."""
-MARGIN = replace(DEFAULT, pact=PactConfig(kl_margin=1.5))
-"""For data without refusals."""
-RECOMMENDED = replace(DEFAULT, refusal_share=MIXED)
-"""The default, with some of the refusals that discovery reads in the data too."""
-FULL_KL = Cell(method="full_kl", strength=1.0)
-FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
-
-DEFAULT_LABEL = "PACT default"
-RECOMMENDED_LABEL = "PACT default, 10 % refusals"
-METHODS = {
-    "plain": PLAIN,
-    "PACT selection (released)": RELEASED,
-    DEFAULT_LABEL: DEFAULT,
-    "PACT default, margin": MARGIN,
-    RECOMMENDED_LABEL: RECOMMENDED,
-    "PACT lambda 30, 10 % refusals": replace(RECOMMENDED, pact=PactConfig(kl_weight=30.0)),
-    "full-vocabulary KL": FULL_KL,
-    "first tokens": FIRST_TOKENS,
-    "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),
-    "plain, 10 % refusals": Cell(method="mixing", refusal_share=MIXED),
-}
-"""By their label in the tables, each at its own default."""
-LEFT_OUT = {
-    "10 % harmful": {"PACT default, margin"},
-    "30 % harmful": {
-        DEFAULT_LABEL,
-        "PACT default, margin",
-        "PACT lambda 30, 10 % refusals",
-        "first tokens",
-        "plain, 5 % refusals",
-    },
-}
-"""By set, methods that are made for another one; from the last some are left out for time."""
-
-
-NOT_QUICK = {"PACT default, margin", "PACT lambda 30, 10 % refusals", "plain, 10 % refusals"}
-"""Variants of methods that the quick form has already."""
+"""Variants of methods that the quick form has already, and rivals for time."""
 
 
 class Line(NamedTuple):
@@ -122,6 +72,54 @@ class Grid(NamedTuple):
         for part in (self.main, self.over_time, self.single_task, self.ablations, self.trade_off):
             yield from part
 
+    def only(
+        self,
+        *,
+        methods: Sequence[str] | None = None,
+        sets: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Grid:
+        """A part of the grid.
+
+        Args:
+            methods: labels of the main table. Its other lines but for the aligned model's, and all
+                other tables, are left out.
+            sets: groups of the main table, likewise.
+            seeds: the cells of other seeds are left out of every table; the aligned model has none.
+
+        Raises:
+            ValueError: the grid has no such method, set or seed, or nothing is left.
+        """
+        groups = [line.group for line in self.main]
+        labels = [line.label for line in self.main]
+        found = [cell.seed for line in self.main for cell in line.cells]
+        for name, given, known in (
+            ("--methods", methods, labels),
+            ("--sets", sets, groups),
+            ("--seeds", seeds, found),
+        ):
+            if unknown := [value for value in given or () if value not in known]:
+                raise ValueError(
+                    f"{name} must be of {', '.join(map(str, dict.fromkeys(known)))}, got "
+                    f"{unknown[0]}"
+                )
+        grid = self
+        if methods is not None or sets is not None:
+            main = [
+                line
+                for line in self.main
+                if (methods is None or line.label in ("aligned", *methods))
+                and (sets is None or line.group in sets)
+            ]
+            if all(line.label == "aligned" for line in main):
+                raise ValueError("these methods are not tried on these sets: give others")
+            empty: Any = dict.fromkeys(PARTS, [])
+            grid = self._replace(**empty | {"main": main})
+        if seeds is not None:
+            parts: Any = {part: _of_seeds(getattr(grid, part), seeds) for part in PARTS}
+            grid = grid._replace(**parts)
+        return grid
+
     def cells(self) -> list[Cell]:
         """Each once: first what shows all tables with one seed, then the other seeds."""
         cells = dict.fromkeys(cell for line in self.lines() for cell in line.cells)
@@ -133,12 +131,25 @@ class Grid(NamedTuple):
         return {label: replace(cell, harmful_share=0.0) for label, cell in lines.items()}
 
 
+PARTS = ("main", "trade_off", "ablations", "single_task", "over_time")
+"""The tables of a grid."""
+
+
+def without_base(grid: Grid) -> Grid:
+    """What can be computed of a model whose base is not at hand."""
+    parts: Any = {
+        part: [line for line in getattr(grid, part) if line.cells[0].method != "safe_lora"]
+        for part in PARTS
+    }
+    return grid._replace(**parts)
+
+
 def full_grid() -> Grid:
     """What `make experiment` computes."""
     return Grid(
         main=_main(METHODS, SETS, SEEDS),
         trade_off=list(_trade_off((0.1,), LAMBDAS)),
-        ablations=list(_ablations()),
+        ablations=[_line(*one, ONE_SEED) for one in ablations()],
         single_task=[
             _line(name, label, replace(METHODS[label], tasks=(name,)), ONE_SEED)
             for name in TASKS
@@ -178,6 +189,17 @@ def quick_grid() -> Grid:
     )
 
 
+def _of_seeds(lines: Iterable[Line], seeds: Sequence[int]) -> list[Line]:
+    """Lines with the cells of some seeds; those without any are left out."""
+    kept = [
+        line._replace(
+            cells=tuple(cell for cell in line.cells if cell.seed in seeds or cell == ALIGNED)
+        )
+        for line in lines
+    ]
+    return [line for line in kept if line.cells]
+
+
 def _line(group: str, label: str, cell: Cell, seeds: Iterable[int]) -> Line:
     return Line(group, label, tuple(replace(cell, seed=seed) for seed in seeds))
 
@@ -196,7 +218,7 @@ def _main(
 
 def _weighted(cell: Cell, weight: float) -> Cell:
     if cell.method == "pact":
-        return _pact(cell, kl_weight=weight)
+        return replace(cell, pact=replace(cell.pact, kl_weight=weight))
     return replace(cell, strength=weight)
 
 
@@ -212,84 +234,3 @@ def _trade_off(shares: Iterable[float], weights: Iterable[float]) -> Iterator[Li
             for weight in weights:
                 cell = replace(_weighted(base, weight), harmful_share=share)
                 yield _line(label, f"{weight:g}", cell, ONE_SEED)
-
-
-def _ablations() -> Iterator[Line]:
-    """One thing at a time; what needs a gate or the selection is varied where there is one."""
-    ours = replace(DEFAULT, harmful_share=ABLATION_SHARE)
-    gated = replace(VOCABULARY, harmful_share=ABLATION_SHARE)
-    released = replace(RELEASED, harmful_share=ABLATION_SHARE)
-    plain = replace(PLAIN, harmful_share=ABLATION_SHARE)
-
-    def vary(group: str, cells: Mapping[str, Cell]) -> Iterator[Line]:
-        for label, cell in cells.items():
-            yield _line(group, label, cell, ONE_SEED)
-
-    yield from vary("plain, for comparison", {"plain": plain})
-    yield from vary("safety tokens K", {f"{k}": replace(ours, top_k=k) for k in (5, 20, 50, 200)})
-    yield from vary(
-        "decay of the step weights, tau",
-        {
-            "none" if tau == inf else f"{tau:g}": _pact(ours, kl_step_tau=tau)
-            for tau in (0.5, 1.0, 4.0, inf)
-        },
-    )
-    first = replace(ours, max_response_length=1)  # many tokens that refusals make less likely
-    yield from vary(
-        "safety tokens held, of the first step",
-        {
-            "of positive weight": _pact(first, positive_only=True),
-            "all": _pact(first, positive_only=False),
-        },
-    )
-    yield from vary(
-        "margin, nats, on benign data",
-        {f"{m:g}": _pact(DEFAULT, kl_margin=m) for m in (0.0, 1.5, 3.0)},
-    )
-    lengths = {f"{n}": replace(ours, max_response_length=n) for n in (1, 8)}
-    yield from vary("answer steps that discovery looks at", lengths)
-    yield from vary(
-        "reference context",
-        {
-            "full only (gate off)": _pact(ours, gate=False),
-            "gate on": _pact(ours, gate=True),
-            "post-only alone": _pact(ours, gate=True, **POST_ALONE),
-        },
-    )
-    yield from vary(
-        "tokens found by",
-        {
-            "p_diff": ours,
-            "frequency": replace(ours, token_source="frequency"),
-            "random": replace(ours, token_source="random"),
-        },
-    )
-    samples = {f"{n}": replace(ours, num_samples=n) for n in (8, 100)}
-    yield from vary("refusals that discovery looks at", samples)
-    yield from vary(
-        "released: weights", {"discovered": released, "equal": replace(released, weighted=False)}
-    )
-    yield from vary(
-        "released: temperature T",
-        {f"{t:g}": _pact(released, kl_temperature=t) for t in (1.0, 2.0)},
-    )
-    yield from vary(
-        "gated vocabulary: top_p", {f"{p:g}": _pact(gated, gate_top_p=p) for p in (0.5, 0.9)}
-    )
-    yield from vary(
-        "gated vocabulary: prefix length",
-        {f"{n}": _pact(gated, gate_prefix_length=n) for n in (2, 8)},
-    )
-    yield from vary(
-        "what is trained",
-        {
-            "adapters, plain": plain,
-            "adapters, PACT": ours,
-            "all weights, plain": replace(plain, full_finetuning=True),
-            "all weights, PACT": replace(ours, full_finetuning=True),
-        },
-    )
-
-
-def _pact(cell: Cell, **changes: Any) -> Cell:
-    return replace(cell, pact=replace(cell.pact, **changes))

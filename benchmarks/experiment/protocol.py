@@ -21,6 +21,16 @@ class Prompts:
     """Prompts in one forward pass."""
 
 
+@dataclass(frozen=True)
+class SecondJudge:
+    """Who judges the answers beside the keywords, as `pact evaluate --judge` names it."""
+
+    name: str
+    """classifier:PATH, guard:PATH or guard:HUB/NAME."""
+    refusal_label: str | None = None
+    """The label of a classifier that means refusal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """From the aligned model to the last prompt."""
@@ -35,3 +45,5 @@ class Protocol:
     """Peak, of adapters; chosen on dev prompts."""
     full_learning_rate: float = 2e-5
     """Peak, of full fine-tuning."""
+    second_judge: SecondJudge | None = None
+    """Its counts and the agreement of both are recorded beside the others; None asks none."""

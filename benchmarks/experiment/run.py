@@ -5,13 +5,14 @@ A record is written when its cell is done, so a run that is cut off goes on wher
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
@@ -21,16 +22,24 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.experiment.alignment import aligned_folder, aligned_model
 from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures, Record, load_record, save_record
 from benchmarks.experiment.stages import Bench
-from pact.demo.shipped import shipped_model
-from pact.loading import load_model
+from benchmarks.experiment.subject import (
+    Subject,
+    check_refusals,
+    demo_identity,
+    demo_subject,
+    named_subject,
+)
+from pact.outputs import whole_folder
 from pact.reference import FrozenModel, Reference
 
 PROTOCOL_FILE = "protocol.json"
+PLAIN = Cell(method="plain")
+"""What stands in for a base that there is none of."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +53,8 @@ def run_cells(
     workers: int,
     with_outside: frozenset[str],
     with_attack: frozenset[str],
+    model: str | None = None,
+    base: str | None = None,
 ) -> None:
     """Compute what is missing of `cells`.
 
@@ -55,23 +66,36 @@ def run_cells(
         workers: processes; the processor's cores are shared out among them.
         with_outside: names of the cells that the outside prompts are asked of too.
         with_attack: names of the cells that the prefill attack is tried on.
+        model: folder or hub name of a chat model, taken as it is; None is the demo's.
+        base: of the model that it was made from; None: the plainly fine-tuned one stands in for it.
 
     Raises:
-        ValueError: the folder holds records of another protocol.
+        ValueError: the folder holds records of another protocol or model; a base is given without a
+            model; a model cannot be loaded, or refuses too little for the cells.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_needs(cells, model, base)
     missing = [cell for cell in dict.fromkeys(cells) if load_record(cell, folder) is None]
     logger.info("%d cells, %d to compute", len(set(cells)), len(missing))
-    _check_protocol(protocol, aligned_folder(protocol.alignment, cache), folder)
+    if any(cell.name in with_outside for cell in missing):
+        harmbench_prompts(protocol.prompts.outside)  # not installed is said now, not after a cell
+    if model is None:
+        _check_protocol(protocol, demo_identity(protocol, cache), folder)
+        if not missing:
+            return
+        subject = demo_subject(protocol, cache)
+    else:
+        subject = named_subject(model, base, cache)
+        check_refusals(subject, missing)
+        _check_protocol(protocol, subject.identity, folder)
     if not missing:
         return
-    aligned, shipped = models(protocol, cache)
+    plain = _plain_folder(subject, protocol, cache, missing)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(aligned, shipped, protocol, threads),
+        initargs=(subject, protocol, plain, threads),
     ) as pool:
         waiting = {
             pool.submit(
@@ -87,22 +111,53 @@ def run_cells(
             raise
 
 
-def models(protocol: Protocol, cache: Path) -> tuple[Path, Path]:
-    """Folders of the aligned model and of the shipped one, made where they are not there yet."""
-    cache.mkdir(parents=True, exist_ok=True)
-    shipped = shipped_model(cache)
-    return aligned_model(protocol.alignment, shipped, cache), shipped
+def _check_needs(cells: Sequence[Cell], model: str | None, base: str | None) -> None:
+    """Refuse what can never be computed, before anything is loaded."""
+    if base is not None and model is None:
+        raise ValueError(f"BASE is of a MODEL, got {base} without one: give both, or neither")
+    projected = [cell.name for cell in cells if cell.method == "safe_lora"]
+    if projected and model is not None and base is None:
+        raise ValueError(
+            f"safe_lora needs the model that {model} was made from, got none for {projected[0]}: "
+            "give BASE, or leave the method out"
+        )
+
+
+def _plain_folder(
+    subject: Subject, protocol: Protocol, cache: Path, cells: Sequence[Cell]
+) -> Path | None:
+    """Adapters of the plainly fine-tuned model, trained once where `cells` find tokens with it."""
+    if subject.base is not None and not any(cell.token_source == "plain" for cell in cells):
+        return None
+    name = subject.identity.get("model_hash") or subject.identity["aligned"]
+    text = json.dumps([name, PLAIN.settings(), asdict(protocol)], sort_keys=True)
+    folder = cache / f"experiment-plain-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        logger.info("plain fine-tuning, once: safety tokens are what it breaks")
+        bench = Bench(subject.aligned, subject.base, protocol, own=subject.own)
+        model, _ = bench.finetune(PLAIN)
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            bench.tokenizer.save_pretrained(unfinished)
+    return folder
 
 
 _bench: Bench | None = None
 
 
-def _start(aligned: Path, shipped: Path, protocol: Protocol, threads: int) -> None:
+def _start(subject: Subject, protocol: Protocol, plain: Path | None, threads: int) -> None:
     """Set a worker up."""
     global _bench
     torch.set_num_threads(threads)
     os.environ["TQDM_DISABLE"] = "1"
-    _bench = Bench(aligned, shipped, protocol)
+    _bench = Bench(
+        subject.aligned,
+        subject.base,
+        protocol,
+        own=subject.own,
+        identity=subject.identity,
+        plain=plain,
+    )
 
 
 def _compute(cell: Cell, folder: Path, outside: bool, attacked: bool) -> str:
@@ -115,7 +170,7 @@ def _compute(cell: Cell, folder: Path, outside: bool, attacked: bool) -> str:
         curve[step] = bench.measure(model, reference, outside=False, attacked=False)
 
     if cell.method == "aligned":
-        model = load_model(bench.aligned)
+        model = bench.load(bench.subject.aligned)
         reference: Reference = FrozenModel(model)
     else:
         model, reference = bench.finetune(cell, look if cell.curve_every else None)
@@ -125,14 +180,16 @@ def _compute(cell: Cell, folder: Path, outside: bool, attacked: bool) -> str:
         settings=cell.settings(),
         measures=measures,
         curve=curve,
-        environment={**_environment(), "seconds": f"{seconds:.0f}"},
+        environment={**bench.subject.identity, **_environment(), "seconds": f"{seconds:.0f}"},
     )
     save_record(record, cell, folder)
     return cell.name
 
 
 def _environment() -> dict[str, str]:
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "torch": torch.__version__,
         "processor": platform.machine(),
         "threads": str(torch.get_num_threads()),
@@ -140,9 +197,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _check_protocol(protocol: Protocol, aligned: Path, folder: Path) -> None:
+def _check_protocol(protocol: Protocol, identity: Mapping[str, str], folder: Path) -> None:
     """Records of one folder are comparable, or this raises."""
-    now = {"aligned": aligned.name, **json.loads(json.dumps(asdict(protocol)))}
+    settings = asdict(protocol)
+    if protocol.second_judge is None:
+        del settings["second_judge"]
+    if "model" in identity:  # it is taken as it is
+        del settings["alignment"]
+    now = {**identity, **json.loads(json.dumps(settings))}
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PROTOCOL_FILE
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -8,20 +8,28 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.experiment.alignment import with_system
-from benchmarks.experiment.baselines import FirstTokens, FullVocabularyKl
+from benchmarks.experiment.baselines import (
+    FirstTokens,
+    FullVocabularyKl,
+    TokenLogits,
+    template_tokens,
+)
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.conversations import finetuning_set, task
 from benchmarks.experiment.opening import opening_odds
 from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Protocol
 from benchmarks.experiment.record import Measures
+from benchmarks.experiment.rivals import Proximal, Turns, project_adapters
+from benchmarks.experiment.second import make_second, second_counts
+from benchmarks.experiment.subject import OwnRefusals, Subject
 from pact.data.collate import Collator
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
@@ -46,12 +54,31 @@ Look = Callable[[Any, Reference, int], None]
 
 
 class Bench:
-    """The models on disk and the prompts, read once for all cells."""
+    """The models on disk and the prompts, read once for all cells.
 
-    def __init__(self, aligned: Path, shipped: Path, protocol: Protocol) -> None:
-        self.aligned = aligned
-        self.shipped = shipped
+    Args:
+        aligned: folder, or hub name, of the chat model that the cells start from.
+        base: of the model that it was made from; None: the plainly fine-tuned one stands in for it.
+        protocol: what all cells share.
+        own: files of the model's own refusals; None takes those that the demo's was taught.
+        identity: names and digests of the models, for the records.
+        plain: folder of the plainly fine-tuned model, where tokens are found against it.
+    """
+
+    def __init__(
+        self,
+        aligned: str | Path,
+        base: str | Path | None,
+        protocol: Protocol,
+        *,
+        own: OwnRefusals | None = None,
+        identity: Mapping[str, str] | None = None,
+        plain: Path | None = None,
+    ) -> None:
+        self.subject = Subject(aligned, base, own, dict(identity or {}))
         self.protocol = protocol
+        self.plain = plain
+        self.second = make_second(protocol.second_judge, protocol.prompts.batch_size)
         self.tokenizer = load_tokenizer(aligned)
         self._tokens: dict[tuple[Any, ...], SafetyTokens] = {}
 
@@ -60,12 +87,12 @@ class Bench:
         source, top_k, length = cell.token_source, cell.top_k, cell.max_response_length
         key = (source, top_k, length, cell.num_samples)
         if key not in self._tokens:
-            refusals = with_system(read("harmful", "train")[: cell.num_samples])
+            refusals = self._told(self.subject.refusals("train")[: cell.num_samples])
             dataset = encode_examples(refusals, self.tokenizer, None)
-            if source == "p_diff":
+            if source in ("p_diff", "plain"):
                 self._tokens[key] = discover(
-                    load_model(self.aligned),
-                    load_model(self.shipped),
+                    self.load(self.subject.aligned),
+                    self.load(self._base(source)),
                     dataset,
                     top_k=top_k,
                     max_response_length=length,
@@ -75,6 +102,21 @@ class Bench:
             else:
                 self._tokens[key] = _equally(self._other_tokens(cell, dataset))
         return self._tokens[key]
+
+    def load(self, name: str | Path) -> Any:
+        """A model with its adapters merged, on the device that is trained on."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load_model(name, merge_adapters=True).to(device)
+
+    def _base(self, source: str) -> str | Path:
+        """What discovery compares the aligned model with."""
+        base = self.plain if source == "plain" else self.subject.base or self.plain
+        assert base is not None, "`run_cells` makes the plainly fine-tuned model"
+        return base
+
+    def _told(self, conversations: Sequence[Conversation]) -> list[Conversation]:
+        """As the model is told them: the demo's behind an empty system turn."""
+        return with_system(conversations) if self.subject.is_demo else list(conversations)
 
     def _other_tokens(self, cell: Cell, dataset: Any) -> list[int]:
         """At random among all that are not special, or the commonest where discovery looks."""
@@ -96,7 +138,7 @@ class Bench:
             look: called with the model and the frozen one before the first step, and every
                 `cell.curve_every` steps.
         """
-        model = load_model(self.aligned)
+        model = self.load(self.subject.aligned)
         reference: Reference
         if cell.full_finetuning:
             reference = FrozenModel(copy.deepcopy(model))
@@ -104,40 +146,72 @@ class Bench:
         else:
             model = add_adapters(model, seed=cell.seed)
             reference = AdaptersOff(model)
-        objective = self.objective(cell)
+        objective = self.objective(cell, model)
         data = finetuning_set(
             cell.harmful_share,
             cell.seed,
             cell.tasks,
             cell.refusal_share,
+            self.subject.refusals("train"),
         )
+        dataset: Any = self._encoded(data)
+        turns = None
+        if isinstance(objective, Proximal):
+            turns = Turns(dataset, self._encoded(self.subject.refusals("train")), objective)
+
+        def after_step(step: int) -> None:
+            if turns is not None:
+                turns.after_step(step)
+            if look and cell.curve_every and step % cell.curve_every == 0 and step < cell.steps:
+                look(model, reference, step)
+
+        after_step(0)
+        held_to = reference if objective.needs_reference else None
+        self._fit(cell, model, turns or dataset, objective, held_to, cell.steps, after_step)
+        if cell.method == "patch":
+            refusal = random.Random(f"patch {cell.seed}").choice(self.subject.refusals("train"))
+            one = self._encoded([refusal])
+            self._fit(cell, model, one, objective, None, cell.patch_steps)
+        if cell.method == "safe_lora":
+            if self.subject.base is None:
+                raise ValueError(
+                    "safe_lora needs the model that the aligned one was made from: give BASE"
+                )
+            project_adapters(model, self.load(self.subject.base), cell.strength)
+        return model, reference
+
+    def _encoded(self, conversations: Sequence[Conversation]) -> Any:
+        return encode_examples(self._told(conversations), self.tokenizer, None)
+
+    def _fit(
+        self,
+        cell: Cell,
+        model: Any,
+        dataset: Any,
+        objective: Objective,
+        held_to: Reference | None,
+        steps: int,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train by the protocol's settings and the cell's."""
         header = header_ids(self.tokenizer) if objective.needs_post_only else ()
         collator = Collator(
             header, self.tokenizer.pad_token_id, post_only=objective.needs_post_only
         )
-        dataset = encode_examples(with_system(data), self.tokenizer, None)
         protocol = self.protocol
         peak = protocol.full_learning_rate if cell.full_finetuning else protocol.learning_rate
         config = FitConfig(
             learning_rate=peak,
-            max_steps=cell.steps,
+            max_steps=steps,
             batch_size=protocol.batch_size,
             warmup_ratio=0.1,
             seed=cell.seed,
             save_every=None,
         )
-        held_to = reference if objective.needs_reference else None
-
-        def after_step(step: int) -> None:
-            if look and cell.curve_every and step % cell.curve_every == 0 and step < cell.steps:
-                look(model, reference, step)
-
-        after_step(0)
         fit(model, dataset, objective, held_to, collator, config, after_step=after_step)
-        return model, reference
 
-    def objective(self, cell: Cell) -> Objective:
-        """What a cell minimises."""
+    def objective(self, cell: Cell, model: Any) -> Objective:
+        """What a cell minimises; `model` is the one that it trains."""
         if cell.method == "pact":
             tokens = self.tokens(cell)
             weights = tokens.weights if cell.weighted else torch.ones(len(tokens.ids))
@@ -146,6 +220,10 @@ class Bench:
             return FullVocabularyKl(cell.strength)
         if cell.method == "first_tokens":
             return FirstTokens(strength=cell.strength)
+        if cell.method == "token_logits":
+            return TokenLogits(template_tokens(self.tokenizer), cell.strength)
+        if cell.method == "lisa":
+            return Proximal((p for p in model.parameters() if p.requires_grad), cell.strength)
         return CrossEntropy()
 
     def measure(
@@ -156,42 +234,45 @@ class Bench:
         `attacked` with the prefill; `outside` with the outside prompts and the odds of openings.
         """
         prompts = self.protocol.prompts
-        harmful = with_system(read("harmful", "heldout")[: prompts.heldout])
+        harmful = self._told(read("harmful", "heldout")[: prompts.heldout])
         common: dict[str, Any] = {"batch_size": prompts.batch_size, "progress": False}
         ask = {"max_new_tokens": prompts.max_new_tokens, **common}
         main = evaluate(
             model,
             self.tokenizer,
             harmful=harmful,
-            benign=with_system(read("benign", "heldout")[: prompts.heldout]),
-            heldout=with_system(read("finetune", "heldout")),
-            drift=harmful,
+            benign=self._told(read("benign", "heldout")[: prompts.heldout]),
+            heldout=self._told(read("finetune", "heldout")),
+            drift=self._told(self.subject.refusals("heldout")[: prompts.heldout]),
             tokens=self.tokens(TABLE_CELL),
             reference=reference,
             **ask,
         )
         counts = _refusals("harmful", main.harmful) | _refusals("benign", main.benign)
+        counts |= second_counts("harmful", self.second, harmful, main)
         if attacked:
             answers = evaluate(model, self.tokenizer, harmful=harmful, prefill=PREFILL, **ask)
             counts |= _refusals("prefill", answers.harmful)
+            counts |= second_counts("prefill", self.second, harmful, answers)
         for name in TASKS:
-            data = with_system(task(name, "heldout")[: prompts.heldout])
+            data = self._told(task(name, "heldout")[: prompts.heldout])
             matches = evaluate(model, self.tokenizer, task=data, **common).task
             assert matches is not None
             counts[name] = matches.successes, matches.n
-        plain_answers = with_system(read("benign", "heldout"))
+        plain_answers = self._told(read("benign", "heldout"))
         fluent = evaluate(model, self.tokenizer, heldout=plain_answers, **common).heldout
         assert fluent is not None
         values = _drift(main) | {"benign_perplexity": fluent.perplexity}
         if outside:
-            requests = [_request(text) for text in harmbench_prompts(prompts.outside)]
-            answers = evaluate(model, self.tokenizer, harmful=with_system(requests), **ask)
+            requests = self._told([_request(t) for t in harmbench_prompts(prompts.outside)])
+            answers = evaluate(model, self.tokenizer, harmful=requests, **ask)
             counts |= _refusals("outside", answers.harmful)
+            counts |= second_counts("outside", self.second, requests, answers)
             for name in ("harmful", "finetune"):
                 values[f"{name}_odds_nats"] = opening_odds(
                     model,
                     self.tokenizer,
-                    with_system(read(name, "heldout")),
+                    self._told(read(name, "heldout")),
                     self.tokens(TABLE_CELL),
                     PREFILL,
                     batch_size=prompts.batch_size,

@@ -5,6 +5,7 @@ Legend: V vocabulary, K safety tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -13,17 +14,23 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.discovery.scores import Mode, mean_scores, model_name
 from pact.discovery.tokens import SafetyTokens, tokenizer_hash
 from pact.fields import COUNT, check_fields
-from pact.loading import load_model, load_tokenizer
+from pact.loading import ADAPTERS_FILE, OWN_BASE, has_adapters, load_model, load_tokenizer
+from pact.model_files import check_json, loading
 from pact.models import check_head, head_weight
 from pact.outputs import check_new_file
 from pact.settings import user_path
+
+LITTLE = 0.1
+"""Part of the largest confidence that some token's must change by, lest a warning is given."""
+
+logger = logging.getLogger(__name__)
 
 BOUNDS = dict.fromkeys(("max_response_length", "num_samples", "max_length", "max_tokens"), COUNT)
 """Bounds of settings that are counts; `discover` has those of the others."""
@@ -36,7 +43,9 @@ class DiscoverConfig:
     aligned: str
     """The aligned chat model, a folder or a hub name; its tokenizer and template read the data."""
     base: str
-    """The model it was aligned from, with the same vocabulary."""
+    """The model it was aligned from, with the same vocabulary. Where that is not at hand: the
+    aligned model after a plain fine-tuning without refusals in its data, such as the adapters of
+    `pact train --method plain`, which are merged; what it broke is where the tokens are."""
     data: str
     """Harmful prompts with the refusals that the aligned model gives them."""
     split: str | None = None
@@ -104,8 +113,8 @@ def run_discover(config: DiscoverConfig) -> SafetyTokens:
     """
     output = user_path(config.output)
     check_new_file(output, overwrite=config.overwrite, inputs={"data": config.data})
-    tokenizer = load_tokenizer(config.aligned, config.chat_template_kwargs)
-    _check_tokenizers(tokenizer, load_tokenizer(config.base), config)
+    tokenizer = load_tokenizer(_with_tokenizer(config.aligned), config.chat_template_kwargs)
+    _check_tokenizers(tokenizer, load_tokenizer(_with_tokenizer(config.base)), config)
     conversations = load_examples(
         config.data,
         split=config.split,
@@ -166,7 +175,8 @@ def discover(
 
     Args:
         aligned_model: the chat model, in evaluation mode.
-        base_model: the model it was aligned from: same vocabulary, same device.
+        base_model: the model it was aligned from, or the aligned model after a plain fine-tuning:
+            same vocabulary, same device. One that has hardly moved is warned of.
         dataset: answers, mostly refusals, as `pact.data.dataset.encode_examples` makes them.
         mode: "p_diff" for P_aligned - P_base, "pref_logratio" for
             P_aligned (log P_base - log P_aligned).
@@ -205,6 +215,8 @@ def discover(
     )
     tokens = SafetyTokens.from_scores(scores.difference, scores.confidence, top_k)
     base_confidence = (scores.confidence - scores.difference)[tokens.ids].clamp(min=0).float()
+    if mode == "p_diff":
+        _warn_of_little(scores.confidence, base_confidence, tokens)
     metadata = {
         "aligned": model_name(aligned_model),
         "base": model_name(base_model),
@@ -236,6 +248,33 @@ def _check_settings(mode: str, top_k: int, max_response_length: int, temperature
         raise ValueError(f"max_response_length must be at least 1, got {max_response_length}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _warn_of_little(confidence: Tensor, base_confidence: Tensor, tokens: SafetyTokens) -> None:
+    """Say so where the two models are nearly one: the weights are of noise then."""
+    most = (confidence[tokens.ids].float() - base_confidence).abs().max().item()
+    largest = confidence.max().item()
+    if most < LITTLE * largest:
+        logger.warning(
+            "the models hardly differ on these answers: by %.1e at most, where the largest "
+            "confidence is %.1e. If the base is a plainly fine-tuned model, fine-tune it longer",
+            most,
+            largest,
+        )
+
+
+def _with_tokenizer(name: str) -> str:
+    """The model itself or, of adapters that were saved without a tokenizer, their base."""
+    folder = user_path(name)
+    if not has_adapters(name) or (folder / "tokenizer_config.json").is_file():
+        return name
+    if (folder / OWN_BASE / "config.json").is_file():
+        return str(folder / OWN_BASE)
+    check_json(folder, (ADAPTERS_FILE,))
+    with loading(f"{ADAPTERS_FILE} of {folder}"):
+        from peft import PeftConfig
+
+        return PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or name
 
 
 def _check_tokenizers(aligned: Any, base: Any, config: DiscoverConfig) -> None:

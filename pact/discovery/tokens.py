@@ -103,7 +103,7 @@ class SafetyTokens:
             raise ValueError(
                 f"at least two of the top_k={top_k} tokens must tell the models apart, got "
                 f"{int(differs.sum())}: raise top_k, or give another base model if it is the "
-                "aligned one"
+                "aligned one, or one that was hardly fine-tuned"
             )
         centred = entries[differs] - entries[differs].mean()
         entries[differs] = centred / (centred.std(correction=1) + EPSILON)

@@ -21,6 +21,7 @@ from pact.settings import user_path
 from pact.training.checkpoint import CHECKPOINTS
 from pact.training.config import CONFIG_FILE
 from pact.training.metrics import METRICS_FILE
+from pact.training.trackers import TRACKERS
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def held_folder(folder: Path, resume: bool) -> Iterator[Path]:
     """Hold a run's folder, which is made if it is not there, until the block ends.
 
     A holder that dies lets go of it. A folder in which nothing was written is taken away again, and
-    so are the settings of a run that failed before its first record: the same call, mended, can
-    begin there.
+    so are the settings of a run that failed before its first record, and what its trackers began:
+    the same call, mended, can begin there.
 
     Args:
         folder: the run's.
@@ -143,10 +144,14 @@ def _names(folder: Path) -> set[str]:
 def _remove_partial(folder: Path) -> None:
     """Take away what a killed run was writing; the lock is held."""
     for path in folder.glob(f"*{PARTIAL}"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _holder(folder: Path) -> str:
@@ -160,9 +165,10 @@ def _forget(folder: Path, before: set[str]) -> None:
     """Take away what a run wrote that failed before its first record."""
     with suppress(OSError):
         new = _names(folder) - before
-        if new <= {CONFIG_FILE, METRICS_FILE} and not _size(folder / METRICS_FILE):
+        ours = {CONFIG_FILE, METRICS_FILE, TRACKERS}
+        if new <= ours and not _size(folder / METRICS_FILE):
             for name in new:
-                (folder / name).unlink()
+                _remove(folder / name)
 
 
 def _size(path: Path) -> int:

@@ -100,7 +100,7 @@ def fit(
     is_main = accelerator.is_main_process
     bar = progress_bar(plan.num_steps, "train", "step", initial=first, show=is_main)
     grad_norm, stops, done = torch.zeros(()), False, first
-    with SignalWatch() as told:
+    with writer, SignalWatch() as told:
         for step in range(first, plan.num_steps):
             if evaluation is not None and writer.best.exhausted():
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -17,6 +18,8 @@ from pact_kernels import PactLoss
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "metrics.png"
+PLOT_EVERY_S = 30.0
+"""Least time between pictures of a run on its way: one takes half a second of a processor."""
 COLOURS = ("#1f4e79", "#d9822b")
 
 Record = dict[str, float]
@@ -80,6 +83,7 @@ class MetricsLog:
     def __init__(self, folder: Path | None, resume_step: int = 0) -> None:
         self.folder = folder
         self.records: list[Record] = []
+        self._plotted_s = time.perf_counter()
         if folder is None:
             return
         path = folder / METRICS_FILE
@@ -103,12 +107,23 @@ class MetricsLog:
                 file.write(json.dumps(record) + "\n")
 
     def plot(self) -> None:
+        """Draw all records so far."""
         if self.folder is not None and self.records:
             plot_metrics(self.records, self.folder / PLOT_FILE)
+            self._plotted_s = time.perf_counter()
+
+    def plot_if_due(self) -> None:
+        """Draw them unless the run began, or drew them last, less than PLOT_EVERY_S ago."""
+        if time.perf_counter() - self._plotted_s >= PLOT_EVERY_S:
+            self.plot()
+            gc.collect()  # a figure is a cycle of 7 MiB: some dozens would wait to be collected
 
 
 def plot_metrics(records: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw loss, KL, gate and speed over the steps; what is 0 throughout gets no panel."""
+    """Draw loss, KL, gate and speed over the steps; what is 0 throughout gets no panel.
+
+    Without a panel there is no picture: of steps that were left out, for one.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -129,13 +144,16 @@ def plot_metrics(records: Sequence[Mapping[str, float]], path: Path) -> None:
         panels.append((title, {"loss": "eval_loss", "cross-entropy": "eval_cross_entropy"}, looked))
     if any("eval_refusals" in record for record in looked):
         panels.append(("Evaluation, share refused", {"refused": "eval_refusals"}, looked))
+    if not panels:
+        return
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(9, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (title, lines, points) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, min(len(panels), 2), place)
         _draw(axes, title, lines, points)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def _draw(

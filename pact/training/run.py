@@ -7,6 +7,7 @@ The output folder of a run:
     tokenizer.json ...              so that the folder loads as a model of its own
     config.yaml                     every setting, which `pact train --config` reads
     metrics.jsonl, metrics.png
+    trackers/                       what trackers write to the disk, where some were asked for
     README.md                       a model card: settings, and how far it moved from its reference
     checkpoints/step-<n>            the newest state, for --resume
 """

@@ -11,6 +11,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from pact.training.config import FitConfig
 from pact.training.metrics import Record
 
+TRACKERS = "trackers"
+"""Folder, in a run's, of what trackers write to the disk."""
+
 
 def check_trackers(config: FitConfig) -> None:
     """Refuse a tracker that is unknown or not installed.
@@ -39,7 +42,8 @@ def started_trackers(
     if not config.report_to:
         return lambda record: None
     check_trackers(config)
-    accelerator.project_configuration.set_directories(str(output_dir or "."))
+    place = Path(".") if output_dir is None else output_dir / TRACKERS
+    accelerator.project_configuration.set_directories(str(place))
     accelerator.log_with = list(config.report_to)
     settings = {
         name: value if isinstance(value, bool | int | float | str) else str(value)

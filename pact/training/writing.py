@@ -6,7 +6,9 @@ The main process writes. What it cannot write ends all processes alike, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
@@ -29,7 +31,7 @@ from pact.training.trackers import started_trackers
 
 
 class Writer:
-    """The files of a run.
+    """The files of a run; as a context, its picture is drawn when an error or a signal ends it.
 
     Args:
         output_dir: an existing folder; None keeps records and best weights in memory.
@@ -63,6 +65,14 @@ class Writer:
         self.best = BestWeights(output_dir, before, config.patience)
         self._track = started_trackers(accelerator, config, output_dir)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            with suppress(Exception):  # a full disk, for one: what went wrong before is said
+                self.log.plot()
+
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint, if there is any."""
@@ -88,7 +98,7 @@ class Writer:
             see(writes=False)
 
     def checkpoint(self, step: int, parts: Parts, *, plots: bool) -> None:
-        """Keep the state after `step` steps, where there is a folder for it."""
+        """Keep the state after `step` steps where there is a folder for it; plot if that is due."""
         folder, keep = self.folder, self.config.save_total_limit
         if folder is None:
             return
@@ -96,7 +106,7 @@ class Writer:
         def save() -> None:
             save_checkpoint(folder, step, parts.parameters, parts.optimizer, self.identity, keep)
             if plots:
-                self.log.plot()
+                self.log.plot_if_due()
 
         self._write(f"the checkpoint of step {step}", save)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import GeneralTracker
 
 from pact.cli import main
+from pact.training import loop, trackers
 from pact.training.metrics import MetricsLog
 from tests.cli.wrong_calls import read
 from tests.cli.wrong_files import write_files
@@ -115,6 +117,49 @@ def test_a_run_that_fails_in_its_first_step(files: Path, monkeypatch: pytest.Mon
         assert main(call) == 2
         assert not (files / "out").exists()
     assert main([*call, "--learning-rate", "1e-5"]) == 0  # other settings than the first call's
+
+
+class Events(GeneralTracker):
+    """A tracker that writes into the folder that it is given, from its start on."""
+
+    name, requires_logging_directory = "tensorboard", True
+
+    def __init__(self, run_name: str, logging_dir: str) -> None:
+        super().__init__()
+        self.file = Path(logging_dir) / run_name / "events"
+        self.file.parent.mkdir(parents=True)  # a retry begins anew
+        self.file.touch()
+
+    @property
+    def tracker(self) -> Events:
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.file.write_text("settings\n")
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{step}\n")
+
+
+def test_what_a_tracker_began_is_in_no_retrys_way(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [Events.name])
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, Events.name, Events)
+    call = [*argv("TRAIN"), "--report-to", Events.name]
+    events = files / "out" / trackers.TRACKERS / "pact" / "events"
+
+    def step(*_: Any) -> None:
+        assert events.read_text() == "settings\n"
+        raise ValueError("the loss must be finite, got nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", step)
+        assert main(call) == 2
+        assert not (files / "out").exists()
+    assert main(call) == 0
+    assert events.read_text().splitlines()[1:]  # of its records
 
 
 def test_a_folder_of_the_users_stays(files: Path) -> None:

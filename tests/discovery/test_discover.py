@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -16,6 +17,8 @@ from torch import Tensor
 from pact.data.dataset import encode_examples
 from pact.discovery import DiscoverConfig, SafetyTokens, discover, run_discover
 from pact.discovery.tokens import tokenizer_hash
+from pact.loading import load_model
+from pact.training.student import add_adapters
 from tests.rounding import STATES, SUMS
 from tests.tiny import VOCAB_SIZE, save_tiny, tiny_llama, tiny_tokenizer
 
@@ -226,6 +229,65 @@ def test_run_discover_writes_what_it_returns(
     fewer = run_discover(replace(config, overwrite=True, num_samples=2))
     assert fewer.metadata["num_samples"] == "2"
     assert SafetyTokens.load(config.output).metadata["num_samples"] == "2"
+
+
+@pytest.fixture(scope="module")
+def plain_run(config: DiscoverConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters on the aligned model, as a plain fine-tuning leaves them: without a tokenizer."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    model = add_adapters(load_model(config.aligned))
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=stream)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["named", "own base", "own tokenizer"])
+def test_adapters_on_the_aligned_model_are_a_base(
+    config: DiscoverConfig, plain_run: Path, tmp_path: Path, place: str
+) -> None:
+    """Merged; their tokenizer is their own or, where they have none, that of their base."""
+    base = Path(shutil.copytree(plain_run, tmp_path / "base"))
+    if place == "own base":
+        shutil.copytree(config.aligned, base / "base")
+        settings = json.loads((base / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = "gone/away"
+        (base / "adapter_config.json").write_text(json.dumps(settings))
+    if place == "own tokenizer":
+        tiny_tokenizer().save_pretrained(base)
+    output = str(tmp_path / "tokens.safetensors")
+    tokens = run_discover(replace(config, base=str(base), output=output))
+    merged = load_model(base, merge_adapters=True)
+    in_memory = find((tiny_llama(seed=0), merged), rows_of(*[texts[:2] for texts in CONVERSATIONS]))
+    assert torch.equal(tokens.ids, in_memory.ids)
+    torch.testing.assert_close(tokens.weights, in_memory.weights, rtol=STATES, atol=SUMS)
+    assert tokens.metadata["base"] == str(base)
+
+
+def test_adapters_of_another_tokenizer_are_no_base(
+    config: DiscoverConfig, plain_run: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(plain_run, tmp_path / "base"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ValueError, match="must share one tokenizer"):
+        run_discover(replace(config, base=str(base), output=str(tmp_path / "tokens")))
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(1e-4, True), (1.0, False)])
+def test_a_base_that_hardly_moved_is_warned_of(
+    pair: Pair, dataset: Any, caplog: pytest.LogCaptureFixture, scale: float, warns: bool
+) -> None:
+    base = tiny_llama(seed=0)
+    with torch.no_grad():
+        for ours, theirs in zip(base.parameters(), pair[1].parameters(), strict=True):
+            ours.lerp_(theirs, scale)
+    find((pair[0], base), dataset)
+    assert ("hardly differ" in caplog.text) == warns
 
 
 def test_everything_is_checked_before_a_model_is_loaded(

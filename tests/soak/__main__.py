@@ -1,7 +1,7 @@
 """Kill runs and go on with them for an hour, beside one that is let be: `make soak`.
 
 Prints and writes what docs/reliability.md says of it; ends with 1 if a run was lost, ended with
-other bits than one left alone, or left a file behind.
+other bits than one left alone, or left a file behind, and if memory grew or a signal never came.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tests.soak.chain import Alone, chain, left_alone
-from tests.soak.report import write_report
+from tests.soak.report import failures, write_report
 from tests.soak.victim import NEVER, Moment, Settings, Victim, prepare
 
 RESULTS = Path("benchmarks/results/soak.json")
@@ -142,7 +142,10 @@ def main() -> int:
         found = soak(given.minutes, given.seed, Path(folder))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(write_report(found), end="")
-    return 1 if found["faults"] else 0
+    failed = failures(found)
+    for line in failed:
+        print(f"soak: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

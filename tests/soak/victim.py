@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,15 @@ import psutil
 import torch
 import yaml
 
-PRELOADED = ["pact.training.run", "pact.cli.train", "pact.training.trackers"]
-"""What every process would import first: done once, in the server that forks them."""
+PRELOADED = [
+    "pact.training.run",
+    "pact.cli.train",
+    "pact.training.trackers",
+    "pact_kernels.chunked",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+]
+"""What every process would import: done once, in the server that forks them."""
 SHARD_EXAMPLES = 32
 """Examples in a shard of the reference cache: three of them in `Settings()`."""
 GRACE_S = 60.0
@@ -116,14 +124,10 @@ class Victim:
         self.log.with_name("temporary").mkdir(parents=True, exist_ok=True)
         self.log.touch()
         self.end = end
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = server()
         self._changes = context.Value("i", 0, lock=False)
-        launch = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-        launch |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(_free_port())}
         self.processes = []
-        for rank in range(processes):
-            own = launch | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        for rank, own in enumerate(launched(processes) if processes > 1 else [{}]):
             die_at = end.change if rank == end.rank else None
             process = context.Process(
                 target=_run, args=(argv, self.log, own, die_at, self._changes), daemon=True
@@ -166,6 +170,27 @@ class Victim:
         return first.exitcode
 
 
+def start_server() -> None:
+    """Start what forks the processes, and wait until it has imported what they need."""
+    process = server().Process(target=int)
+    process.start()
+    process.join()
+
+
+def server() -> ForkServerContext:
+    """Where processes are forked that have imported PRELOADED."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def launched(processes: int) -> list[dict[str, str]]:
+    """The environment that a launcher gives to each of several processes."""
+    launch = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    launch |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(_free_port())}
+    return [launch | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
 def cache_of(output: Path) -> Path:
     return output.with_name("cache")
 
@@ -184,6 +209,7 @@ def _run(
 
     shards.SHARD_EXAMPLES = SHARD_EXAMPLES
     os.environ.update(launch, TMPDIR=str(log.with_name("temporary")))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     torch.set_num_threads(1)
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

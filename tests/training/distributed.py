@@ -1,11 +1,7 @@
-"""Run by `test_loop` in two processes: train with `fit` and `PactTrainer`, save what comes of it.
-
-torchrun --nproc-per-node=2 tests/training/distributed.py FOLDER
-"""
+"""Run by `test_loop` in two processes: train with `fit` and `PactTrainer`, and save the weights."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -91,8 +87,3 @@ def main(folder: Path) -> None:
         if processes.is_main_process:
             save_file(step, folder / f"{name}.safetensors")
     processes.wait_for_everyone()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -1,7 +1,4 @@
-"""Run by `test_faults` in two processes: what one of them meets ends both, and is said alike.
-
-torchrun --nproc-per-node=2 tests/training/faults.py FOLDER
-"""
+"""Run by `test_faults` in two processes: what one of them meets ends both, and is said alike."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -144,8 +140,3 @@ def main(folder: Path) -> None:
         name = f"{scene.__name__}-{processes.process_index}.json"
         (folder / name).write_text(json.dumps(found))
         processes.wait_for_everyone()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

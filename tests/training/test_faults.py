@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.faults import BAD, SCENES
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.training.faults import BAD, SCENES, main
+from tests.training.two import in_two_processes
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """By scene: what each of two processes came to."""
     folder = tmp_path_factory.mktemp("faults")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(REPOSITORY / "tests/training/faults.py"), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(main, folder)
     return {
         scene.__name__: [
             json.loads((folder / f"{scene.__name__}-{process}.json").read_text())

@@ -27,6 +27,7 @@ from pact.training.student import make_trainable
 from tests.rounding import AFTER_ADAM, STATES, SUMS
 from tests.tiny import save_tiny, tiny_llama
 from tests.training.distributed import STEPS, by_fit, by_step, by_trainer
+from tests.training.distributed import main as train_all
 from tests.training.problem import (
     TOKEN_IDS,
     TOKEN_WEIGHTS,
@@ -36,6 +37,7 @@ from tests.training.problem import (
     problem,
     summed_gradients,
 )
+from tests.training.two import in_two_processes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -196,15 +198,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     """Both `fit` and `PactTrainer`, all weights, so that the head's gradient is reduced too."""
-    script = [str(REPOSITORY / "tests/training/distributed.py"), str(tmp_path)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *script],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(train_all, tmp_path)
     start = parameters_of(tiny_llama())
     trained, losses = by_trainer(tmp_path, 1)
     evaluated = load_file(tmp_path / "evaluation.safetensors")

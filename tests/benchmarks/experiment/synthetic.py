@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.costs import Cost
+from benchmarks.experiment.frame import Line as Pooled
+from benchmarks.experiment.frame import lines_of, read_records
 from benchmarks.experiment.record import Measures, Record, path_of, save_record
 from pact.objective import PactConfig
 
@@ -67,6 +69,11 @@ class Grid(NamedTuple):
     over_time: list[Line] = []
     recommended: str = "PACT recommended"
     quick: bool = False
+
+
+def lines(grid: Grid, folder: Path) -> dict[str, list[Pooled]]:
+    """By section, as the document has them."""
+    return lines_of(read_records(grid, folder, "a model"), grid.recommended, COSTS)
 
 
 def seeded(group: str, label: str, cell: Cell, seeds: Sequence[int] = SEEDS) -> Line:

@@ -12,7 +12,13 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
 import pact_kernels as pk
-from benchmarks.experiment.baselines import FirstTokens, FullVocabularyKl
+from benchmarks.experiment.baselines import (
+    REFUSAL_TEMPLATES,
+    FirstTokens,
+    FullVocabularyKl,
+    TokenLogits,
+    template_tokens,
+)
 from pact.data.collate import Collator
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff
@@ -21,13 +27,18 @@ from pact.training.loop import fit
 from pact.training.student import add_adapters
 from pact_kernels.types import Head
 from tests.ops.problem import Problem, problem
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.training.problem import problem as training_problem
 from tests.training.problem import summed_gradients
 
 PLAIN: dict[str, Any] = {}
 FULL: dict[str, Any] = {"softcap": 6.0, "logit_scale": 0.7}  # the cap bends logits of a few units
-OBJECTIVES = [FullVocabularyKl(0.7, step_tau=3.0), FirstTokens(strength=1.5)]
+HELD = torch.tensor([2, 3, 11])
+OBJECTIVES = [
+    FullVocabularyKl(0.7, step_tau=3.0),
+    FirstTokens(strength=1.5),
+    TokenLogits(HELD, 0.4),
+]
 SHARED_BIAS = {**FULL, "reference_bias": False}  # the student's bias is the reference's too
 HEADS = pytest.mark.parametrize(
     "head", [PLAIN, FULL, SHARED_BIAS], ids=["matrix", "bias, cap and scale", "shared bias"]
@@ -197,6 +208,27 @@ def test_first_tokens_is_stable_at_extreme_ratios(beta: float) -> None:
     torch.testing.assert_close(hidden.grad[:, 0].double(), by_hand, rtol=1e-4, atol=1e-7)
 
 
+@HEADS
+def test_token_logits_is_its_formula(head: dict[str, Any]) -> None:
+    case = Case(**head)
+    out = case.loss(TokenLogits(HELD, 0.4))
+    u, f = case.logits()
+    change = (u[:, HELD] - f[:, HELD].detach()).square().mean()
+    ce = functional.cross_entropy(u, case.target)
+    torch.testing.assert_close((out.cross_entropy, out.kl), (ce.detach(), change.detach()))
+    assert (out.num_rows, out.mean_gate) == (len(case.target), 0)
+    assert_same(out.loss, ce + 0.4 * change, case.leaves)
+
+
+def test_template_tokens_are_those_of_the_words_of_a_refusal() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = template_tokens(tokenizer).tolist()
+    assert ids == sorted(set(ids))
+    for template in REFUSAL_TEMPLATES:
+        assert set(tokenizer(template, add_special_tokens=False)["input_ids"]) <= set(ids)
+    assert not set(ids) & set(tokenizer.all_special_ids)
+
+
 @BOTH
 def test_micro_batches_sum_to_the_whole_step(objective: PactObjective) -> None:
     case = Case(**FULL)
@@ -242,6 +274,9 @@ def test_only_live_states_are_taken(objective: PactObjective) -> None:
     [
         (lambda: FullVocabularyKl(-0.1), "kl_weight"),
         (lambda: FullVocabularyKl(1.0, 0.0), "kl_step_tau"),
+        (lambda: TokenLogits(torch.tensor([], dtype=torch.int64), 1.0), "at least one token"),
+        (lambda: TokenLogits(HELD, -1.0), "weight"),
+        (lambda: TokenLogits(HELD, math.inf), "weight"),
         (lambda: FirstTokens([0.5, 0.0]), r"betas\[1\]"),
         (lambda: FirstTokens(later_beta=-1.0), "later_beta"),
         (lambda: FirstTokens(strength=0.0), "strength"),

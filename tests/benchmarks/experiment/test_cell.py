@@ -52,6 +52,40 @@ def test_what_a_method_does_not_read_is_not() -> None:
     assert aligned.settings() == {"method": "aligned"}
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        (Cell(method="aligned"), "aligned-h00-s0-b759530975"),
+        (Cell(method="plain"), "plain-h00-s0-eb1888f4b6"),
+        (Cell(method="pact"), "pact-h00-s0-bb8c8adc4b"),
+        (Cell(method="pact", pact=PactConfig(over="selection")), "pact-h00-s0-4206f89bd5"),
+        (Cell(method="full_kl"), "full_kl-h00-s0-1d9eb18ae2"),
+        (Cell(method="first_tokens"), "first_tokens-h00-s0-c502b1f44c"),
+        (Cell(method="mixing", refusal_share=0.05), "mixing-h00-s0-8b33cc73a5"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_records_that_are_there_are_found_again(cell: Cell, name: str) -> None:
+    """Fields that are new must not change the names of cells that do not read them."""
+    assert cell.name == name
+
+
+def test_the_patch_alone_reads_its_steps() -> None:
+    patch = Cell(method="patch")
+    assert replace(patch, patch_steps=9).name != patch.name
+    assert replace(patch, strength=9.0).name == patch.name
+    assert replace(PACT, patch_steps=9).name == PACT.name
+    for method in ("token_logits", "lisa", "safe_lora"):
+        cell = Cell(method=method)  # type: ignore[arg-type]
+        assert replace(cell, strength=9.0).name != cell.name
+        assert replace(cell, patch_steps=9).name == cell.name
+
+
+def test_safe_lora_has_adapters() -> None:
+    with pytest.raises(ValueError, match="safe_lora projects adapters, got full_finetuning"):
+        Cell(method="safe_lora", full_finetuning=True)
+
+
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     """Also the released objective, whose steps weigh alike: JSON has no infinity."""
     cell = Cell(method="pact", pact=PactConfig(over="selection"))

@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 
+from benchmarks.experiment import __main__ as command
 from benchmarks.experiment import plots
-from benchmarks.experiment.document import FIELD, TEMPLATE, fill, render
+from benchmarks.experiment.document import TEMPLATE, TEMPLATES, render, table
 from benchmarks.experiment.record import path_of
 from tests.benchmarks.experiment.synthetic import COSTS, Grid, whole
 
 NAMES = ("SmolLM2-135M-Instruct", "arXiv 2603.07445", "95 % Wilson")
 """The only digits that the template has: of names."""
+DOCUMENT = Path(__file__).parents[3] / "docs" / "evidence.md"
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: they take nearly all of the time."""
+    """Pictures are named and not drawn: that takes nearly all of the time."""
+    monkeypatch.setattr(plots, "_save", lambda figure, path: path.name)
     for name in ("plot_main", "plot_trade_off", "plot_over_time"):
-        monkeypatch.setattr(plots, name, lambda results, path: None)
+        monkeypatch.setattr(plots, name, lambda lines, *rest: lines or None)
 
 
-def written(grid: Grid, records: Path, folder: Path, costs=COSTS) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    return render(grid, records, costs, folder).read_text(encoding="utf-8")
+def written(grid: Grid, records: Path, folder: Path, costs=COSTS, others=()) -> str:
+    return render(grid, records, costs, folder, others).read_text(encoding="utf-8")
 
 
-def test_a_template_is_filled() -> None:
-    assert fill("{{ a.b }}, {{c}} and {{ a.b }}", {"a.b": "1", "c": "2"}) == "1, 2 and 1"
-
-
-def test_a_field_that_there_is_not() -> None:
-    with pytest.raises(ValueError, match="got b: name one of a"):
-        fill("{{ a }} {{ b }}", {"a": "1"})
-
-
-def test_a_field_that_is_left_out() -> None:
-    with pytest.raises(ValueError, match="must name every field, got none of b, c"):
-        fill("{{ a }}", {"a": "1", "b": "2", "c": "3"})
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_is_what_the_records_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", ["experiment", "render"])
+    command.main()
+    now = (tmp_path / "docs" / "evidence.md").read_text(encoding="utf-8").splitlines()
+    kept = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    differing = [pair for pair in zip(kept, now, strict=False) if pair[0] != pair[1]]
+    assert not differing, "run python -m benchmarks.experiment render"
+    assert len(kept) == len(now)
 
 
 def test_no_number_of_the_template_is_typed() -> None:
-    text = FIELD.sub("", TEMPLATE.read_text(encoding="utf-8"))
+    """Neither in its prose nor in its expressions."""
+    tree = TEMPLATES.parse((Path(command.__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
+    prose = " ".join(node.data for node in tree.find_all(jinja2.nodes.TemplateData))
     for name in NAMES:
-        assert name in text
-        text = text.replace(name, "")
-    assert re.findall(r"\d", text) == []
+        assert name in prose
+        prose = prose.replace(name, "")
+    constants = [str(node.value) for node in tree.find_all(jinja2.nodes.Const)]
+    assert re.findall(r"\d", " ".join([prose, *constants])) == []
 
 
+def test_a_table() -> None:
+    rows = [
+        {"group": "a", "x": "1 | 2"},
+        {"group": "a", "x": "3 | 4"},
+        {"group": "b", "x": "5 | 6"},
+    ]
+    assert table(rows, {"varied": "group"}, {":x | y": "x"}).splitlines() == [
+        "| varied | x | y |",
+        "| :--- | :--- | ---: |",
+        "| a | 1 | 2 |",
+        "|  | 3 | 4 |",
+        "| b | 5 | 6 |",
+    ]
+    assert table([]) == "Not measured."
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_whole_document(tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()
@@ -60,15 +83,12 @@ def test_the_whole_document(tmp_path: Path) -> None:
     text = written(grid, records, tmp_path / "docs")
     assert "{{" not in text and "}}" not in text and "\n\n\n" not in text
     assert "161 steps of 9" in text and "0.0123" in text
+    assert "in unrecorded tokens at most" in text
     # all that is left out: costs of three methods in each of three tables, and one ablation
     assert len(re.findall(r"not measured \| - \|$", text, re.MULTILINE)) == 9
     assert text.count("not measured") == 9 + 2
     pictures = re.findall(r"!\[.+\]\((.+)\)", text)
-    assert len(pictures) == 3
-    for picture in pictures:
-        assert 0 < (tmp_path / "docs" / picture).stat().st_size < 120_000
-    assert len(list((tmp_path / "docs" / "evidence").iterdir())) == 3
-    assert written(grid, records, tmp_path / "again") == text
+    assert pictures == [f"evidence/{name}.png" for name in ("main", "trade-off", "over-time")]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -98,19 +118,28 @@ def test_a_count_that_changes_changes_the_document(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_every_share_of_a_record_is_read(tmp_path: Path) -> None:
-    """Each count that a table names moves the document by itself."""
+def test_every_measure_of_a_record_is_read(tmp_path: Path) -> None:
+    """Each count and value that a table names moves the document by itself."""
     grid = Grid(main=whole(tmp_path).main[:3])
-    path = path_of(grid.main[0].cells[0], tmp_path)
+    path = path_of(grid.main[1].cells[0], tmp_path)
     record = json.loads(path.read_text())
     texts = {written(grid, tmp_path, tmp_path / "docs")}
-    keys = ("harmful", "harmful_anywhere", "prefill_anywhere", "outside", "benign_anywhere")
-    for key in (*keys, "classification", "extraction"):
-        changed = json.loads(json.dumps(record))
-        changed["measures"]["counts"][key][0] += 3
-        path.write_text(json.dumps(changed))
-        texts.add(written(grid, tmp_path, tmp_path / "docs"))
-    assert len(texts) == 1 + len(keys) + 2
+    unread = {"prefill", "outside_anywhere", "benign"}
+    unread |= {"kl_vocabulary_nats", "confidence", "reference_confidence"}
+    for kind, keys in (
+        ("counts", record["measures"]["counts"]),
+        ("values", record["measures"]["values"]),
+    ):
+        for key in keys:
+            changed = json.loads(json.dumps(record))
+            if kind == "counts":
+                changed["measures"][kind][key][0] += 3
+            else:
+                changed["measures"][kind][key] += 3
+            path.write_text(json.dumps(changed))
+            text = written(grid, tmp_path, tmp_path / "docs")
+            assert (text in texts) == (key in unread), key
+            texts.add(text)
 
 
 def test_a_quick_document_without_records(tmp_path: Path) -> None:
@@ -122,8 +151,44 @@ def test_a_quick_document_without_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_missing_seeds_are_told(tmp_path: Path) -> None:
+def test_missing_seeds_lines_and_sets_are_told(tmp_path: Path) -> None:
     grid = Grid(main=whole(tmp_path).main)
     path_of(grid.main[1].cells[0], tmp_path).unlink()
+    for line in [grid.main[2], *grid.main[13:]]:
+        for cell in line.cells:
+            path_of(cell, tmp_path).unlink()
     text = written(grid, tmp_path, tmp_path / "docs")
     assert "| plain (2 of 3 seeds) | 19 % [12-29] | 7, 8 of 40 |" in text
+    assert 'left out: benign only: "PACT selection"; 30 % harmful: "plain", "PACT' in text
+    assert "### Fine-tuned on: 10 % harmful" in text
+    assert "### Fine-tuned on: 30 % harmful" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "demo", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    grid = whole(folders[0])
+    other = Grid(main=whole(folders[1]).main[:6])
+    protocol = {"model": "Other-1B", "model_hash": "abc", "base": "plainly fine-tuned"}
+    (folders[1] / "protocol.json").write_text(json.dumps(protocol))
+    path = path_of(other.main[1].cells[0], folders[1])
+    record = json.loads(path.read_text())
+    record["measures"]["counts"]["harmful"][0] += 1
+    path.write_text(json.dumps(record))
+    text = written(grid, folders[0], tmp_path / "docs", others=[(other, folders[1], {})])
+    first, second = text.split("# Other-1B\n")
+    assert "# SmolLM2-135M-Instruct\n" in first
+    assert "21/120" in first and "22/120" not in first
+    assert "22/120" in second and "21/120" not in second
+    assert "Other-1B is taken as its makers shipped it" in second and "abc" in second
+    assert "evidence/main.png" in first and "evidence/Other-1B-main.png" in second
+    assert text.count("## How to read the tables") == text.count("## What cannot be concluded") == 1
+
+
+def test_a_model_is_shown_once(tmp_path: Path) -> None:
+    again = (Grid(), tmp_path, {})
+    with pytest.raises(ValueError, match="shows each model once, got SmolLM2-135M-Instruct from"):
+        render(Grid(), tmp_path, {}, tmp_path, [again])
+    assert not (tmp_path / "evidence.md").exists()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
-from benchmarks.experiment.grid import (
+import pytest
+
+from benchmarks.experiment.grid import full_grid, quick_grid, without_base
+from benchmarks.experiment.methods import (
+    AT_EVERY_SHARE,
     DEFAULT_LABEL,
     LEFT_OUT,
     METHODS,
     RECOMMENDED_LABEL,
-    full_grid,
-    quick_grid,
+    SETS,
 )
 from pact.objective import PactConfig
 
@@ -19,7 +23,8 @@ from pact.objective import PactConfig
 def test_the_main_table_has_every_method_on_the_sets_it_is_for() -> None:
     grid = full_grid()
     groups = {line.group for line in grid.main}
-    assert groups == {"benign only", "10 % harmful", "30 % harmful"}
+    assert groups == set(SETS)
+    assert list(SETS.values()) == [0.0, 0.05, 0.1, 0.2, 0.3]
     for group in groups:
         lines = [line for line in grid.main if line.group == group]
         assert [line.label for line in lines] == [
@@ -30,7 +35,8 @@ def test_the_main_table_has_every_method_on_the_sets_it_is_for() -> None:
             assert sorted(cell.seed for cell in line.cells) == [0, 1, 2]
             assert len({replace(cell, seed=0) for cell in line.cells}) == 1
     shares = Counter(cell.harmful_share for line in grid.main for cell in line.cells)
-    assert shares == {0.0: 10 * 3 + 3, 0.1: 9 * 3, 0.3: 5 * 3}  # three lines of the aligned model
+    few = 3 * len(AT_EVERY_SHARE)
+    assert shares == {0.0: 14 * 3 + 5, 0.05: few, 0.1: 13 * 3, 0.2: few, 0.3: 9 * 3}  # 5: aligned
 
 
 def test_the_released_objective_stays_and_the_default_is_recommended() -> None:
@@ -67,6 +73,44 @@ def test_no_cell_is_computed_twice() -> None:
         assert len({cell.name for cell in cells}) == len(cells)
         assert cells[0].method == "aligned"
     assert len(quick_grid().cells()) < len(full_grid().cells()) / 4
+
+
+def test_a_part_of_the_grid_has_the_cells_that_are_named() -> None:
+    grid = full_grid()
+    part = grid.only(methods=["plain"], sets=["5 % harmful", "benign only"], seeds=[1])
+    assert [(line.group, line.label, len(line.cells)) for line in part.lines()] == [
+        ("benign only", "aligned", 1),
+        ("benign only", "plain", 1),
+        ("5 % harmful", "aligned", 1),
+        ("5 % harmful", "plain", 1),
+    ]
+    assert {cell.seed for cell in part.cells() if cell.method == "plain"} == {1}
+    assert set(part.cells()) <= set(grid.cells())
+    seeded = grid.only(seeds=[0, 2])
+    assert {cell.seed for cell in seeded.cells()} == {0, 2}
+    assert seeded.ablations == grid.ablations
+    assert grid.only() == grid
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"methods": ["plane"]}, "--methods must be of aligned, plain, .*, got plane"),
+        ({"sets": ["7 % harmful"]}, "--sets must be of benign only, .*, got 7 % harmful"),
+        ({"seeds": [3]}, "--seeds must be of 0, 1, 2, got 3"),
+        ({"methods": ["Lisa"], "sets": ["5 % harmful"]}, "not tried on these sets"),
+    ],
+)
+def test_a_part_that_there_is_not_is_refused(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        full_grid().only(**part)
+
+
+def test_without_a_base_there_is_no_projection() -> None:
+    kept, grid = without_base(full_grid()), full_grid()
+    lost = set(grid.cells()) - set(kept.cells())
+    assert {cell.method for cell in lost} == {"safe_lora"}
+    assert len(lost) == 9
 
 
 def test_costs_are_of_every_method_and_of_benign_data() -> None:

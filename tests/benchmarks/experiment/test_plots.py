@@ -8,86 +8,75 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiment import plots
-from benchmarks.experiment.pooled import Results, pool_grid
-from tests.benchmarks.experiment.synthetic import METHODS, Grid, whole
+from tests.benchmarks.experiment.synthetic import METHODS, Grid, lines, whole
 
-DRAWN = pytest.mark.parametrize(
-    "draw", [plots.plot_main, plots.plot_trade_off, plots.plot_over_time]
-)
+LABEL = "PACT recommended"
 MOST_BYTES = 120_000
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("records")
-    return pool_grid(whole(folder), folder)
+    return lines(whole(folder), folder)
 
 
-@DRAWN
-def test_a_picture_is_a_small_png(draw, results: Results, tmp_path: Path) -> None:
-    path = draw(results, tmp_path / "new" / "picture.png")
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", content[16:24])
-    assert 500 < width < 1400 and 300 < height < 1200
-    assert len(content) < MOST_BYTES
+def test_pictures_are_small_and_the_same_each_time(found: dict, tmp_path: Path) -> None:
+    found = {**found, "main": found["main"][:6]}
+    names = plots.draw(found, LABEL, tmp_path / "new", "a-")
+    assert set(names) == {"main", "trade_off", "over_time"}
+    again = plots.draw(found, LABEL, tmp_path / "again")
+    for stem, name in names.items():
+        assert name == f"a-{stem.replace('_', '-')}.png" == f"a-{again[stem]}"
+        content = (tmp_path / "new" / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", content[16:24])
+        assert 500 < width < 1400 and 300 < height < 1200
+        assert len(content) < MOST_BYTES
+        assert content == (tmp_path / "again" / again[stem]).read_bytes()
 
 
-@DRAWN
-def test_the_same_results_draw_the_same_bytes(draw, results: Results, tmp_path: Path) -> None:
-    first, second = (draw(results, tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
-    assert first == second
-
-
-@DRAWN
-def test_without_records_nothing_is_drawn(draw, tmp_path: Path) -> None:
+def test_without_records_nothing_is_drawn(tmp_path: Path) -> None:
     empty = tmp_path / "records"
     empty.mkdir()
     for grid in (Grid(), whole(tmp_path)):
-        assert draw(pool_grid(grid, empty), tmp_path / "picture.png") is None
-    assert not (tmp_path / "picture.png").exists()
+        assert set(plots.draw(lines(grid, empty), LABEL, tmp_path / "new").values()) == {""}
+    assert not (tmp_path / "new").exists()
 
 
-@DRAWN
-def test_a_picture_of_a_part_is_drawn(draw, tmp_path: Path) -> None:
-    half = tmp_path / "records"
-    half.mkdir()
-    grid = whole(half)
-    for place, path in enumerate(sorted(half.glob("*.json"))):
-        if place % 2:
-            path.unlink()
-    assert draw(pool_grid(grid, half), tmp_path / "picture.png").is_file()
+def test_a_part_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_save", lambda figure, path: path.name)
+    grid = whole(tmp_path)
+    for path in sorted(tmp_path.glob("*.json"))[::2]:
+        path.unlink()
+    assert all(plots.draw(lines(grid, tmp_path), LABEL, tmp_path / "new").values())
 
 
-def test_a_method_has_one_style_everywhere(results: Results) -> None:
-    styles = plots.styles(results)
+def test_a_method_has_one_style_everywhere(found: dict) -> None:
+    styles = plots.styles(found, LABEL)
     assert set(styles) == {"aligned", *METHODS}
     assert len(set(styles.values())) == len(styles)
-    assert styles["PACT recommended"] == plots.RECOMMENDED
-    without_main = plots.styles(results._replace(main=[]))
-    assert without_main["plain"] == styles["plain"]
-    assert without_main["PACT recommended"] == styles["PACT recommended"]
+    assert styles[LABEL] == plots.RECOMMENDED
+    without_main = plots.styles({**found, "main": []}, LABEL)
+    assert without_main["plain"] == styles["plain"] == plots.FIXED["plain"]
 
 
-def test_all_styles_differ() -> None:
-    styles = [plots.ALIGNED, plots.PLAIN, plots.RECOMMENDED, *plots.OTHERS]
-    assert len({style.colour for style in styles}) == len({s.marker for s in styles}) == len(styles)
+def test_more_methods_than_colours_differ_still(found: dict) -> None:
+    (line, *_) = [x for x in found["main"] if x.label == "first tokens"]
+    many = [type(line)(**{**vars(line), "label": f"method {place}"}) for place in range(30)]
+    styles = plots.styles({**found, "main": many}, LABEL)
+    assert len(set(styles.values())) == len(styles) > 30
 
 
-def test_the_trade_off_is_drawn_through_its_points(
-    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: saved.append(figure))
-    plots.plot_trade_off(results, tmp_path / "picture.png")
-    panels = saved[0].axes
+def test_the_trade_off_is_drawn_through_its_points(found: dict) -> None:
+    style = plots.styles(found, LABEL)
+    panels = plots.plot_trade_off(found["trade_off"], found["main"], style).axes
     assert [axes.get_title(loc="left") for axes in panels] == [
         "Fine-tuned on benign data",
         "Fine-tuned with 10 % harmful pairs",
     ]
     for axes, share in zip(panels, (0.0, 0.1), strict=True):
         drawn = next(line for line in axes.lines if line.get_label() == "first tokens")
-        lines = [one for one in results.trade_off if one.group == "first tokens"]
-        here = [one for one in lines if one.cell.harmful_share == share]
-        expected = [100 * one.counts["harmful"].rate.rate for one in here]
+        here = [x for x in found["trade_off"] if (x.group, x.share) == ("first tokens", share)]
+        expected = [100 * x.rate("harmful").rate for x in here]
         assert list(drawn.get_ydata()) == pytest.approx(expected)
+        assert {text.get_text() for text in axes.texts} <= {x.label for x in here}

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from benchmarks.experiment import run
+from benchmarks.experiment.ablations import POST_ALONE
 from benchmarks.experiment.alignment import Alignment, aligned_folder, aligned_model, own_answers
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.grid import METHODS, POST_ALONE, RECOMMENDED
+from benchmarks.experiment.methods import METHODS, RECOMMENDED
 from benchmarks.experiment.protocol import Prompts, Protocol
 from benchmarks.experiment.record import load_record, path_of
 from benchmarks.experiment.run import run_cells
@@ -31,13 +32,19 @@ REFUSALS = ("harmful", "benign", "prefill")
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("models")
-    return Bench(save_tiny(folder / "aligned", 1), save_tiny(folder / "shipped", 2), TINY)
+    return Bench(
+        save_tiny(folder / "aligned", 1),
+        save_tiny(folder / "shipped", 2),
+        TINY,
+        plain=save_tiny(folder / "plain", 3),
+    )
 
 
 @pytest.mark.parametrize(
     "cell",
     [
         *(replace(cell, harmful_share=0.3) for cell in METHODS.values()),
+        replace(RECOMMENDED, token_source="plain"),
         replace(RECOMMENDED, token_source="random"),
         replace(RECOMMENDED, token_source="frequency", weighted=False),
         replace(RECOMMENDED, pact=replace(RECOMMENDED.pact, gate=True, **POST_ALONE)),
@@ -103,7 +110,7 @@ def test_records_at_hand_are_not_computed_anew(
     empty = {"counts": {}, "values": {}}
     record = {"settings": cell.settings(), "measures": empty, "curve": {}, "environment": {}}
     path_of(cell, tmp_path).write_text(json.dumps(record))
-    for name in ("models", "ProcessPoolExecutor"):
+    for name in ("demo_subject", "ProcessPoolExecutor"):
         monkeypatch.setattr(run, name, never)
     common: dict[str, Any] = {"workers": 2, "with_outside": frozenset(), "with_attack": frozenset()}
     run_cells([cell, cell], TINY, tmp_path, tmp_path, **common)

@@ -1,0 +1,173 @@
+"""The chat model that the cells fine-tune: the demo's, taught to refuse, or one that is named.
+
+A named model is taken as it is. Its refusals are its own, its chat template keeps its own words,
+and where no base is named, the plainly fine-tuned model stands in for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.experiment.alignment import aligned_folder, aligned_model
+from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.conversations import finetuning_set
+from benchmarks.experiment.protocol import Protocol
+from pact.data.conversation import Conversation
+from pact.data.examples import load_examples
+from pact.demo.conversations import read
+from pact.demo.shipped import shipped_model
+from pact.evaluation.refusals import RefusalsConfig, write_refusals
+from pact.loading import find_model, load_model, load_tokenizer
+from pact.outputs import whole_file
+from pact.reference.fingerprint import model_fingerprint
+
+PLAIN_BASE = "plainly fine-tuned"
+"""What the records call a base that is none."""
+MAX_NEW_TOKENS = 64
+"""Most tokens of an own refusal, as `pact refusals` has it."""
+BATCH_SIZE = 20
+
+logger = logging.getLogger(__name__)
+
+
+class OwnRefusals(NamedTuple):
+    """Files of the requests that a model refuses, with its refusals."""
+
+    train: Path
+    heldout: Path
+
+
+class Subject(NamedTuple):
+    """A model, and what its cells are compared with."""
+
+    aligned: str | Path
+    base: str | Path | None
+    """None: the plainly fine-tuned model stands in for it."""
+    own: OwnRefusals | None
+    """None: the demo's refusals, which the aligned model was taught."""
+    identity: dict[str, str]
+    """Names and digests, for records and their protocol."""
+
+    @property
+    def is_demo(self) -> bool:
+        return self.own is None
+
+    def refusals(self, split: str) -> list[Conversation]:
+        """Harmful requests of a split, train or heldout, with their refusals."""
+        if self.own is None:
+            return read("harmful", "train" if split == "train" else "heldout")
+        return load_examples(getattr(self.own, split))
+
+
+def demo_identity(protocol: Protocol, cache: Path) -> dict[str, str]:
+    """What the protocol of the demo's records says of its model, known before it is made."""
+    return {"aligned": aligned_folder(protocol.alignment, cache).name}
+
+
+def demo_subject(protocol: Protocol, cache: Path) -> Subject:
+    """The demo's model after refusal training, and as shipped; made where they are not there yet.
+
+    Args:
+        protocol: with the settings of the refusal training.
+        cache: folder that is kept between runs.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    shipped = shipped_model(cache)
+    aligned = aligned_model(protocol.alignment, shipped, cache)
+    return Subject(aligned, shipped, None, demo_identity(protocol, cache))
+
+
+def named_subject(model: str, base: str | None, cache: Path) -> Subject:
+    """A chat model as it is; it is asked for its refusals where they are not at hand yet.
+
+    Args:
+        model: folder or hub name.
+        base: folder or hub name of the model that it was made from; None has none.
+        cache: folder that is kept between runs.
+
+    Raises:
+        ValueError: a model is not there, or has no chat template; both have the same weights; or
+            the model refuses none of the requests.
+    """
+    find_model(model)
+    if not load_tokenizer(model).chat_template:
+        raise ValueError(f"MODEL must be a chat model, got {model}, which has no chat template")
+    cache.mkdir(parents=True, exist_ok=True)
+    identity = {"model": name_of(model), "model_hash": _digest(model)}
+    identity |= {"base": name_of(base) if base else PLAIN_BASE}
+    if base:
+        identity["base_hash"] = _digest(base)
+        if identity["base_hash"] == identity["model_hash"]:
+            raise ValueError(
+                f"BASE must be another model than MODEL, got the weights of {model} in {base}: "
+                "leave BASE out, and the plainly fine-tuned model stands in for it"
+            )
+    own = OwnRefusals(
+        *(
+            _own_refusals(model, split, identity["model_hash"], cache)
+            for split in OwnRefusals._fields
+        )
+    )
+    return Subject(model, base, own, identity)
+
+
+def name_of(model: str) -> str:
+    """The last part of a model's path or hub name."""
+    return Path(model).expanduser().absolute().name
+
+
+def check_refusals(subject: Subject, cells: Iterable[Cell]) -> None:
+    """Refuse a model with fewer refusals than the cells mix into their data.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    refusals = subject.refusals("train")
+    for tasks, share in {(cell.tasks, cell.refusal_share) for cell in cells}:
+        try:
+            finetuning_set(0.0, 0, tasks, share, refusals)
+        except ValueError as error:
+            raise ValueError(
+                f"{subject.aligned} refuses {len(refusals)} of {len(_requests('train'))} harmful "
+                f"requests, too few to mix in ({error}): leave methods with refusals out by "
+                "--methods, or give a model that refuses more"
+            ) from error
+
+
+def _own_refusals(model: str, split: str, digest: str, cache: Path) -> Path:
+    """The file of a model's refusals of one split, written on first use."""
+    path = cache / f"experiment-refusals-{digest[:12]}-{split}.jsonl"
+    if path.is_file():
+        return path
+    prompts = cache / f"experiment-requests-{split}.jsonl"
+    with whole_file(prompts) as partial:
+        lines = (json.dumps({"messages": turns[:-1]}) for turns in _requests(split))
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    logger.info("asking %s for its own refusals, once: %s", model, split)
+    write_refusals(
+        RefusalsConfig(
+            model=model,
+            prompts=str(prompts),
+            output=str(path),
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=BATCH_SIZE,
+        )
+    )
+    return path
+
+
+def _requests(split: str) -> Sequence[Conversation]:
+    """The demo's harmful requests; those for training with the development set's."""
+    return (
+        read("harmful", "heldout")
+        if split == "heldout"
+        else (read("harmful", "train") + read("harmful", "dev"))
+    )
+
+
+def _digest(model: str) -> str:
+    return model_fingerprint(load_model(model, merge_adapters=True))

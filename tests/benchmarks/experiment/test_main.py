@@ -1,0 +1,62 @@
+"""What the flags mean, and which do not go together."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiment import __main__ as command
+from benchmarks.experiment.grid import full_grid
+from benchmarks.experiment.protocol import SecondJudge
+
+
+def given(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> Namespace:
+    monkeypatch.setattr(sys, "argv", ["experiment", *line])
+    return command._arguments()
+
+
+def test_the_demo_keeps_its_folder_and_another_model_has_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    grid, folder = command._chosen(given(monkeypatch, ["run"]))
+    assert (grid, folder) == (full_grid(), command.RESULTS)
+    for model in (str(tmp_path / "chat-model"), f"{tmp_path}/chat-model/", "somebody/chat-model"):
+        grid, folder = command._chosen(given(monkeypatch, ["run", "--model", model]))
+        assert folder == command.RESULTS / "chat-model"
+        assert "safe_lora" not in {cell.method for cell in grid.cells()}
+    based = ["run", "--model", "a/b", "--base", "a/c", "--results", str(tmp_path)]
+    grid, folder = command._chosen(given(monkeypatch, based))
+    assert (grid, folder) == (full_grid(), tmp_path)
+
+
+def test_a_part_and_a_second_judge_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["run", "--methods", "Lisa", "plain", "--sets", "10 % harmful", "--seeds", "0", "2"]
+    line += ["--judge", "classifier:p", "--refusal-label", "no"]
+    grid, _ = command._chosen(given(monkeypatch, line))
+    assert [cell.method for cell in grid.cells()] == ["aligned", "plain", "lisa", "plain", "lisa"]
+    assert grid.protocol.second_judge == SecondJudge("classifier:p", "no")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["run", "--base", "b"], "--base is of a --model, got b without one"),
+        (["run", "--refusal-label", "no"], "--refusal-label is of a --judge"),
+        (["run", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["render", "--seeds", "0"], "give no --methods, --sets, --seeds"),
+        (["render", "--model", "a/b"], "the document shows every model, got --model a/b"),
+        (["list", "--workers", "2"], "--workers is for run alone, got it with list"),
+        (["render", "--judge", "guard:p"], "--judge is for run alone, got it with render"),
+        (["list", "--model", "m", "--methods", "SafeLoRA"], "--methods must be of .*got SafeLoRA"),
+    ],
+)
+def test_wrong_combinations_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, line: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["experiment", *line])
+    with pytest.raises(SystemExit, match=message) as ended:
+        command.main()
+    assert str(ended.value).count("\n") == 0

@@ -1,0 +1,200 @@
+"""A chat model that somebody else aligned: its own refusals, its names, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.experiment import run, subject
+from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.methods import RECOMMENDED
+from benchmarks.experiment.protocol import Prompts, Protocol, SecondJudge
+from benchmarks.experiment.record import load_record
+from benchmarks.experiment.run import run_cells
+from benchmarks.experiment.stages import Bench
+from benchmarks.experiment.subject import PLAIN_BASE, check_refusals, named_subject
+from pact.demo.conversations import read
+from pact.evaluation.judges.verdict import Verdict
+from pact.reference import FrozenModel
+from tests.tiny import save_tiny
+
+TINY = Protocol(prompts=Prompts(heldout=2, max_new_tokens=2, batch_size=2), batch_size=2)
+COMMON: dict[str, Any] = {"workers": 1, "with_outside": frozenset(), "with_attack": frozenset()}
+REFUSED = 45
+"""Of the 120 requests for training; 40 are mixed in with a share of a tenth."""
+
+
+class InProcess:
+    """Stands in for the pool of processes."""
+
+    def __init__(self, workers: int, *, mp_context: Any, initializer: Any, initargs: Any) -> None:
+        initializer(*initargs)
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def submit(self, function: Any, *args: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args))
+        return done
+
+    def shutdown(self, cancel_futures: bool) -> None: ...
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny model that refuses the first REFUSED requests of any set, and comments on others."""
+
+    def answers(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> list[str]:
+        refusals = [f"I cannot help with that, for reason {n}." for n in range(REFUSED)]
+        return (refusals + ["That is a question."] * len(prompts))[: len(prompts)]
+
+    monkeypatch.setattr("pact.evaluation.refusals.generate_answers", answers)
+    monkeypatch.setattr(run, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(run, "PLAIN", Cell(method="plain", steps=2))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    return str(save_tiny(tmp_path / "their-model", seed=1))
+
+
+def test_its_refusals_are_its_own_and_asked_for_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = named_subject(model, None, tmp_path / "cache")
+    assert not found.is_demo
+    refusals = found.refusals("train")
+    asked = read("harmful", "train") + read("harmful", "dev")
+    assert [turns[0] for turns in refusals] == [turns[0] for turns in asked[:REFUSED]]
+    assert refusals[7][1]["content"] == "I cannot help with that, for reason 7."
+    assert [turns[0] for turns in found.refusals("heldout")] == [
+        turns[0] for turns in read("harmful", "heldout")
+    ]
+    monkeypatch.setattr(subject, "write_refusals", lambda config: pytest.fail("asked again"))
+    assert named_subject(model, None, tmp_path / "cache") == found
+
+
+def test_a_base_is_another_model(model: str, tmp_path: Path) -> None:
+    base = str(save_tiny(tmp_path / "their-base", seed=2))
+    found = named_subject(model, base, tmp_path / "cache")
+    assert (found.identity["model"], found.identity["base"]) == ("their-model", "their-base")
+    assert found.identity["model_hash"] != found.identity["base_hash"]
+    with pytest.raises(ValueError, match="BASE must be another model than MODEL"):
+        named_subject(model, model, tmp_path / "cache")
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base-model")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="must be a chat model, got .*no chat template"):
+        named_subject(str(folder), None, tmp_path / "cache")
+
+
+def test_a_model_that_refuses_too_little_is_refused_for_what_needs_more(
+    model: str, tmp_path: Path
+) -> None:
+    found = named_subject(model, None, tmp_path / "cache")
+    check_refusals(found, [RECOMMENDED, Cell(method="plain")])
+    more = replace(RECOMMENDED, refusal_share=0.2)
+    message = r"refuses 45 of 120 .*refusal_share.*by --methods"
+    with pytest.raises(ValueError, match=message):
+        check_refusals(found, [Cell(method="plain"), more])
+    with pytest.raises(ValueError, match=message):
+        run_cells([more], TINY, tmp_path / "results", tmp_path / "cache", model=model, **COMMON)
+    assert not list((tmp_path / "cache").glob("experiment-plain-*"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_plainly_fine_tuned_model_stands_in_for_a_base(model: str, tmp_path: Path) -> None:
+    """It is trained once; records have the names; the cells see no system turn of the demo's."""
+    folder, cache = tmp_path / "results", tmp_path / "cache"
+    cells = [replace(RECOMMENDED, steps=1), Cell(method="aligned")]
+    run_cells(cells, TINY, folder, cache, model=model, **COMMON)
+    (plain,) = cache.glob("experiment-plain-*")
+    made = (plain / "adapter_model.safetensors").stat().st_mtime_ns
+    record = load_record(cells[0], folder)
+    assert record is not None
+    digest = named_subject(model, None, cache).identity["model_hash"]
+    assert record.environment["model"] == "their-model"
+    assert record.environment["model_hash"] == digest
+    assert record.environment["base"] == PLAIN_BASE
+    protocol = json.loads((folder / "protocol.json").read_text())
+    assert protocol["model_hash"] == digest and "alignment" not in protocol
+    run_cells([replace(cells[0], seed=1)], TINY, folder, cache, model=model, **COMMON)
+    assert (plain / "adapter_model.safetensors").stat().st_mtime_ns == made
+
+    bench = run._bench
+    assert bench is not None
+    assert bench._told(read("benign", "dev"))[0][0]["role"] == "user"
+    metadata = bench.tokens(cells[0]).metadata
+    assert metadata["num_samples"] == str(REFUSED)
+    other = str(save_tiny(tmp_path / "another", seed=4))
+    with pytest.raises(ValueError, match=r"another protocol \(other model, model_hash\)"):
+        run_cells(cells, TINY, folder, cache, model=other, **COMMON)
+
+
+@pytest.mark.parametrize(("source", "made"), [("p_diff", 0), ("plain", 1)])
+def test_with_a_base_it_is_made_for_cells_that_name_it(
+    model: str, tmp_path: Path, source: Any, made: int
+) -> None:
+    base, cache = str(save_tiny(tmp_path / "their-base", seed=2)), tmp_path / "cache"
+    cell = replace(RECOMMENDED, token_source=source, steps=1)
+    run_cells([cell], TINY, tmp_path / "results", cache, model=model, base=base, **COMMON)
+    plain = list(cache.glob("experiment-plain-*"))
+    assert len(plain) == made
+    assert run._bench is not None
+    found = run._bench.tokens(cell).metadata["base"]
+    assert found == (model if made else base)  # adapters have the name of what they are on
+
+
+def test_what_can_never_be_computed_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, folder = Cell(method="safe_lora"), tmp_path / "results"
+    with pytest.raises(ValueError, match="safe_lora needs the model that gone/away was made from"):
+        run_cells([cell], TINY, folder, tmp_path, model="gone/away", **COMMON)
+    with pytest.raises(ValueError, match="BASE is of a MODEL, got b without one"):
+        run_cells([cell], TINY, folder, tmp_path, base="b", **COMMON)
+    with pytest.raises(ValueError, match="does not exist"):
+        run_cells([Cell(method="plain")], TINY, folder, tmp_path, model="./gone", **COMMON)
+    monkeypatch.setattr("benchmarks.experiment.outside.PACKAGE", "no-such-wheel")
+    outside: dict[str, Any] = {**COMMON, "with_outside": frozenset({cell.name})}
+    with pytest.raises(ValueError, match="no-such-wheel is not installed"):
+        run_cells([cell], TINY, folder, tmp_path, **outside)
+    assert not folder.exists()
+
+
+def test_a_second_judge_counts_beside_the_keywords(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees requests without a system turn; its refusals and the agreement are recorded."""
+    asked = []
+
+    def judge(prompts: Any, answers: Any) -> list[Verdict]:
+        asked.extend(prompts)
+        return [Verdict(n == 0, n == 0) for n in range(len(answers))]
+
+    monkeypatch.setattr("benchmarks.experiment.second.make_judge", lambda name, options: judge)
+    protocol = replace(TINY, second_judge=SecondJudge("guard:somewhere"))
+    bench = Bench(model, save_tiny(tmp_path / "shipped", 2), protocol)
+    aligned = bench.load(model)
+    counts = bench.measure(aligned, FrozenModel(aligned), outside=False).counts
+    assert counts["harmful_second"] == counts["prefill_second"] == (1, 2)
+    assert counts["harmful"] == (0, 2)
+    assert counts["harmful_agree"] == (1, 2)
+    assert "benign_second" not in counts
+    assert {turns[0]["role"] for turns in asked} == {"user"}
+    assert all(len(turns) == 1 for turns in asked)
+
+
+def test_the_second_judge_is_another(model: str, tmp_path: Path) -> None:
+    protocol = replace(TINY, second_judge=SecondJudge("keyword"))
+    with pytest.raises(ValueError, match="must be another than the keyword judge"):
+        Bench(model, model, protocol)

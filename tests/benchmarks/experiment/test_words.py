@@ -1,0 +1,37 @@
+"""Settings are told from the cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+from benchmarks.experiment.cell import Cell, Method
+from benchmarks.experiment.frame import NOT_MEASURED
+from benchmarks.experiment.words import METHODS, describe, listed
+from tests.benchmarks.experiment import synthetic
+
+OURS = synthetic.METHODS["PACT recommended"]
+
+
+def test_settings_are_told_from_the_cell() -> None:
+    raised = replace(OURS, pact=replace(OURS.pact, kl_margin=1.5))
+    assert "the reference raised by a margin of 1.5 nats" in describe(raised)
+    assert describe(replace(OURS, token_source="random", full_finetuning=True)) == (
+        "cross-entropy and the KL of the true confidences on K = 200 random safety tokens, "
+        "lambda 2.5, those of positive weight alone, answer step t weighs exp(-t / 4), no gate; "
+        "all weights"
+    )
+    assert describe(OURS, ["1", "2", "1"]).count("lambda 1, 2,") == 1
+    assert describe(replace(OURS, weighted=False)).endswith("all tokens weigh the same")
+    assert describe(Cell(method="full_kl", strength=0.7)).endswith("lambda 0.7")
+    assert describe(Cell(method="mixing", refusal_share=0.05)).endswith("share 0.05")
+    assert describe(Cell(method="first_tokens", strength=1.5)).endswith("strength 1.5")
+    assert describe(None) == NOT_MEASURED
+
+
+def test_every_method_has_its_words() -> None:
+    assert set(get_args(Method)) - set(METHODS) == {"pact"}  # told by what its KL is over
+
+
+def test_a_list_of_words() -> None:
+    assert [listed(x) for x in ([], [1], [1, 2], "abc")] == ["", "1", "1 and 2", "a, b and c"]
