@@ -7,7 +7,7 @@ from pathlib import Path
 from pact.loading import DTYPES, has_adapters, load_model, load_tokenizer
 from pact.outputs import check_new_folder, whole_folder
 from pact.settings import user_path
-from pact.training.saving import stop_at_turns
+from pact.training.saving import save_tokenizer, stop_at_turns
 from pact.whole_model import check_finite
 
 
@@ -39,5 +39,5 @@ def merge(adapters: str | Path, output_dir: Path, *, dtype: str = "bf16") -> Pat
     check_finite(model, f"{adapters}, merged,")
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
     return folder

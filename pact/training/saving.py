@@ -36,14 +36,28 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, keep_base: bool) -
     if has_adapters and keep_base:
         base = (folder / OWN_BASE).resolve()
         causal.save_pretrained(base, state_dict=_base_state(causal, model))
-        tokenizer.save_pretrained(base)
+        save_tokenizer(tokenizer, base)
         for adapters in model.peft_config.values():
             adapters.base_model_name_or_path = str(base)
         logger.info("the base of the adapters, merged when it was loaded, is kept in %s", base)
     model.save_pretrained(folder)
     if has_adapters:
         causal.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer.
+
+    Raises:
+        OSError: there is no room, which the tokenizers library calls an Exception.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise
 
 
 def stop_at_turns(model: Any, tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from pact.cli.merge import MergeConfig
+from pact.evaluation.refusals import RefusalsConfig
 from pact.recipes.step import CARDS, StepConfig
 from pact.settings import settings_of
 from pact.training.config import Schedule, TrainConfig
@@ -33,7 +34,7 @@ def test_a_default_is_the_settings(flags: str, defaults: str) -> None:
 
 
 def test_every_flag_is_one() -> None:
-    others = settings_of([StepConfig]) | settings_of([MergeConfig])
+    others = settings_of([StepConfig]) | settings_of([MergeConfig]) | settings_of([RefusalsConfig])
     launchers = {"--help", "--config", "--cpu", "--num", "--nproc-per-node", "--no-keep-best"}
     known = {*SETTINGS, *(setting.flag for setting in others.values()), *launchers}
     assert len(ROWS) > 10
