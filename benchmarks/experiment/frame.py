@@ -59,7 +59,7 @@ class Line:
     aligned: Line | None = None
     """That of the aligned model in the same group."""
     cost: Cost | None = None
-    """Of a training step of its method."""
+    """What a training step of its method costs."""
 
     @property
     def lacking(self) -> str:

@@ -115,7 +115,7 @@ class PactObjective:
         reference: pk.ReferenceLogits | pk.ReferenceStates,
         num_items: int | Tensor | None,
     ) -> pk.PactLoss:
-        """Of rows that are learnt."""
+        """The loss of rows that are learnt."""
         device, settled = hidden.device, self.config.settled
         tau = settled.kl_step_tau
         row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)

@@ -57,8 +57,6 @@ from pact_kernels.types import Head
 
 ALIGNMENT_BYTES = 16
 """What a chunk's rows are aligned to: the widest access of a thread."""
-COPY_FRACTION = 1 / 8
-"""The part of the workspace, for fp32 copies of a 16-bit chunk's gradient."""
 
 
 def head_loss(

@@ -224,7 +224,7 @@ def _apart(value: Any, path: str) -> tuple[Any, Any]:
 
 @cache
 def _tile_parameters(kernel: Any) -> list[tuple[str, str, str]]:
-    """Of each such parameter its name, the argument it is taken from, and its path in that."""
+    """Parameters for tiles: name, the argument they are taken from, and their path in it."""
     names = list(inspect.signature(kernel.fn).parameters)
     found = []
     for name in names:

@@ -81,7 +81,7 @@ def nested(cls: type[Arguments], values: Sequence[Any]) -> Arguments:
 
 @cache
 def _places(cls: type) -> tuple[tuple[type | None, int, int], ...]:
-    """Of each field the NamedTuple that it is, if any, and where its entries start and end."""
+    """Every field: the NamedTuple that it is, if any, and where its entries start and end."""
     places, first = [], 0
     for hint in _fields(cls).values():
         inner = None if hint in TYPES else hint

@@ -27,7 +27,7 @@ from tests.tiny import save_tiny
 TINY = Protocol(prompts=Prompts(heldout=2, max_new_tokens=2, batch_size=2), batch_size=2)
 COMMON: dict[str, Any] = {"workers": 1, "with_outside": frozenset(), "with_attack": frozenset()}
 REFUSED = 45
-"""Of the 120 requests for training; 40 are mixed in with a share of a tenth."""
+"""How many of the 120 requests for training; a share of a tenth takes 40."""
 
 
 class InProcess:
