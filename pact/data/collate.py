@@ -5,7 +5,7 @@ Legend: B sequences, L positions, N answer rows, A answers, P positions of a pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,25 @@ class Collator:
 def learnt_rows(batch: Mapping[str, Tensor]) -> int:
     """Rows of a collated batch whose token is learnt: all but those of anchors."""
     return batch.get("row_learnt", batch["row_target"]).numel()
+
+
+def count_rows(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Tensor:
+    """(2,) int64, rows of collated batches whose token is learnt, and those of anchors."""
+    learnt = total = 0
+    for batch in batches:
+        learnt += learnt_rows(batch)
+        total += batch["row_target"].numel()
+    return torch.tensor([learnt, total - learnt], device=device)
+
+
+def denominator(rows: Tensor) -> Tensor:
+    """() what the means of a step are over, at least 1.
+
+    Args:
+        rows: (2,) its `count_rows` over all processes. A step of anchors alone is a mean over them.
+    """
+    learnt, held = rows.unbind()
+    return torch.where(learnt > 0, learnt, held).clamp(min=1)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pact.data.collate import learnt_rows
+from pact.data.collate import count_rows, denominator
 from pact.data.spans import IGNORE
 from pact.models import head_weight
 from pact.objective import Objective
@@ -59,8 +59,8 @@ def optimizer_step(
     """
     accelerator = parts.accelerator
     device = accelerator.device
-    rows = _count_rows(batches, device)
-    num_items = accelerator.reduce(rows, reduction="sum").clamp(min=1)  # () of all processes
+    rows = accelerator.reduce(count_rows(batches, device), reduction="sum")  # (2,)
+    num_items = denominator(rows)  # () of all processes
     seen = []
     for place, batch in enumerate(batches):
         meter.tokens += int(batch["attention_mask"].sum())
@@ -85,11 +85,6 @@ def optimizer_step(
     return Step(losses, grad_norm, is_taken)
 
 
-def _count_rows(batches: Sequence[dict[str, Tensor]], device: torch.device) -> Tensor:
-    """() answer rows of this process's micro-batches, those of anchors apart."""
-    return torch.tensor(sum(map(learnt_rows, batches)), device=device)
-
-
 def _is_finite(accelerator: Accelerator, losses: Tensor, grad_norm: Tensor) -> bool:
     """Whether loss and gradient are finite in all processes."""
     finite = losses[:, 0].isfinite().all() & grad_norm.isfinite()
@@ -104,7 +99,8 @@ def check_first(
 ) -> None:
     """Stop before the first step if it has no row, or the student is not what it is held to."""
     device = parts.accelerator.device
-    check_rows(int(parts.accelerator.reduce(_count_rows(batches, device), reduction="sum")))
+    rows = parts.accelerator.reduce(count_rows(batches, device), reduction="sum")
+    check_rows(int(rows.sum()))
     batch = placed(batches[0], device)
     with autocast(parts):
         check_at_start(parts.model, reference, batch, objective)

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from pact.data.anchors import ANCHOR
-from pact.data.collate import Collator, learnt_rows, pad_id
+from pact.data.collate import Collator, count_rows, denominator, learnt_rows, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids, with_template_defaults
 from pact.launched import check_joined
@@ -157,12 +157,11 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             ValueError: the first step has no row: no label is set.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(map(learnt_rows, batches)), device=device)
-        rows = self.accelerator.reduce(rows, reduction="sum")
+        rows = self.accelerator.reduce(count_rows(batches, device), reduction="sum")  # (2,)
         if self._is_first_step and batches:
             self._is_first_step = False
-            check_rows(int(rows))
-        return batches, rows.clamp(min=1)
+            check_rows(int(rows.sum()))
+        return batches, denominator(rows)
 
     def compute_loss(
         self,

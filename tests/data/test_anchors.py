@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from pact.data.anchors import ANCHOR, with_anchors
-from pact.data.collate import Collator, learnt_rows
+from pact.data.collate import Collator, count_rows, denominator, learnt_rows
 from pact.data.packing import PackedCollator
 from pact.data.spans import IGNORE
 
@@ -70,3 +70,20 @@ def test_a_batch_knows_its_rows(packed: bool) -> None:
     plain = collator(examples[:1])
     assert "row_held" not in plain and learnt_rows(plain) == 2
     assert torch.equal(plain["row_target"], torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize(
+    "rows, expected", [([[4, 2], [3, 0]], 7), ([[0, 3], [0, 2]], 5), ([[0, 0]], 1)], ids=str
+)
+def test_a_step_of_anchors_alone_is_a_mean_over_them(rows: list[list[int]], expected: int) -> None:
+    batches = []
+    for learnt, held in rows:
+        examples = [{**ONE, ANCHOR: False}] * (learnt // 2) + [{**ONE, ANCHOR: True}] * (held // 2)
+        odd = {"input_ids": [1, 2], "labels": [IGNORE, 2]}
+        examples += [{**odd, ANCHOR: False}] * (learnt % 2) + [{**odd, ANCHOR: True}] * (held % 2)
+        batches.append(
+            Collator((), 0, post_only=False)(examples or [{**ONE, "labels": [IGNORE] * 4}])
+        )
+    counted = count_rows(batches, torch.device("cpu"))
+    assert counted.tolist() == [sum(column) for column in zip(*rows, strict=True)]
+    assert int(denominator(counted)) == expected

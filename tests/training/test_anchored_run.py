@@ -66,3 +66,16 @@ def test_other_anchors_are_another_run(files: dict[str, Any], tmp_path: Path) ->
 def test_plain_fine_tuning_has_nothing_to_hold_them_to(files: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="anchors are held to the reference"):
         TrainConfig(**files, output_dir="run", method="plain")
+
+
+def test_a_first_step_of_anchors_alone(files: dict[str, Any], tmp_path: Path) -> None:
+    """It has rows, of which none is learnt: no reason to refuse the data."""
+    alone = {"anchor_share": 0.9, "batch_size": 1, "max_steps": 1, "cache": False}
+    for seed in range(3):  # nine in ten of the first examples are anchors
+        found = losses(files, tmp_path / str(seed), seed=seed, **alone)
+        assert found[0] >= 0.0
+    assert 0.0 in [float(json.loads(line)["cross_entropy"]) for line in _metrics(tmp_path)]
+
+
+def _metrics(folder: Path) -> list[str]:
+    return [path.read_text().splitlines()[0] for path in folder.glob("*/metrics.jsonl")]
