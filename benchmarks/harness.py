@@ -2,6 +2,9 @@
 
 An implementation that is not installed, cannot run the case, would need too much memory, fails or
 is wrong becomes a line with its reason.
+
+pytest-benchmark, `torch.utils.benchmark` and Triton's `perf_report` time one call after the other,
+of one implementation in one setting, and know no oracle, no memory and no reasons.
 """
 
 from __future__ import annotations
@@ -17,14 +20,13 @@ from benchmarks.cases.case import Case, make_inputs
 from benchmarks.cases.plan import Plan
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
-from benchmarks.measuring.entries import Entry, entries, refusal
+from benchmarks.measuring.entries import Entry, entries, willing
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import Circumstances
-from benchmarks.measuring.memory import REGISTRY, Memory, cpu_memory, gpu_memory
+from benchmarks.measuring.memory import Memory, cpu_memory, gpu_memory
 from benchmarks.measuring.trial import MOST_OF_A_REASON, Ready, Refused, Trial, written
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.registry import RegisteredPeer
 from benchmarks.reporting.results import Result
 
 
@@ -51,14 +53,12 @@ class Bench:
     """What all measurements of a run share."""
 
     device: torch.device
-    peers_for: Callable[[Case], Sequence[RegisteredPeer]]
+    peers_for: Callable[[Case], Sequence[Peer]]
     circumstances: Circumstances
     memory_limit_bytes: int
     """The most that an implementation may need."""
     rounds: int | None = None
     """Rounds of the timing; None leaves it to ROUNDS."""
-    registry: str = REGISTRY
-    """The module in which another process finds the peers."""
     command: str = ""
     """That started the run."""
 
@@ -66,18 +66,14 @@ class Bench:
 def measure(plan: Plan, bench: Bench) -> list[Result]:
     """A line for each implementation of the plan's case."""
     candidates = entries(plan, bench.peers_for(plan.case))
-    reasons: dict[str, str] = {}
-    for each in candidates:
-        reason = refusal(each, plan.case, bench.device, bench.memory_limit_bytes)
-        if reason is not None:
-            reasons[each.name] = reason
-    willing = [each for each in candidates if each.name not in reasons]
+    taking_part, reasons = willing(candidates, plan.case, bench.device, bench.memory_limit_bytes)
     found: dict[str, Result] = {}
-    if any(not each.is_floor for each in willing):
+    if any(not each.is_floor for each in taking_part):
         try:
-            found = _measure_willing(willing, plan, bench, reasons)
+            found = _measure(taking_part, plan, bench, reasons)
         except torch.OutOfMemoryError as error:  # of the inputs, the oracle, or all together
-            reasons |= {each.name: f"does not fit: {error}"[:MOST_OF_A_REASON] for each in willing}
+            text = f"does not fit: {error}"[:MOST_OF_A_REASON]
+            reasons |= {each.name: text for each in taking_part}
     for each in candidates:
         if each.name not in found:
             reason = reasons.get(each.name, "no implementation to compare with")
@@ -85,8 +81,8 @@ def measure(plan: Plan, bench: Bench) -> list[Result]:
     return [found[each.name] for each in candidates]
 
 
-def _measure_willing(
-    willing: Sequence[Entry], plan: Plan, bench: Bench, reasons: dict[str, str]
+def _measure(
+    taking_part: Sequence[Entry], plan: Plan, bench: Bench, reasons: dict[str, str]
 ) -> dict[str, Result]:
     """Lines of those that run and are right, by name; `reasons` is told of the others."""
     inputs = make_inputs(plan.case, bench.device)
@@ -94,7 +90,7 @@ def _measure_willing(
     clock = clock_of(bench.device)
     trial = Trial(case=plan.case, inputs=inputs, checker=checker, clock=clock)
     ready: list[Ready] = []
-    for each in willing:
+    for each in taking_part:
         try:
             ready.append(trial.best(each))
         except Refused as refused:
@@ -104,9 +100,10 @@ def _measure_willing(
         return {}
     rounds = bench.rounds or ROUNDS[bench.device.type].of(sum(each.quick_ms for each in ready))
     calls = {each.entry.name: each.call for each in ready}
-    times = {name: quantiles(ms) for name, ms in take_turns(calls, rounds, clock).items()}
+    times_ms = take_turns([calls] * rounds, clock, warm_up=0)
+    times = {name: quantiles(values) for name, values in times_ms.items()}
     return {
-        each.entry.name: _measured(each, times, _memory(each, plan, bench), rounds, plan, bench)
+        each.entry.name: replace(_measured(each, times, plan, bench), rounds=rounds)
         for each in ready
     }
 
@@ -116,41 +113,28 @@ def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.entry.name, written(ready.setting), bench.registry)
+    return cpu_memory(plan.case, ready.entry.name, written(ready.setting))
 
 
-def _measured(
-    ready: Ready,
-    times: Mapping[str, Quantiles],
-    memory: Memory,
-    rounds: int,
-    plan: Plan,
-    bench: Bench,
-) -> Result:
-    own = times[ready.entry.name]
-
-    def times_of(other: str) -> float | None:
-        """This one's median by another's."""
-        return own.p50_ms / times[other].p50_ms if other in times else None
-
-    by_gemms, verdict = times_of(GEMMS), ready.verdict
+def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench) -> Result:
+    memory = _memory(ready, plan, bench)
+    own, verdict = times[ready.entry.name], ready.verdict
+    remarks = ready.entry.other_objective, ready.refused, memory.remark
+    ratios = {name: own.p50_ms / other.p50_ms for name, other in times.items()}
     return replace(
         _line(plan, bench, ready.entry.peer),
         setting=written(ready.setting),
         settings_tried=ready.tried,
-        remark="; ".join(filter(None, (ready.entry.other_objective, ready.refused, memory.remark))),
-        rounds=rounds,
-        p20_ms=own.p20_ms,
-        p50_ms=own.p50_ms,
-        p80_ms=own.p80_ms,
+        remark="; ".join(filter(None, remarks)),
+        **own._asdict(),
         tflop_per_s=flops(plan.case) / own.p50_ms / 1e9,
-        of_gemms=None if by_gemms is None else 1 / by_gemms,
-        of_cross_entropy=times_of(CROSS_ENTROPY_ALONE),
-        of_baseline=times_of(plan.baseline),
+        of_gemms=1 / ratios[GEMMS] if GEMMS in ratios else None,
+        of_cross_entropy=ratios.get(CROSS_ENTROPY_ALONE),
+        of_baseline=ratios.get(plan.baseline),
         extra_mib=memory.extra_mib,
         output_mib=ready.output_mib,
-        error=None if verdict is None else verdict.error,
-        error_share=None if verdict is None else verdict.fraction,
+        error=verdict and verdict.error,
+        error_share=verdict and verdict.fraction,
         checked_rows=ready.checked_rows,
     )
 

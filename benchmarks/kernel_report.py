@@ -8,6 +8,9 @@ never a measurement.
 
 `--check` fails where a kernel spills registers, forms a product outside the matrix units, asks for
 more shared memory than the target has, or does not compile.
+
+It runs where torch and Triton alone are installed, with every Triton that is supported: hence
+argparse and a table by hand, not tyro and pandas.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ have one loss and gradient; then all run in turn, the first round unrecorded. A 
 medians of one run. Memory is the peak of a process per side, loading included.
 
 On a GPU it is a randomly initialised model of 8B parameters in bfloat16, and the allocator's peak;
-see `benchmarks.training.card`.
+see `benchmarks.training.card`. Each side is a line of JSON as soon as it has made two steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measuring.timing import medians
+from benchmarks.measuring.clock import medians
 from benchmarks.reporting.figures import Figure, align, figure_table
 from benchmarks.training.card import (
     LIGER,
@@ -275,21 +275,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--model and --quick are of --device cpu: a GPU runs a random model")
         if not torch.cuda.is_available():
             parser.error("--device cuda needs an NVIDIA or AMD GPU, and torch sees none")
-        setting = make_setting(random_model(LLAMA_8B, "cuda"))
-        measured = measure_on_card(
-            setting, random_task(setting.student, *CARD), runs, sides_on_card()
-        )
-        figures, table, model = card_figures(measured), card_table(measured), "random, 8B"
+        made_with = _told("random, 8B", runs)
+        measured = _on_card(runs)
+        figures, table = card_figures(measured), card_table(measured)
     else:
         folder = args.model or _shipped()
+        made_with = _told(folder.name, runs)
         measured = measure(folder, plan, runs)
-        figures, table, model = all_figures(measured), times_table(measured), folder.name
-    made_with = circumstances(model)
-    print(", ".join(f"{name} {value}" for name, value in made_with.items()) + f", runs {runs}")
+        figures, table = all_figures(measured), times_table(measured)
     print(table, figure_table(figures), sep="\n\n")
     if args.json is not None:
         report = made_with | measured._asdict() | {"figures": [each.record() for each in figures]}
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _told(model: str, runs: int) -> dict[str, Any]:
+    """The circumstances, printed."""
+    made_with = circumstances(model)
+    listed = ", ".join(f"{name} {value}" for name, value in made_with.items())
+    print(f"{listed}, runs {runs}", flush=True)
+    return made_with
+
+
+def _on_card(runs: int) -> OnCard:
+    """A line of JSON for each side as it is done."""
+    setting = make_setting(random_model(LLAMA_8B, "cuda"))
+    task = random_task(setting.student, *CARD)
+
+    def say(line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+
+    return measure_on_card(setting, task, runs, sides_on_card(), say)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pact.lazy import lazy_names
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from pact.training import PactTrainer, train
 
 __all__ = ["PactConfig", "PactObjective", "PactTrainer", "patch", "train", "unpatch"]
+__version__ = (
+    Path(__file__).parents[1].joinpath("pact_kernels/VERSION").read_text(encoding="ascii").strip()
+)  # of both packages; importing the other one would load torch
 
 __getattr__ = lazy_names(
     __name__,

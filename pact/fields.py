@@ -1,18 +1,34 @@
-"""Checks of settings: each is of its kind, and a number is one that means something."""
+"""Checks of settings: each is of its kind, and a number is one that means something.
+
+tyro knows no ranges, and sees nothing of a config that is made in Python.
+"""
 
 from __future__ import annotations
 
 import math
+import reprlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pact.settings import short
-
 MOST = 2**31 - 1
 """The largest count."""
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+LONGEST = 100
+"""Characters of a value that an error shows."""
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping of names to values",
+    types.NoneType: "unset",
+}
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST
+_SHORT.maxlist = _SHORT.maxdict = 20
+_hints: Any = cache(get_type_hints)
 
 
 class Bounds(NamedTuple):
@@ -65,51 +81,55 @@ def check_fields(config: Any, bounds: Mapping[str, Bounds]) -> None:
     Raises:
         ValueError: a field's value is neither; it names the field.
     """
-    kind: Any = type(config)
-    for name, kinds in _kinds(kind):
+    for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
-        if not any(_is_of(value, kind) for kind in kinds):
-            wanted = " or ".join(_word(kind) for kind in kinds)
+        if not is_of(value, hint):
+            wanted = " or ".join(map(word, kinds_of(hint)))
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
         if name in bounds and value is not None and not bounds[name].holds(value):
-            unset = ", or unset" if types.NoneType in kinds else ""
+            unset = ", or unset" if types.NoneType in kinds_of(hint) else ""
             raise ValueError(
                 f"{name} must be {bounds[name].need(value)}{unset}, got {short(value)}"
             )
 
 
-@cache
-def _kinds(config: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """The kinds that each field may be of."""
-
-    def found() -> Iterator[tuple[str, tuple[Any, ...]]]:
-        for name, hint in get_type_hints(config).items():
-            is_union = get_origin(hint) in (Union, types.UnionType)
-            yield name, get_args(hint) if is_union else (hint,)
-
-    return tuple(found())
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """What a union is of, else the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind) or kind
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if origin is tuple:
-        item = get_args(kind)[0]
-        return isinstance(value, (tuple, list)) and all(_is_of(each, item) for each in value)
-    if origin is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin)
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as `check_fields` has it."""
+    return any(_is_one(value, kind, get_origin(kind) or kind) for kind in kinds_of(hint))
 
 
-def _word(kind: Any) -> str:
+def short(value: Any) -> str:
+    """A value as errors show it: its repr, cut where it is long, deep or repeated."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a number with more digits than Python writes
+        return f"a long {type(value).__name__}"
+
+
+def word(kind: Any) -> str:
+    """What a type is called in an error."""
     origin = get_origin(kind) or kind
     if origin is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if origin is tuple:
         return f"a list, each {WORDS[get_args(kind)[0]]}"
-    if kind is types.NoneType:
-        return "unset"
-    return WORDS.get(origin, "a mapping of names to values")
+    return WORDS[origin]
+
+
+def _is_one(value: Any, kind: Any, origin: Any) -> bool:
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if origin is tuple:
+        item = get_args(kind)[0]
+        return isinstance(value, (tuple, list)) and all(is_of(each, item) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if origin in (int, float):
+        wanted = (int, float) if origin is float else int
+        return isinstance(value, wanted) and not isinstance(value, bool)
+    return isinstance(value, origin)

@@ -4,6 +4,8 @@ Needs torch alone; triton is imported only where a kernel runs. Each op is regis
 `torch.library`, so it works under autograd, autocast and `torch.compile(fullgraph=True)`.
 """
 
+from pathlib import Path
+
 from pact_kernels.dispatch import autotune, implementation, workspace
 from pact_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from pact_kernels.ops.linear_logsumexp import linear_logsumexp
@@ -30,3 +32,4 @@ __all__ = [
     "token_scores",
     "workspace",
 ]
+__version__ = Path(__file__).with_name("VERSION").read_text(encoding="ascii").strip()

@@ -17,7 +17,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
 
-SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+SUPPORTED = ("3.11", "3.12", "3.13")
 HERE = Path(__file__).parent
 EXTRA = "method"
 

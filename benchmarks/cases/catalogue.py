@@ -6,16 +6,12 @@ the order of their importance, so that a run that is cut off has measured what m
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from benchmarks.cases.case import Case
+from benchmarks.cases.case import OPS, Case
 from benchmarks.cases.cpu import cpu_large_plans, cpu_lines, cpu_plans
 from benchmarks.cases.gpu import gpu_lines, gpu_plans
-from benchmarks.cases.plan import BASE, RELEASED, Line, Plan
+from benchmarks.cases.plan import BASE, RELEASED, Line, Plan, planned
 
 SUBSETS = ("cpu", "cpu-large", "gpu", "quick")
-
-
 QUICK_SOFTCAP = 3.0
 """Less than two standard deviations of the logits: it bends most of them."""
 
@@ -26,15 +22,10 @@ def plans(subset: str) -> list[Plan]:
     Raises:
         ValueError: there is no such set.
     """
-    made = {
-        "cpu": cpu_plans,
-        "cpu-large": cpu_large_plans,
-        "gpu": gpu_plans,
-        "quick": quick_plans,
-    }
-    if subset not in made:
+    makers = cpu_plans, cpu_large_plans, gpu_plans, quick_plans
+    if subset not in SUBSETS:
         raise ValueError(f"a subset must be one of {', '.join(SUBSETS)}, got {subset!r}")
-    return made[subset]()
+    return dict(zip(SUBSETS, makers, strict=True))[subset]()
 
 
 def lines(device: str) -> list[Line]:
@@ -45,7 +36,7 @@ def lines(device: str) -> list[Line]:
 def quick_plans() -> list[Plan]:
     """One tiny case for each op, for tests and a first look; the sizes are odd on purpose."""
     base = Case(
-        op="linear_cross_entropy",
+        op=OPS[0],
         sequences=2,
         length=12,
         hidden=24,
@@ -53,14 +44,11 @@ def quick_plans() -> list[Plan]:
         prompt_share=0.25,
         tokens=7,
     )
-    released = replace(base, op="pact_loss", over="selection")
+    others = ("pact_kl", "linear_logsumexp", "selected_confidences", "token_scores")
     return [
-        Plan(case=base, varied=BASE),
-        Plan(case=replace(base, softcap=QUICK_SOFTCAP), varied="soft cap"),
-        Plan(case=released, varied=BASE, baseline=RELEASED),
-        Plan(case=replace(base, op="pact_loss", cached=True), varied="reference"),
-        *(
-            Plan(case=replace(base, op=op), varied=BASE)
-            for op in ("pact_kl", "linear_logsumexp", "selected_confidences", "token_scores")
-        ),
+        planned(base, BASE),
+        planned(base, "soft cap", softcap=QUICK_SOFTCAP),
+        planned(base, BASE, baseline=RELEASED, op="pact_loss", over="selection"),
+        planned(base, "reference", op="pact_loss", cached=True),
+        *(planned(base, BASE, op=op) for op in others),
     ]

@@ -26,12 +26,13 @@ from benchmarks.cases.plan import (
     Line,
     Plan,
     make_case,
+    planned,
 )
 
 OTHER_HEADS = tuple(head for head in HEADS if head != LLAMA)
-ALONE, FEW = (OURS,), (OURS, EAGER)
+ALONE, FEW, TWO = (OURS,), (OURS, EAGER), (OURS, RELEASED)
 FUSED = (OURS, "torch linear_cross_entropy", "Liger", "cut-cross-entropy", "quack", "TRL")
-COMPILED = "torch.compile"
+COMPILED = (OURS, EAGER, "torch.compile")
 LONG = (OURS, "Liger", "cut-cross-entropy")
 
 
@@ -62,70 +63,50 @@ def gpu_case(op: str, head: str = LLAMA, sequences: int = 8, **options: Any) -> 
 
 def _bases() -> list[Plan]:
     """What the figures are about."""
-    everyone = (*FUSED, EAGER)
+    cross_entropy, everyone = gpu_case("linear_cross_entropy"), (*FUSED, EAGER)
     return [
-        Plan(case=gpu_case("linear_cross_entropy"), varied=BASE, only=everyone),
-        Plan(
-            case=gpu_case("linear_cross_entropy", trainable_head=True),
-            varied="head",
-            only=everyone,
-        ),
-        Plan(case=gpu_case("linear_logsumexp"), varied=BASE, only=FEW),
-        Plan(case=gpu_case("pact_loss", cached=True), varied=BASE, only=FEW),
-        Plan(case=gpu_case("pact_kl", over="selection"), varied=BASE, only=FEW),
-        Plan(case=gpu_case("selected_confidences"), varied=BASE, only=FEW),
-        Plan(case=gpu_case("token_scores", sequences=2), varied=BASE, only=FEW),
+        planned(cross_entropy, BASE, everyone),
+        planned(cross_entropy, "head", everyone, trainable_head=True),
+        planned(gpu_case("linear_logsumexp"), BASE, FEW),
+        planned(gpu_case("pact_loss"), BASE, FEW, cached=True),
+        planned(gpu_case("pact_kl"), BASE, FEW, over="selection"),
+        planned(gpu_case("selected_confidences"), BASE, FEW),
+        planned(gpu_case("token_scores"), BASE, FEW, sequences=2),
     ]
 
 
 def _compiled() -> list[Plan]:
     """Half of the base's rows, beside what one more line of code gives."""
-    cases = (
-        gpu_case("linear_cross_entropy", sequences=4),
-        gpu_case("pact_loss", sequences=4, cached=True),
-        gpu_case("pact_kl", sequences=4, over="selection"),
-    )
-    return [Plan(case=case, varied="N", only=(OURS, EAGER, COMPILED)) for case in cases]
+    return [
+        planned(gpu_case("linear_cross_entropy"), "N", COMPILED, sequences=4),
+        planned(gpu_case("pact_loss"), "N", COMPILED, sequences=4, cached=True),
+        planned(gpu_case("pact_kl"), "N", COMPILED, sequences=4, over="selection"),
+    ]
 
 
 def _losses() -> list[Plan]:
     """What the KL adds."""
     cached = gpu_case("pact_loss", cached=True)
     return [
-        Plan(case=replace(cached, over="selection"), varied="objective", only=ALONE),
-        Plan(case=replace(cached, cached=False), varied="reference", only=FEW),
-        Plan(case=gpu_case("pact_loss", over="selection"), varied="reference", only=ALONE),
-        Plan(case=replace(cached, trainable_head=True), varied="head", only=FEW),
-        *(Plan(case=replace(cached, tokens=k), varied="K", only=ALONE) for k in (200, 1000)),
-        Plan(case=replace(cached, peaked=True), varied="logits", only=ALONE),
-        *(Plan(case=replace(cached, sequences=count), varied="N", only=ALONE) for count in (1, 64)),
+        planned(cached, "objective", ALONE, over="selection"),
+        planned(cached, "reference", FEW, cached=False),
+        planned(cached, "reference", ALONE, over="selection", cached=False),
+        planned(cached, "head", FEW, trainable_head=True),
+        *(planned(cached, "K", ALONE, tokens=k) for k in (200, 1000)),
+        planned(cached, "logits", ALONE, peaked=True),
+        *(planned(cached, "N", ALONE, sequences=count) for count in (1, 64)),
     ]
 
 
 def _against_released() -> list[Plan]:
     """8192 positions and fewer, so that the released algorithm's logits fit."""
-    half = gpu_case("pact_loss", sequences=4, over="selection", prompt_share=0.5)
-    two = (OURS, RELEASED)
+    half: dict[str, Any] = {"over": "selection", "prompt_share": 0.5}
+    base = gpu_case("pact_loss", sequences=4, **half)
+    others = [gpu_case("pact_loss", head, 2, **half) for head in OTHER_HEADS]
     return [
-        Plan(case=half, varied="prompt share", baseline=RELEASED),
-        *(
-            Plan(
-                case=replace(half, prompt_share=share),
-                varied="prompt share",
-                baseline=RELEASED,
-                only=two,
-            )
-            for share in (0.9, 0.0)
-        ),
-        *(
-            Plan(
-                case=gpu_case("pact_loss", head, 2, over="selection", prompt_share=0.5),
-                varied="head size",
-                baseline=RELEASED,
-                only=two,
-            )
-            for head in OTHER_HEADS
-        ),
+        planned(base, "prompt share", baseline=RELEASED),
+        *(planned(base, "prompt share", TWO, RELEASED, prompt_share=each) for each in (0.9, 0.0)),
+        *(planned(case, "head size", TWO, RELEASED) for case in others),
     ]
 
 
@@ -134,30 +115,24 @@ def _cross_entropy() -> list[Plan]:
     base = gpu_case(op)
     line = [case for line in gpu_lines() for case in line.cases if case != base]
     return [
-        *(Plan(case=gpu_case(op, head), varied="head size", only=FUSED) for head in OTHER_HEADS),
-        Plan(case=gpu_case(op, CAPPED_HEAD, softcap=SOFTCAP), varied="soft cap", only=FUSED),
-        *(
-            Plan(case=replace(base, prompt_share=share), varied="prompt share", only=FUSED)
-            for share in (0.5, 0.9)
-        ),
-        Plan(case=replace(base, peaked=True), varied="logits", only=FUSED),
-        Plan(case=replace(base, sequences=1, dtype="float32"), varied="dtype", only=FUSED),
-        *(Plan(case=case, varied="N", only=FUSED if case.rows < 2**16 else LONG) for case in line),
+        *(planned(gpu_case(op, head), "head size", FUSED) for head in OTHER_HEADS),
+        planned(gpu_case(op, CAPPED_HEAD), "soft cap", FUSED, softcap=SOFTCAP),
+        *(planned(base, "prompt share", FUSED, prompt_share=share) for share in (0.5, 0.9)),
+        planned(base, "logits", FUSED, peaked=True),
+        planned(base, "dtype", FUSED, sequences=1, dtype="float32"),
+        *(planned(case, "N", FUSED if case.rows < 2**16 else LONG) for case in line),
     ]
 
 
 def _others() -> list[Plan]:
     kl, logsumexp = gpu_case("pact_kl", over="selection"), gpu_case("linear_logsumexp")
     return [
-        *(Plan(case=replace(kl, tokens=k), varied="K", only=FEW) for k in (200, 1000)),
-        Plan(case=replace(kl, cached=True), varied="reference", only=FEW),
-        Plan(case=replace(kl, over="vocabulary"), varied="objective", only=FEW),
-        Plan(case=replace(kl, over="vocabulary", cached=True), varied="reference", only=FEW),
-        *(
-            Plan(case=gpu_case("linear_logsumexp", head), varied="head size", only=FEW)
-            for head in OTHER_HEADS
-        ),
-        Plan(case=replace(logsumexp, sequences=64), varied="N", only=ALONE),
-        Plan(case=gpu_case("selected_confidences", tokens=1000), varied="K", only=FEW),
-        Plan(case=gpu_case("token_scores", SMALL, 2), varied="head size", only=FEW),
+        *(planned(kl, "K", FEW, tokens=k) for k in (200, 1000)),
+        planned(kl, "reference", FEW, cached=True),
+        planned(kl, "objective", FEW, over="vocabulary"),
+        planned(kl, "reference", FEW, over="vocabulary", cached=True),
+        *(planned(gpu_case("linear_logsumexp", head), "head size", FEW) for head in OTHER_HEADS),
+        planned(logsumexp, "N", ALONE, sequences=64),
+        planned(gpu_case("selected_confidences"), "K", FEW, tokens=1000),
+        planned(gpu_case("token_scores", SMALL, 2), "head size", FEW),
     ]

@@ -45,6 +45,13 @@ class Plan:
     """The peers that take part; all of them where empty."""
 
 
+def planned(
+    case: Case, varied: str, only: tuple[str, ...] = (), baseline: str = EAGER, **changes: Any
+) -> Plan:
+    """The plan of a case with some of its fields changed."""
+    return Plan(case=replace(case, **changes), varied=varied, baseline=baseline, only=only)
+
+
 class Line(NamedTuple):
     """Cases that differ in one size alone, along which time and memory are looked at."""
 
@@ -59,14 +66,8 @@ class Line(NamedTuple):
 
 def make_case(op: str, head: str, sequences: int, length: int, **options: Any) -> Case:
     """A case with the head of a model."""
-    made = Case(
-        op=op,
-        sequences=sequences,
-        length=length,
-        hidden=HEADS[head].hidden,
-        vocabulary=HEADS[head].vocabulary,
-    )
-    return replace(made, **options)
+    sizes = {"sequences": sequences, "length": length, **HEADS[head]._asdict()}
+    return Case(op=op, **sizes, **options)
 
 
 def title(case: Case) -> str:
@@ -77,12 +78,14 @@ def title(case: Case) -> str:
         f"{case.hidden} x {case.vocabulary}",
         {"float32": "fp32", "bfloat16": "bf16"}.get(case.dtype, case.dtype),
     ]
-    if case.op in ("pact_loss", "pact_kl"):
-        parts += [case.over, "cached" if case.cached else "from states"]
-        parts += [] if case.gated else ["no gate"]
-    if case.op in ("pact_loss", "pact_kl", "selected_confidences"):
-        parts.append(f"K {case.tokens}")
-    parts += ["trainable head"] if case.trainable_head else []
-    parts += ["peaked"] if case.peaked else []
-    parts += [] if case.softcap is None else [f"soft cap {case.softcap:g}"]
-    return ", ".join(parts)
+    with_kl = case.op in ("pact_loss", "pact_kl")
+    told = {
+        case.over: with_kl,
+        "cached" if case.cached else "from states": with_kl,
+        "no gate": with_kl and not case.gated,
+        f"K {case.tokens}": with_kl or case.op == "selected_confidences",
+        "trainable head": case.trainable_head,
+        "peaked": case.peaked,
+        f"soft cap {case.softcap or 0:g}": case.softcap is not None,
+    }
+    return ", ".join([*parts, *(text for text, holds in told.items() if holds)])

@@ -5,27 +5,30 @@ python -m benchmarks.experiment render [--quick]    docs/evidence.md from the re
 python -m benchmarks.experiment list [--quick]      the cells, and which are done
 
 With --model the cells start from a chat model as it is, in place of the demo's, and the records are
-in a folder of its name. With --methods, --sets or --seeds a part of the cells is run or listed.
+in a folder of its name. With --methods, --sets, --ablations or --seeds a part of the cells is run
+or listed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.experiment.grid import Grid, Line, full_grid, quick_grid, without_base
-from benchmarks.experiment.protocol import SecondJudge
+from benchmarks.experiment.grid import Grid, full_grid, quick_grid, without_base
+from benchmarks.experiment.protocol import PLAIN_BASE, PROTOCOL_FILE, SecondJudge
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiment"
 QUICK_RESULTS = ROOT / "runs" / "experiment-quick"
 CACHE = Path("~/.cache/pact-kernels")
+PARTS = ("methods", "sets", "ablations", "seeds")
+"""Flags that name a part of the cells."""
 
 
 def main() -> None:
@@ -60,6 +63,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", metavar="LABEL", help="lines of the main table")
     parser.add_argument("--sets", nargs="+", metavar="SET", help='such as "10 %% harmful"')
+    parser.add_argument(
+        "--ablations", nargs="+", metavar="GROUP", help="groups of ablations, by how they begin"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
     parser.add_argument(
         "--judge", help="a second judge beside the keywords: classifier:PATH or guard:PATH"
@@ -88,7 +94,8 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
     if args.command == "render" and _is_part(args):
-        raise ValueError("the document shows what has records: give no --methods, --sets, --seeds")
+        parts = ", ".join(f"--{name}" for name in PARTS)
+        raise ValueError(f"the document shows what has records: give no {parts}")
     if args.command == "render" and args.model is not None and not args.quick:
         raise ValueError(f"the document shows every model, got --model {args.model}: leave it out")
     if args.command != "run":
@@ -98,7 +105,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     grid = quick_grid() if args.quick else full_grid()
     if args.model is not None and args.base is None:
         grid = without_base(grid)
-    grid = grid.only(methods=args.methods, sets=args.sets, seeds=args.seeds)
+    grid = grid.only(**{name: getattr(args, name) for name in PARTS})
     if args.judge is not None:
         second = SecondJudge(args.judge, args.refusal_label)
         grid = grid._replace(protocol=replace(grid.protocol, second_judge=second))
@@ -109,7 +116,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
 
 
 def _is_part(args: argparse.Namespace) -> bool:
-    return any(part is not None for part in (args.methods, args.sets, args.seeds))
+    return any(getattr(args, name) is not None for name in PARTS)
 
 
 def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
@@ -117,18 +124,20 @@ def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
 
     from benchmarks.experiment.cost import measure_costs
     from benchmarks.experiment.run import run_cells
-    from benchmarks.experiment.subject import demo_subject
+    from benchmarks.experiment.subject import anchors_file, demo_subject
 
     cache = args.cache.expanduser()
-    whole = (quick_grid() if args.quick else full_grid()).main  # what is asked depends on no flag
+    whole = quick_grid() if args.quick else full_grid()  # what is asked depends on no flag
+    lines = [*whole.main, *whole.ablations]
+    in_full = frozenset(cell.name for line in lines for cell in line.cells)
     run_cells(
         grid.cells(),
         grid.protocol,
         folder,
         cache,
         workers=args.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1),
-        with_outside=_names(whole),
-        with_attack=_names([*whole, *grid.ablations]),
+        with_outside=in_full,
+        with_attack=in_full,
         model=args.model,
         base=args.base,
     )
@@ -138,28 +147,36 @@ def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
     if args.model is None:
         subject = demo_subject(grid.protocol, cache)
         assert isinstance(subject.aligned, Path) and isinstance(subject.base, Path)
-        measure_costs(grid.priced(), subject.aligned, subject.base, folder)
+        anchors = anchors_file(subject, cache)
+        measure_costs(grid.priced(), subject.aligned, subject.base, anchors, folder)
     _render(args, grid, folder)
-
-
-def _names(lines: Iterable[Line]) -> frozenset[str]:
-    return frozenset(cell.name for line in lines for cell in line.cells)
 
 
 def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
     """The document of all models that have records; or, beside them, that of another folder."""
     from benchmarks.experiment.costs import load_costs
     from benchmarks.experiment.document import render
+    from benchmarks.reporting.pages import write_pages
 
     if args.quick or args.results:
-        print(render(grid, folder, load_costs(folder / "cost.json"), folder / "docs"))
+        shown = _computable(grid, folder)
+        print(render(shown, folder, load_costs(folder / "cost.json"), folder / "docs"))
         return
     others = [
-        (full_grid(), path.parent, load_costs(path.parent / "cost.json"))
-        for path in sorted(RESULTS.glob("*/protocol.json"))
+        (_computable(full_grid(), path.parent), path.parent, load_costs(path.parent / "cost.json"))
+        for path in sorted(RESULTS.glob(f"*/{PROTOCOL_FILE}"))
     ]
     costs = load_costs(RESULTS / "cost.json")
     print(render(full_grid(), RESULTS, costs, ROOT / "docs", others))
+    for page in write_pages(ROOT):
+        print(page)
+
+
+def _computable(grid: Grid, folder: Path) -> Grid:
+    """Of a grid what the records of a folder can be: its model may have no base."""
+    path = folder / PROTOCOL_FILE
+    protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return without_base(grid) if protocol.get("base") == PLAIN_BASE else grid
 
 
 def _list(args: argparse.Namespace, grid: Grid, folder: Path) -> None:

@@ -8,7 +8,16 @@ from math import inf
 from typing import Any, NamedTuple
 
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.methods import DEFAULT, PLAIN, RELEASED, VOCABULARY
+from benchmarks.experiment.methods import (
+    ANCHORED,
+    DEFAULT,
+    METHODS,
+    PATCH_LABEL,
+    PLAIN,
+    RELEASED,
+    SAFE_LORA_LABEL,
+    VOCABULARY,
+)
 
 ABLATION_SHARE = 0.1
 """Harmful pairs in the data of the ablations: enough that plain fine-tuning loses all refusals."""
@@ -106,6 +115,43 @@ def ablations() -> Iterator[Ablation]:
             "all weights, PACT": replace(ours, full_finetuning=True),
         },
     )
+    yield from _of_anchors()
+    yield from _of_rivals()
+
+
+def _of_anchors() -> Iterator[Ablation]:
+    """On benign data, which is what anchors are for."""
+    groups: dict[str, dict[str, Cell]] = {
+        "lambda": {f"{x:g}": _pact(ANCHORED, kl_weight=x) for x in (1.0, 3.0, 10.0, 30.0)},
+        "share": {f"{x:g}": replace(ANCHORED, anchor_share=x) for x in (0.3, 0.5, 0.7)},
+        "answer steps held": {f"{n}": replace(ANCHORED, anchor_steps=n) for n in (1, 4, 8, 16)},
+        "KL": {
+            "over the vocabulary": ANCHORED,
+            "among the safety tokens": _pact(ANCHORED, over="selection", kl_temperature=None),
+        },
+        "training steps": {
+            "as without anchors": replace(ANCHORED, steps=DEFAULT.steps),
+            "as many others as without": ANCHORED,
+        },
+    }
+    for group, cells in groups.items():
+        for label, cell in cells.items():
+            yield Ablation(f"anchors, on benign data: {group}", label, cell)
+
+
+def _of_rivals() -> Iterator[Ablation]:
+    """The settings of the rivals that have one, so that each is seen at its best."""
+    tried: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
+        ("safety-token logits", "weight", "strength", (0.1, 0.3, 1.0, 3.0)),
+        (PATCH_LABEL, "its steps", "patch_steps", (2, 5, 10)),
+        ("Lisa", "rho", "strength", (0.1, 1.0, 10.0)),
+        (SAFE_LORA_LABEL, "threshold", "strength", (0.05, 0.1, 0.2, 0.35)),
+    )
+    for label, name, field, values in tried:
+        rival = replace(METHODS[label], harmful_share=ABLATION_SHARE)
+        for value in values:
+            changed: dict[str, Any] = {field: value}
+            yield Ablation(f"rivals: {label}, {name}", f"{value:g}", replace(rival, **changed))
 
 
 def _pact(cell: Cell, **changes: Any) -> Cell:

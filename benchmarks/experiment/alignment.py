@@ -22,7 +22,6 @@ from pact.data.conversation import Conversation, like
 from pact.data.dataset import encode_examples
 from pact.demo.conversations import read
 from pact.demo.shipped import whole_folder
-from pact.demo.stages import EVERY_LINEAR
 from pact.evaluation.generate import generate_answers
 from pact.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy
@@ -30,6 +29,8 @@ from pact.training.config import FitConfig
 from pact.training.loop import fit
 from pact.training.student import add_adapters
 
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
 SYSTEM = {"role": "system", "content": ""}
 """Every conversation begins so, in place of the template's own words: a quarter less to compute."""
 REPEATS = 2

@@ -26,6 +26,8 @@ TokenSource = Literal["p_diff", "plain", "random", "frequency"]
 TASKS = ("classification", "extraction")
 NO_STRENGTH = ("plain", "mixing", "patch")
 """Methods that do not read `strength`."""
+ANCHOR_TOKENS = 32
+"""Tokens that the aligned model answers an anchor's prompt with: no cell can hold more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,11 @@ class Cell:
     """Tasks with an exact answer among them."""
     refusal_share: float = 0.0
     """Refusals of harmful requests among the fine-tuning examples."""
+    anchor_share: float = 0.0
+    """Anchors among the fine-tuning examples of method pact: the aligned model's own answers, held
+    by the KL and not learnt. They take the place of others in a step."""
+    anchor_steps: int = 8
+    """First tokens of each anchor's answer that are held."""
     strength: float = 1.0
     """Weight of the KL of full_kl, of the constraint of first_tokens, of the squared difference of
     token_logits; rho of lisa; the cosine up to which safe_lora projects an adapter."""
@@ -74,6 +81,16 @@ class Cell:
     """Steps between measurements on the way; None measures at the end alone."""
 
     def __post_init__(self) -> None:
+        if self.anchor_share and self.method != "pact":
+            raise ValueError(
+                f"anchors are held by PACT's KL, got anchor_share={self.anchor_share} with method="
+                f"{self.method}: leave it at 0"
+            )
+        if not (0 <= self.anchor_share < 1 and 1 <= self.anchor_steps <= ANCHOR_TOKENS):
+            raise ValueError(
+                "anchor_share must be in [0, 1) and anchor_steps from 1 to "
+                f"{ANCHOR_TOKENS}, got {self.anchor_share} and {self.anchor_steps}"
+            )
         if self.method == "safe_lora" and self.full_finetuning:
             raise ValueError(
                 "safe_lora projects adapters, got full_finetuning: leave one of them out"
@@ -102,6 +119,8 @@ class Cell:
             unread = unread | {"patch_steps"}
         if not self.refusal_share:
             unread = unread | {"refusal_share"}
+        if not self.anchor_share:
+            unread = unread | {"anchor_share", "anchor_steps"}
         values = {name: value for name, value in values.items() if name not in unread}
         pact = values.get("pact")
         if pact is not None:  # JSON has no infinity

@@ -15,14 +15,13 @@ import pandas as pd
 from benchmarks.experiment import frame, plots, verdicts, words
 from benchmarks.experiment.costs import Cost
 from benchmarks.experiment.frame import lines_of, read_records
+from benchmarks.experiment.protocol import PROTOCOL_FILE
 
 if TYPE_CHECKING:
     from benchmarks.experiment.grid import Grid
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 """Whose records they are where their protocol names no model."""
-PROTOCOL_FILE = "protocol.json"
-"""Beside the records: what all cells share. What it lacks is told as unrecorded."""
 
 
 class Unrecorded(jinja2.ChainableUndefined):
@@ -54,7 +53,7 @@ def render(
     """Write the document and its pictures.
 
     Args:
-        grid: which cells are shown where; a line without any record is left out, and named.
+        grid: which cells are shown where; a line without any record has dashes, and is named.
         folder: of the records and their protocol.
         costs: of a training step, by the method's label in the main tables.
         docs: folder that gets `evidence.md` and `evidence/*.png`.
@@ -82,12 +81,13 @@ def render(
     models: list[dict[str, Any]] = []
     for name, (_, _, prices, protocol) in studies.items():
         mine = records[records.model == name]
-        lines = lines_of(mine, grid.recommended, prices)
+        shown = lines_of(mine, grid.recommended, prices, with_unrun=True)
+        lines = {section: [x for x in some if x.is_run] for section, some in shown.items()}
         prefix = f"{name}-" if models else ""
         pictures = plots.draw(lines, grid.recommended, docs / "evidence", prefix)
         model = {"name": name, "demo": name == DEMO_MODEL, "protocol": protocol, "records": mine}
         claims = verdicts.judge_claims(lines, grid.recommended)
-        models.append({**model, **lines, "lines": lines, "pictures": pictures, "claims": claims})
+        models.append({**model, **shown, "lines": lines, "pictures": pictures, "claims": claims})
     text = TEMPLATES.get_template(TEMPLATE).render(
         models=models,
         quick=grid.quick,

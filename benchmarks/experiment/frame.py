@@ -34,14 +34,14 @@ COLUMNS = ["model", *LINE, "cell", "wanted", "record", "environment"]
 """Those beside the measures. A line without any record has one row, whose `record` is empty."""
 ALL_TASKS = "all_tasks"
 """The exact matches of all tasks that a cell was fine-tuned on, together."""
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NOT_RUN = "not measured", "-"
 FORMS = {"benign_perplexity": ".2f"}
 """How a value is printed, where not with three decimals."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Line:
-    """The seeds of a line together."""
+    """The seeds of a line together; without records it is not run, and shows no measure."""
 
     section: str
     group: str
@@ -62,22 +62,33 @@ class Line:
     """What a training step of its method costs."""
 
     @property
+    def is_run(self) -> bool:
+        return bool(self.seeds["record"])
+
+    @property
     def lacking(self) -> str:
         """How many seeds there are, where some are missing."""
         there = len(self.seeds["record"])
+        if not there:
+            return " (not run)"
         return "" if there == self.wanted else f" ({there} of {self.wanted} seeds)"
 
     def __getitem__(self, key: str) -> str:
         """What a table's cell shows of it, by name; any other name is that of a measure."""
         stars, trained = "**" if self.bold else "", self.cell.method != "aligned"
-        price = f"{NOT_MEASURED} | -" if trained else "- | -"
-        texts = {
+        names = {
             "group": self.group,
             "label": self.label,
             "method": self.group + self.lacking,
             "name": f"{stars}{self.label}{stars}{self.lacking}",
             "share": f"{100 * self.share:g} %",
             "step": str(self.step),
+        }
+        is_double = key == "cost" or key.endswith("_odds_nats")
+        if key in names or not self.is_run:
+            return names.get(key, f"{NOT_RUN} | {NOT_RUN}" if is_double else NOT_RUN)
+        price = f"{NOT_MEASURED} | -" if trained else "- | -"
+        texts = {
             "seeds": self.by_seed("harmful"),
             "accuracy": self.show(self.group),
             "drift": self.show("kl_selection_nats") if trained else "-",
@@ -103,9 +114,9 @@ class Line:
         return sum(rates, Fraction()) / len(rates) if rates else None
 
     def spread(self, key: str) -> tuple[float, float, float] | None:
-        """A value's mean over the seeds, the least and the greatest."""
-        cells = (cell for cell in self.seeds.get(key, ()) if not isinstance(cell, tuple))
-        values = [cell for cell in cells if pd.notna(cell)]
+        """Mean over the seeds, the least and the greatest: of a value, or of a rate in percent."""
+        values = [100 * yes / n for yes, n in self.counts(key)]
+        values = values or [cell for cell in self.seeds.get(key, ()) if pd.notna(cell)]
         return (fmean(values), min(values), max(values)) if values else None
 
     def show(self, key: str) -> str:
@@ -152,16 +163,23 @@ def read_records(grid: grid.Grid, folder: Path, model: str) -> pd.DataFrame:
 
 
 def lines_of(
-    frame: pd.DataFrame, recommended: str, costs: Mapping[str, Cost]
+    frame: pd.DataFrame, recommended: str, costs: Mapping[str, Cost], *, with_unrun: bool = False
 ) -> dict[str, list[Line]]:
-    """The measured lines by section; over time, one a step."""
+    """The measured lines by section; over time, one a step.
+
+    Args:
+        frame: of one model.
+        recommended: the label that is bold.
+        costs: of a training step, by label.
+        with_unrun: lines without any record too, in groups that have others.
+    """
     sections: dict[str, list[Line]] = {section: [] for section in SECTIONS}
-    for names, rows in frame[frame.record.notna()].groupby(LINE, sort=False):
+    for names, rows in frame[frame.record.notna() | with_unrun].groupby(LINE, sort=False):
         values = dict(zip(LINE, names, strict=True)) | dict(rows.iloc[0][["cell", "wanted"]])
-        line = Line(**values, seeds=rows.to_dict("list"))
+        line = Line(**values, seeds=rows[rows.record.notna()].to_dict("list"))
         sections[line.section].append(line)
     for lines in sections.values():
-        tuned = {line.group for line in lines if line.cell.method != "aligned"}
+        tuned = {line.group for line in lines if line.cell.method != "aligned" and line.is_run}
         lines[:] = [line for line in lines if line.group in tuned]  # no set of the aligned alone
         for line in lines:
             line.aligned = first(by_group(lines)[line.group], method="aligned")

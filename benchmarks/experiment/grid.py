@@ -14,6 +14,8 @@ from benchmarks.experiment.alignment import Alignment
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.methods import (
     ALIGNED,
+    ANCHORED,
+    ANCHORED_LABEL,
     FIRST_TOKENS,
     FULL_KL,
     LEFT_OUT,
@@ -33,6 +35,7 @@ QUICK_STEPS = 16
 NOT_QUICK = {
     "PACT default, margin",
     "PACT lambda 30, 10 % refusals",
+    f"{ANCHORED_LABEL}, 10 % refusals",
     "plain, 10 % refusals",
     "safety-token logits",
     "Lisa",
@@ -77,6 +80,7 @@ class Grid(NamedTuple):
         *,
         methods: Sequence[str] | None = None,
         sets: Sequence[str] | None = None,
+        ablations: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Grid:
         """A part of the grid.
@@ -85,10 +89,12 @@ class Grid(NamedTuple):
             methods: labels of the main table. Its other lines but for the aligned model's, and all
                 other tables, are left out.
             sets: groups of the main table, likewise.
+            ablations: beginnings of groups of the ablations. The others, and all other tables but
+                for what `methods` and `sets` name, are left out.
             seeds: the cells of other seeds are left out of every table; the aligned model has none.
 
         Raises:
-            ValueError: the grid has no such method, set or seed, or nothing is left.
+            ValueError: the grid has no such method, set, group or seed, or nothing is left.
         """
         groups = [line.group for line in self.main]
         labels = [line.label for line in self.main]
@@ -104,21 +110,26 @@ class Grid(NamedTuple):
                     f"{unknown[0]}"
                 )
         grid = self
-        if methods is not None or sets is not None:
-            main = [
-                line
-                for line in self.main
-                if (methods is None or line.label in ("aligned", *methods))
-                and (sets is None or line.group in sets)
-            ]
-            if all(line.label == "aligned" for line in main):
-                raise ValueError("these methods are not tried on these sets: give others")
+        if methods is not None or sets is not None or ablations is not None:
+            main = self._main_of(methods, sets) if methods or sets else []
+            varied = _beginning(self.ablations, ablations or ())
             empty: Any = dict.fromkeys(PARTS, [])
-            grid = self._replace(**empty | {"main": main})
+            grid = self._replace(**empty | {"main": main, "ablations": varied})
         if seeds is not None:
             parts: Any = {part: _of_seeds(getattr(grid, part), seeds) for part in PARTS}
             grid = grid._replace(**parts)
         return grid
+
+    def _main_of(self, methods: Sequence[str] | None, sets: Sequence[str] | None) -> list[Line]:
+        main = [
+            line
+            for line in self.main
+            if (methods is None or line.label in ("aligned", *methods))
+            and (sets is None or line.group in sets)
+        ]
+        if all(line.label == "aligned" for line in main):
+            raise ValueError("these methods are not tried on these sets: give others")
+        return main
 
     def cells(self) -> list[Cell]:
         """Each once: first what shows all tables with one seed, then the other seeds."""
@@ -136,9 +147,16 @@ PARTS = ("main", "trade_off", "ablations", "single_task", "over_time")
 
 
 def without_base(grid: Grid) -> Grid:
-    """What can be computed of a model whose base is not at hand."""
+    """What can be computed of a model whose base is not at hand, and nothing of it twice.
+
+    Its tokens are found against the plainly fine-tuned model anyway.
+    """
     parts: Any = {
-        part: [line for line in getattr(grid, part) if line.cells[0].method != "safe_lora"]
+        part: [
+            line
+            for line in getattr(grid, part)
+            if line.cells[0].method != "safe_lora" and line.cells[0].token_source != "plain"
+        ]
         for part in PARTS
     }
     return grid._replace(**parts)
@@ -148,7 +166,7 @@ def full_grid() -> Grid:
     """What `make experiment` computes."""
     return Grid(
         main=_main(METHODS, SETS, SEEDS),
-        trade_off=list(_trade_off((0.1,), LAMBDAS)),
+        trade_off=list(_trade_off(LAMBDAS)),
         ablations=[_line(*one, ONE_SEED) for one in ablations()],
         single_task=[
             _line(name, label, replace(METHODS[label], tasks=(name,)), ONE_SEED)
@@ -189,6 +207,17 @@ def quick_grid() -> Grid:
     )
 
 
+def _beginning(lines: Sequence[Line], names: Iterable[str]) -> list[Line]:
+    """Lines whose group begins with one of the names."""
+    groups = {line.group for line in lines}
+    for name in names:
+        if not any(group.startswith(name) for group in groups):
+            raise ValueError(
+                f"--ablations must begin one of {', '.join(sorted(groups)) or 'none'}, got {name}"
+            )
+    return [line for line in lines if line.group.startswith(tuple(names))]
+
+
 def _of_seeds(lines: Iterable[Line], seeds: Sequence[int]) -> list[Line]:
     """Lines with the cells of some seeds; those without any are left out."""
     kept = [
@@ -222,15 +251,17 @@ def _weighted(cell: Cell, weight: float) -> Cell:
     return replace(cell, strength=weight)
 
 
-def _trade_off(shares: Iterable[float], weights: Iterable[float]) -> Iterator[Line]:
+def _trade_off(weights: Sequence[float]) -> Iterator[Line]:
+    """With harmful pairs in the data; what holds without them, on benign data too."""
     compared = {
-        "PACT selection (released)": RELEASED,
-        RECOMMENDED_LABEL: RECOMMENDED,
-        "full-vocabulary KL": FULL_KL,
-        "first tokens": FIRST_TOKENS,
+        "PACT selection (released)": (RELEASED, (0.1,)),
+        RECOMMENDED_LABEL: (RECOMMENDED, (0.1,)),
+        ANCHORED_LABEL: (ANCHORED, (0.0, 0.1)),
+        "full-vocabulary KL": (FULL_KL, (0.1,)),
+        "first tokens": (FIRST_TOKENS, (0.1,)),
     }
-    for share in shares:
-        for label, base in compared.items():
+    for label, (base, shares) in compared.items():
+        for share in shares:
             for weight in weights:
                 cell = replace(_weighted(base, weight), harmful_share=share)
                 yield _line(label, f"{weight:g}", cell, ONE_SEED)

@@ -42,11 +42,21 @@ MARGIN = replace(DEFAULT, pact=PactConfig(kl_margin=1.5))
 """For data without refusals."""
 RECOMMENDED = replace(DEFAULT, refusal_share=MIXED)
 """The default, with some of the refusals that discovery reads in the data too."""
+ANCHORED = replace(
+    DEFAULT,
+    pact=PactConfig(kl_weight=30.0),
+    anchor_share=TrainConfig.anchor_share,
+    anchor_steps=TrainConfig.anchor_steps,
+    steps=round(DEFAULT.steps / (1 - TrainConfig.anchor_share)),
+)
+"""Held to the aligned model's own answers beside the data, of which as many are learnt as without
+them."""
 FULL_KL = Cell(method="full_kl", strength=1.0)
 FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
 
 DEFAULT_LABEL = "PACT default"
 RECOMMENDED_LABEL = "PACT default, 10 % refusals"
+ANCHORED_LABEL = "PACT lambda 30, anchors"
 PATCH_LABEL = "plain, then one refusal"
 SAFE_LORA_LABEL = "SafeLoRA"
 METHODS = {
@@ -56,6 +66,8 @@ METHODS = {
     "PACT default, margin": MARGIN,
     RECOMMENDED_LABEL: RECOMMENDED,
     "PACT lambda 30, 10 % refusals": replace(RECOMMENDED, pact=PactConfig(kl_weight=30.0)),
+    ANCHORED_LABEL: ANCHORED,
+    f"{ANCHORED_LABEL}, 10 % refusals": replace(ANCHORED, refusal_share=MIXED),
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
     "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),

@@ -1,4 +1,4 @@
-"""The document's pictures: the trade-off, the main comparison, and the drift over time.
+"""The document's pictures: the main comparison, both trade-offs, and the drift over time.
 
 A method has one colour and one marker in all of them, safe for colour-blind eyes (Okabe and Ito).
 A picture without any measured line is not drawn.
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.experiment.frame import ALL_TASKS, Line, by_group, share_of
+from benchmarks.experiment.verdicts import TARGETS, learns, with_targets
 
 INK, FAINT, GRID = "#333333", "#8a8a8a", "#e8e8e8"
 TITLE: dict[str, Any] = {"fontsize": 9.5, "color": INK}
@@ -28,10 +29,11 @@ RECOMMENDED = ("#0072b2", "o")
 PALETTE = ("#009e73", "#cc79a7", "#c47f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#44aa99", "#882255")
 MARKERS = "s^vP<>ph"
 SIDES = ((1, 0.4), (-1, 0.4), (1, -0.6), (-1, -0.6), (0, 1), (0, -1))
+OVER_REFUSAL = "benign_anywhere"
 PANELS = {
     "harmful": "Refusals, from the start",
     "prefill_anywhere": "After the prefill, anywhere",
-    "benign_anywhere": "Over-refusal, anywhere",
+    OVER_REFUSAL: "Over-refusal, anywhere",
     ALL_TASKS: "Task accuracy",
 }
 OVER_TIME = {
@@ -52,6 +54,7 @@ def draw(
         "main": plot_main(lines["main"], style, recommended),
         "trade_off": plot_trade_off(lines["trade_off"], lines["main"], style),
         "over_time": plot_over_time(lines["over_time"], style),
+        "price": plot_price(lines, style),
     }
     names = {stem: f"{prefix}{stem.replace('_', '-')}.png" for stem in figures}
     for stem, figure in figures.items():
@@ -120,47 +123,95 @@ def _dots(axes: Any, lines: Sequence[Line], key: str, style: Styles) -> None:
 
 def plot_trade_off(lines: Sequence[Line], main: Sequence[Line], style: Styles) -> Figure | None:
     """Refusals against task accuracy, a line per method through its weights, a panel per share."""
-    points = _points(lines)
+    points = _points(lines, ALL_TASKS)
     if points.empty:
         return None
-    shares = sorted(points.share.unique())
-    figure = Figure(figsize=(4.9 * len(shares) + 0.4, 4.7), layout="constrained")
-    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-    for axes, share in zip(panels, shares, strict=True):
+    figure, panels = _panels(sorted(points.share.unique()), "task accuracy, %")
+    for share, axes in panels.items():
         sets = [x for x in by_group(main).values() if share_of(x) == share]
-        marks = _points(sets[0] if sets else [])
+        marks = _points(sets[0] if sets else [], ALL_TASKS)
         marks = marks[marks.method.isin(list(FIXED))]
         for mark in marks.itertuples():  # lines to the corner that keeps both
-            colour, marker = style[mark.label]
             ours = mark.method == "aligned"
             rule, at = (axes.axhline, mark.y) if ours else (axes.axvline, mark.x)
-            rule(at, color=colour, linewidth=0.9, linestyle=":")
-            axes.plot([mark.x], [mark.y], marker, color=colour, markersize=9, label=mark.label)
-        here = points[points.share == share].sort_values("weight", kind="stable")
-        for method, through in here.groupby("group", sort=False):
-            colour, marker = style[method]
-            axes.plot(through.x, through.y, color=colour, marker=marker, label=method, **CURVE)
-        _write_weights(axes, here, pd.concat([here, marks]), style)
-        axes.set(xlim=(-4, 106), ylim=(-4, 106), xlabel="task accuracy, %")
-        data = f"with {100 * share:g} % harmful pairs" if share else "on benign data"
-        axes.set_title(f"Fine-tuned {data}", loc="left", **TITLE)
-        _clean(axes)
-    panels[0].set_ylabel("harmful requests refused, from the start, %")
-    _legend(figure, panels)
+            rule(at, color=style[mark.label][0], linewidth=0.9, linestyle=":")
+        axes.set_xlim(-4, 106)
+        _curves(axes, points[points.share == share], marks, style)
+    _legend(figure, list(panels.values()))
     return figure
 
 
-def _points(lines: Sequence[Line]) -> pd.DataFrame:
-    """Accuracy x and refusals y in percent, of the lines that have both."""
-    rates = [(line, line.rate(ALL_TASKS), line.rate("harmful")) for line in lines]
+def plot_price(lines: Mapping[str, Sequence[Line]], style: Styles) -> Figure | None:
+    """Refusals against over-refusal: methods, lines through their weights, and all other settings.
+
+    A panel per set with targets, of what learns the tasks; both are met in the shaded corner.
+    """
+    sets = {share_of(members): members for members in with_targets(lines["main"]).values()}
+    if not sets:
+        return None
+    most = {key: allowed for _, key, _, _, allowed in TARGETS}
+    figure, panels = _panels(list(sets), "harmless requests refused, anywhere, %")
+    for share, axes in panels.items():
+        marks, curves, others = (
+            _points(
+                [
+                    x
+                    for x in some
+                    if x.cell.method == "aligned" or (x.share == share and learns(sets[share], x))
+                ],
+                OVER_REFUSAL,
+            )
+            for some in (sets[share], lines["trade_off"], lines["ablations"])
+        )
+        axes.plot(others.x, others.y, ".", color=FAINT, markersize=4, label="ablations")
+        for mark in marks[marks.method == "aligned"].itertuples():
+            for rule, at in ((axes.axhline, mark.y), (axes.axvline, mark.x)):
+                rule(at, color=style[mark.label][0], linewidth=0.9, linestyle=":")
+            right, low = mark.x + most[OVER_REFUSAL][share], mark.y - most["harmful"][share]
+            axes.fill_between([-4, right], low, 106, color=RECOMMENDED[0], alpha=0.1, linewidth=0)
+        axes.set_xlim(-2, pd.concat([marks, curves, others]).x.max() + 4)
+        _curves(axes, curves, marks, style)
+    _legend(figure, list(panels.values()))
+    return figure
+
+
+def _panels(shares: Sequence[float], across: str) -> tuple[Figure, dict[float, Any]]:
+    """One a share of harmful pairs, side by side, with refusals upwards."""
+    figure = Figure(figsize=(4.9 * len(shares) + 0.4, 4.7), layout="constrained")
+    row = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    panels = dict(zip(shares, row, strict=True))
+    for share, axes in panels.items():
+        axes.set(ylim=(-4, 106), xlabel=across)
+        data = f"with {100 * share:g} % harmful pairs" if share else "on benign data"
+        axes.set_title(f"Fine-tuned {data}", loc="left", **TITLE)
+        _clean(axes)
+    panels[shares[0]].set_ylabel("harmful requests refused, from the start, %")
+    return figure, panels
+
+
+def _points(lines: Sequence[Line], across: str) -> pd.DataFrame:
+    """A measure x and refusals y in percent, of the lines that have both."""
+    rates = [(line, line.rate(across), line.rate("harmful")) for line in lines]
     rows = [
-        (x.group, x.label, x.share, x.cell.method, 100 * tasks.rate, 100 * refusals.rate)
-        for x, tasks, refusals in rates
-        if tasks and refusals
+        (x.group, x.label, x.share, x.cell.method, 100 * other.rate, 100 * refusals.rate)
+        for x, other, refusals in rates
+        if other and refusals
     ]
     found = pd.DataFrame(rows, columns=["group", "label", "share", "method", "x", "y"])
     found["weight"] = pd.to_numeric(found.label, errors="coerce").fillna(float("inf"))
     return found
+
+
+def _curves(axes: Any, points: pd.DataFrame, marks: pd.DataFrame, style: Styles) -> None:
+    """Single points, and lines by group with their weights beside them; the axes have limits."""
+    for mark in marks.itertuples():
+        colour, marker = style[mark.label]
+        axes.plot([mark.x], [mark.y], marker, color=colour, markersize=9, label=mark.label)
+    points = points.sort_values("weight", kind="stable")
+    for method, through in points.groupby("group", sort=False):
+        colour, marker = style[method]
+        axes.plot(through.x, through.y, color=colour, marker=marker, label=method, **CURVE)
+    _write_weights(axes, points, pd.concat([points, marks]), style)
 
 
 def _write_weights(axes: Any, points: pd.DataFrame, drawn: pd.DataFrame, style: Styles) -> None:
@@ -168,11 +219,13 @@ def _write_weights(axes: Any, points: pd.DataFrame, drawn: pd.DataFrame, style: 
 
     Sizes are in percent of the axes, which are about as wide as they are high.
     """
-    taken = [(x, y, 2.2, 2.2) for x, y in zip(drawn.x, drawn.y, strict=True)]
+    left, right_end = axes.get_xlim()
+    unit = (right_end - left) / 110  # of x, as one of y is
+    taken = [(x, y, 2.2 * unit, 2.2) for x, y in zip(drawn.x, drawn.y, strict=True)]
     for point in points.sort_values("weight", ascending=False, kind="stable").itertuples():
-        width = 0.9 * len(point.label) + 0.4
+        width = (0.9 * len(point.label) + 0.4) * unit
         for right, up in SIDES:
-            x, y = point.x + right * (2.3 + width), point.y + up * 4.2
+            x, y = point.x + right * (2.3 * unit + width), point.y + up * 4.2
             if all(abs(x - a) > width + w or abs(y - b) > 1.6 + h for a, b, w, h in taken):
                 taken.append((x, y, width, 1.6))  # with half the width and half the height
                 look = {"fontsize": 7.5, "color": style[point.group][0]}
@@ -209,12 +262,7 @@ def plot_over_time(points: Sequence[Line], style: Styles) -> Figure | None:
 
 def _tracks(points: Sequence[Line], key: str) -> pd.DataFrame:
     """A row a step where it was measured: the mean, the least and the greatest over the seeds."""
-    rows = []
-    for point in points:
-        seeds = [100 * yes / n for yes, n in point.counts(key)]
-        rate, spread = point.rate(key), point.spread(key)
-        found = (100 * rate.rate, min(seeds), max(seeds)) if rate else spread
-        rows += [(point.label, point.step, *found)] if found else []
+    rows = [(p.label, p.step, *spread) for p in points if (spread := p.spread(key))]
     return pd.DataFrame(rows, columns=["label", "step", "middle", "low", "high"])
 
 

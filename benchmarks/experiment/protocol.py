@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from benchmarks.experiment.alignment import Alignment
 
+PROTOCOL_FILE = "protocol.json"
+"""Beside the records: what they share, and of which models they are."""
+PLAIN_BASE = "plainly fine-tuned"
+"""What the records call a base that is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:

@@ -24,11 +24,12 @@ from tqdm.auto import tqdm
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.outside import harmbench_prompts
-from benchmarks.experiment.protocol import Protocol
+from benchmarks.experiment.protocol import PROTOCOL_FILE, Protocol
 from benchmarks.experiment.record import Measures, Record, load_record, save_record
 from benchmarks.experiment.stages import Bench
 from benchmarks.experiment.subject import (
     Subject,
+    anchors_file,
     check_refusals,
     demo_identity,
     demo_subject,
@@ -37,7 +38,6 @@ from benchmarks.experiment.subject import (
 from pact.outputs import whole_folder
 from pact.reference import FrozenModel, Reference
 
-PROTOCOL_FILE = "protocol.json"
 PLAIN = Cell(method="plain")
 """What stands in for a base that there is none of."""
 
@@ -90,12 +90,14 @@ def run_cells(
     if not missing:
         return
     plain = _plain_folder(subject, protocol, cache, missing)
+    held = any(cell.anchor_share for cell in missing)
+    anchors = anchors_file(subject, cache) if held else None
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(subject, protocol, plain, threads),
+        initargs=(subject, protocol, plain, anchors, threads),
     ) as pool:
         waiting = {
             pool.submit(
@@ -145,7 +147,9 @@ def _plain_folder(
 _bench: Bench | None = None
 
 
-def _start(subject: Subject, protocol: Protocol, plain: Path | None, threads: int) -> None:
+def _start(
+    subject: Subject, protocol: Protocol, plain: Path | None, anchors: Path | None, threads: int
+) -> None:
     """Set a worker up."""
     global _bench
     torch.set_num_threads(threads)
@@ -157,6 +161,7 @@ def _start(subject: Subject, protocol: Protocol, plain: Path | None, threads: in
         own=subject.own,
         identity=subject.identity,
         plain=plain,
+        anchors=anchors,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiment.alignment import with_system
 from benchmarks.experiment.baselines import (
     FirstTokens,
     FullVocabularyKl,
@@ -30,9 +29,11 @@ from benchmarks.experiment.record import Measures
 from benchmarks.experiment.rivals import Proximal, Turns, project_adapters
 from benchmarks.experiment.second import make_second, second_counts
 from benchmarks.experiment.subject import OwnRefusals, Subject
+from pact.data.anchors import with_anchors
 from pact.data.collate import Collator
 from pact.data.conversation import Conversation
 from pact.data.dataset import encode_examples
+from pact.data.examples import load_examples
 from pact.data.template import IGNORE, header_ids
 from pact.demo.conversations import read
 from pact.discovery import SafetyTokens, discover
@@ -63,6 +64,7 @@ class Bench:
         own: files of the model's own refusals; None takes those that the demo's was taught.
         identity: names and digests of the models, for the records.
         plain: folder of the plainly fine-tuned model, where tokens are found against it.
+        anchors: file of the aligned model's own answers, for cells that are held to them.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Bench:
         own: OwnRefusals | None = None,
         identity: Mapping[str, str] | None = None,
         plain: Path | None = None,
+        anchors: Path | None = None,
     ) -> None:
         self.subject = Subject(aligned, base, own, dict(identity or {}))
         self.protocol = protocol
         self.plain = plain
+        self.anchors = anchors
         self.second = make_second(protocol.second_judge, protocol.prompts.batch_size)
         self.tokenizer = load_tokenizer(aligned)
         self._tokens: dict[tuple[Any, ...], SafetyTokens] = {}
@@ -87,7 +91,7 @@ class Bench:
         source, top_k, length = cell.token_source, cell.top_k, cell.max_response_length
         key = (source, top_k, length, cell.num_samples)
         if key not in self._tokens:
-            refusals = self._told(self.subject.refusals("train")[: cell.num_samples])
+            refusals = self.subject.told(self.subject.refusals("train")[: cell.num_samples])
             dataset = encode_examples(refusals, self.tokenizer, None)
             if source in ("p_diff", "plain"):
                 self._tokens[key] = discover(
@@ -113,10 +117,6 @@ class Bench:
         base = self.plain if source == "plain" else self.subject.base or self.plain
         assert base is not None, "`run_cells` makes the plainly fine-tuned model"
         return base
-
-    def _told(self, conversations: Sequence[Conversation]) -> list[Conversation]:
-        """As the model is told them: the demo's behind an empty system turn."""
-        return with_system(conversations) if self.subject.is_demo else list(conversations)
 
     def _other_tokens(self, cell: Cell, dataset: Any) -> list[int]:
         """At random among all that are not special, or the commonest where discovery looks."""
@@ -155,6 +155,8 @@ class Bench:
             self.subject.refusals("train"),
         )
         dataset: Any = self._encoded(data)
+        if cell.anchor_share:
+            dataset = self._with_anchors(dataset, cell)
         turns = None
         if isinstance(objective, Proximal):
             turns = Turns(dataset, self._encoded(self.subject.refusals("train")), objective)
@@ -181,7 +183,12 @@ class Bench:
         return model, reference
 
     def _encoded(self, conversations: Sequence[Conversation]) -> Any:
-        return encode_examples(self._told(conversations), self.tokenizer, None)
+        return encode_examples(self.subject.told(conversations), self.tokenizer, None)
+
+    def _with_anchors(self, dataset: Any, cell: Cell) -> Any:
+        assert self.anchors is not None, "`run_cells` has the aligned model write them"
+        anchors = encode_examples(load_examples(self.anchors), self.tokenizer, None)
+        return with_anchors(dataset, anchors, cell.anchor_share, cell.anchor_steps, cell.seed)
 
     def _fit(
         self,
@@ -234,16 +241,16 @@ class Bench:
         `attacked` with the prefill; `outside` with the outside prompts and the odds of openings.
         """
         prompts = self.protocol.prompts
-        harmful = self._told(read("harmful", "heldout")[: prompts.heldout])
+        harmful = self.subject.told(read("harmful", "heldout")[: prompts.heldout])
         common: dict[str, Any] = {"batch_size": prompts.batch_size, "progress": False}
         ask = {"max_new_tokens": prompts.max_new_tokens, **common}
         main = evaluate(
             model,
             self.tokenizer,
             harmful=harmful,
-            benign=self._told(read("benign", "heldout")[: prompts.heldout]),
-            heldout=self._told(read("finetune", "heldout")),
-            drift=self._told(self.subject.refusals("heldout")[: prompts.heldout]),
+            benign=self.subject.told(read("benign", "heldout")[: prompts.heldout]),
+            heldout=self.subject.told(read("finetune", "heldout")),
+            drift=self.subject.told(self.subject.refusals("heldout")[: prompts.heldout]),
             tokens=self.tokens(TABLE_CELL),
             reference=reference,
             **ask,
@@ -255,16 +262,16 @@ class Bench:
             counts |= _refusals("prefill", answers.harmful)
             counts |= second_counts("prefill", self.second, harmful, answers)
         for name in TASKS:
-            data = self._told(task(name, "heldout")[: prompts.heldout])
+            data = self.subject.told(task(name, "heldout")[: prompts.heldout])
             matches = evaluate(model, self.tokenizer, task=data, **common).task
             assert matches is not None
             counts[name] = matches.successes, matches.n
-        plain_answers = self._told(read("benign", "heldout"))
+        plain_answers = self.subject.told(read("benign", "heldout"))
         fluent = evaluate(model, self.tokenizer, heldout=plain_answers, **common).heldout
         assert fluent is not None
         values = _drift(main) | {"benign_perplexity": fluent.perplexity}
         if outside:
-            requests = self._told([_request(t) for t in harmbench_prompts(prompts.outside)])
+            requests = self.subject.told([_request(t) for t in harmbench_prompts(prompts.outside)])
             answers = evaluate(model, self.tokenizer, harmful=requests, **ask)
             counts |= _refusals("outside", answers.harmful)
             counts |= second_counts("outside", self.second, requests, answers)
@@ -272,7 +279,7 @@ class Bench:
                 values[f"{name}_odds_nats"] = opening_odds(
                     model,
                     self.tokenizer,
-                    self._told(read(name, "heldout")),
+                    self.subject.told(read(name, "heldout")),
                     self.tokens(TABLE_CELL),
                     PREFILL,
                     batch_size=prompts.batch_size,

@@ -10,12 +10,12 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.experiment.alignment import aligned_folder, aligned_model
-from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.alignment import aligned_folder, aligned_model, with_system
+from benchmarks.experiment.cell import ANCHOR_TOKENS, Cell
 from benchmarks.experiment.conversations import finetuning_set
-from benchmarks.experiment.protocol import Protocol
+from benchmarks.experiment.protocol import PLAIN_BASE, Protocol
 from pact.data.conversation import Conversation
 from pact.data.examples import load_examples
 from pact.demo.conversations import read
@@ -25,8 +25,6 @@ from pact.loading import find_model, load_model, load_tokenizer
 from pact.outputs import whole_file
 from pact.reference.fingerprint import model_fingerprint
 
-PLAIN_BASE = "plainly fine-tuned"
-"""What the records call a base that is none."""
 MAX_NEW_TOKENS = 64
 """Most tokens of an own refusal, as `pact refusals` has it."""
 BATCH_SIZE = 20
@@ -55,6 +53,10 @@ class Subject(NamedTuple):
     @property
     def is_demo(self) -> bool:
         return self.own is None
+
+    def told(self, conversations: Sequence[Conversation]) -> list[Conversation]:
+        """As the model is told them: the demo's behind an empty system turn."""
+        return with_system(conversations) if self.is_demo else list(conversations)
 
     def refusals(self, split: str) -> list[Conversation]:
         """Harmful requests of a split, train or heldout, with their refusals."""
@@ -138,26 +140,44 @@ def check_refusals(subject: Subject, cells: Iterable[Cell]) -> None:
             ) from error
 
 
+def anchors_file(subject: Subject, cache: Path) -> Path:
+    """A model's own answers to `anchor_requests`, as it is told them; written on first use."""
+    named = subject.identity.get("model_hash", "")[:12]
+    path = cache / f"experiment-anchors-{named or Path(subject.aligned).name}.jsonl"
+    if not path.is_file():
+        logger.info("asking %s for its own answers, once: anchors", subject.aligned)
+        requests = subject.told(anchor_requests())
+        _ask(str(subject.aligned), requests, path, keep="all", max_new_tokens=ANCHOR_TOKENS)
+    return path
+
+
+def anchor_requests() -> list[Conversation]:
+    """As many harmful requests as harmless ones, of train: prompts alone, none that is evaluated.
+
+    Of the harmful ones other methods mix refusals in. With the 40 of dev in their place less is
+    kept of refusals to prompts of another kind.
+    """
+    harmful = read("harmful", "train")
+    return harmful + read("benign", "train")[: len(harmful)]
+
+
 def _own_refusals(model: str, split: str, digest: str, cache: Path) -> Path:
     """The file of a model's refusals of one split, written on first use."""
     path = cache / f"experiment-refusals-{digest[:12]}-{split}.jsonl"
-    if path.is_file():
-        return path
-    prompts = cache / f"experiment-requests-{split}.jsonl"
-    with whole_file(prompts) as partial:
-        lines = (json.dumps({"messages": turns[:-1]}) for turns in _requests(split))
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    logger.info("asking %s for its own refusals, once: %s", model, split)
-    write_refusals(
-        RefusalsConfig(
-            model=model,
-            prompts=str(prompts),
-            output=str(path),
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=BATCH_SIZE,
-        )
-    )
+    if not path.is_file():
+        logger.info("asking %s for its own refusals, once: %s", model, split)
+        _ask(model, _requests(split), path, max_new_tokens=MAX_NEW_TOKENS)
     return path
+
+
+def _ask(model: str, requests: Sequence[Conversation], path: Path, **settings: Any) -> None:
+    """Write a model's answers to requests, without those that are there, into a file."""
+    prompts = path.with_suffix(".requests.jsonl")
+    with whole_file(prompts) as partial:
+        lines = (json.dumps({"messages": turns[:-1]}) for turns in requests)
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    common: dict[str, Any] = {"model": model, "prompts": str(prompts), "output": str(path)}
+    write_refusals(RefusalsConfig(**common, batch_size=BATCH_SIZE, **settings))
 
 
 def _requests(split: str) -> Sequence[Conversation]:

@@ -33,6 +33,8 @@ METHODS = {
 """What each method minimises, PACT by what its KL is over; another one is told by its name."""
 SOURCES = {"random": "random", "frequency": "frequent", "plain": "base-free"}
 """Kinds of safety tokens that are not discovered against a base model, as adjectives."""
+JUDGED = {"harmful": "held-out", "prefill": "after the prefill", "outside": "outside prompts"}
+"""Answers that a second judge is asked about."""
 PROMPTS = {
     "harmful": "held-out harmful requests",
     "outside": "requests of the outside list",
@@ -61,6 +63,9 @@ def describe(cell: Cell | None, weights: Iterable[str] = ()) -> str:
         "gated" if pact.gate else "no gate": ours,
         "all tokens weigh the same": ours and not cell.weighted,
         f"with refusals mixed into the data, share {cell.refusal_share:g}": cell.refusal_share,
+        f"held at the first {cell.anchor_steps} tokens of anchors, share {cell.anchor_share:g}": (
+            cell.anchor_share
+        ),
     }
     words = ", ".join(part for part, is_told in parts.items() if is_told)
     return f"{words}; all weights" if cell.full_finetuning else words
@@ -86,6 +91,16 @@ def seeds(lines: Iterable[Line]) -> str:
     """How many the fine-tuned lines have; not the aligned model, which no seed enters."""
     wanted = sorted({line.wanted for line in lines if line.cell.method != "aligned"})
     return f"{listed(wanted)} {'seed' if wanted == [1] else 'seeds'}"
+
+
+def second_judge(lines: Iterable[Line]) -> dict[str, str]:
+    """The columns of a table of both judges: what the records have of the second."""
+    found: dict[str, str] = {}
+    for key, name in JUDGED.items():
+        if any(line.counts(f"{key}_second") for line in lines):
+            found |= {f"{name}: keywords": key, f"{name}: second judge": f"{key}_second"}
+            found |= {f"{name}: both agree": f"{key}_agree"}
+    return found
 
 
 def tasks_of(lines: Iterable[Line]) -> dict[str, str]:
@@ -128,11 +143,20 @@ def environment(frame: pd.DataFrame) -> str:
     return "; ".join(parts + hours) or "not recorded"
 
 
-def left_out(records: pd.DataFrame) -> str:
-    """The lines that have no record yet."""
-    missing = records[records.record.isna()].groupby("group", sort=False).label.unique()
-    groups = {
-        group: ", ".join(f'"{label}"' for label in labels) for group, labels in missing.items()
-    }
-    told = "; ".join(f"{group}: {labels}" for group, labels in groups.items())
-    return f"Lines without a record yet are left out: {told}." if told else ""
+def not_run(records: pd.DataFrame) -> list[str]:
+    """What has no record yet: lines of groups that have others, and whole groups."""
+    some: dict[str, list[str]] = {}
+    whole = []
+    for (section, group), rows in records.groupby(["section", "group"], sort=False):
+        tuned = rows[rows.label != "aligned"]
+        unrun = tuned[tuned.record.isna()]
+        name = f"the weights of {group}" if section == "trade_off" else str(group)
+        if not len(unrun):
+            continue
+        if len(unrun) == len(tuned):
+            whole.append(name)
+        else:
+            labels = ", ".join(f'"{label}"' for label in unrun.label.unique())
+            some.setdefault(labels, []).append(name)
+    told = [f"{listed(names)}: {labels}" for labels, names in some.items()]
+    return told + ([f"all of: {'; '.join(whole)}"] if whole else [])

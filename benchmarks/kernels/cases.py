@@ -3,16 +3,20 @@
 A case names an op, a dtype and a variant, and calls the op's launcher on meta tensors. The sizes
 are those of an 8B model's head: N = 4096 rows, D = 4096, V = 128256, K = 64 selected tokens.
 
-To add a kernel: a function that yields its cases, and a line in `CASES`.
+A list by hand: pytest's parametrisation and hypothesis vary all things together, and what is to be
+looked at in a report are variants with a name.
+
+To add a kernel: a function that launches it, and lines in `CASES`.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +45,7 @@ CHUNK_ROWS = 1024
 SELECTED = 64
 SOFTCAP = 30.0
 """Gemma's."""
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 GPU_WORKSPACE_BYTES = workspace_bytes(torch.device("cuda"))
 
 
@@ -60,7 +65,7 @@ class Case:
     @property
     def dtype_name(self) -> str:
         """Short: bf16, fp16, fp32."""
-        return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
+        return {BF16: "bf16", FP16: "fp16", FP32: "fp32"}[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.op} {self.dtype_name} {self.variant}"
@@ -75,50 +80,26 @@ def meta_head(
     tokens: int, width: int, dtype: torch.dtype, *, bias: bool = False, softcap: float | None = None
 ) -> Head:
     """A head that is nowhere."""
-    return Head(
-        meta(tokens, width, dtype=dtype), meta(tokens, dtype=dtype) if bias else None, softcap
+    weight = meta(tokens, width, dtype=dtype)
+    return Head(weight, meta(tokens, dtype=dtype) if bias else None, softcap)
+
+
+def _linear_logsumexp(
+    dtype: torch.dtype,
+    *,
+    width: int = WIDTH,
+    bias: bool = False,
+    target: bool = False,
+    selected: bool = False,
+    softcap: float | None = None,
+) -> None:
+    launch_linear_logsumexp(
+        meta(NUM_ROWS, width, dtype=dtype),
+        meta_head(VOCABULARY, width, dtype, bias=bias, softcap=softcap),
+        meta(NUM_ROWS, dtype=torch.int64) if target else None,
+        meta(SELECTED, dtype=torch.int64) if selected else None,
+        limit_bytes=GPU_WORKSPACE_BYTES,
     )
-
-
-def _linear_logsumexp_cases() -> Iterator[Case]:
-    def case(
-        variant: str,
-        dtype: torch.dtype = torch.bfloat16,
-        default: bool = False,
-        *,
-        width: int = WIDTH,
-        bias: bool = False,
-        target: bool = False,
-        selected: bool = False,
-        softcap: float | None = None,
-    ) -> Case:
-        def launch() -> object:
-            return launch_linear_logsumexp(
-                meta(NUM_ROWS, width, dtype=dtype),
-                meta_head(VOCABULARY, width, dtype, bias=bias, softcap=softcap),
-                meta(NUM_ROWS, dtype=torch.int64) if target else None,
-                meta(SELECTED, dtype=torch.int64) if selected else None,
-                limit_bytes=GPU_WORKSPACE_BYTES,
-            )
-
-        return Case(
-            op="linear_logsumexp", dtype=dtype, variant=variant, default=default, launch=launch
-        )
-
-    yield case("lse", default=True)
-    yield case("target", target=True, default=True)
-    yield case("selected", selected=True, default=True)
-    yield case("target selected", target=True, selected=True)
-    yield case("softcap", softcap=SOFTCAP)
-    yield case("softcap selected", softcap=SOFTCAP, selected=True)
-    yield case("bias", bias=True)
-    yield case("all", bias=True, target=True, selected=True, softcap=SOFTCAP)
-    yield case("uneven", width=UNEVEN_WIDTH)
-    yield case("uneven target selected", width=UNEVEN_WIDTH, target=True, selected=True)
-    yield case("lse", torch.float16)
-    yield case("lse", torch.float32, default=True)
-    yield case("target selected", torch.float32, target=True, selected=True)
-    yield case("uneven", torch.float32, width=UNEVEN_WIDTH)
 
 
 def _kl_request(
@@ -134,9 +115,9 @@ def _kl_request(
 ) -> KlRequest:
     """A KL whose reference comes as states, or as logits of 16 bits."""
     source = [num_rows, width if states else num_tokens]
-    lse = meta(num_rows, dtype=torch.float32) if over == "vocabulary" else None
+    lse = meta(num_rows, dtype=FP32) if over == "vocabulary" else None
     return KlRequest(
-        token_weights=meta(num_tokens, dtype=torch.float32),
+        token_weights=meta(num_tokens, dtype=FP32),
         step=meta(num_rows, dtype=torch.int64),
         reference_full=meta(*source, dtype=dtype),
         reference_post=meta(*source, dtype=dtype) if gate else None,
@@ -151,184 +132,171 @@ def _kl_request(
     )
 
 
-def _pact_kl_cases() -> Iterator[Case]:
-    def case(
-        num_tokens: int,
-        variant: str = "",
-        dtype: torch.dtype = torch.bfloat16,
-        default: bool = False,
-        *,
-        width: int = WIDTH,
-        states: bool = True,
-        gate: bool = True,
-        trained: bool = False,
-        softcap: float | None = None,
-    ) -> Case:
-        def launch() -> object:
-            return selection_kl(
-                meta(NUM_ROWS, width, dtype=dtype),
-                meta_head(num_tokens, width, dtype, softcap=softcap),
-                kl=_kl_request(
-                    NUM_ROWS,
-                    num_tokens,
-                    dtype,
-                    states=states,
-                    gate=gate,
-                    width=width,
-                    softcap=softcap,
-                ),
-                row_grad=None,
-                needs_grad=(True, trained, False),
-                limit_bytes=GPU_WORKSPACE_BYTES,
-            )
-
-        name = f"K{num_tokens} {variant}".rstrip()
-        return Case(op="pact_kl", dtype=dtype, variant=name, default=default, launch=launch)
-
-    for num_tokens in (64, 128, 256):
-        yield case(num_tokens, default=True)
-        yield case(num_tokens, "cached", states=False, default=num_tokens < 256)
-        yield case(num_tokens, "no gate", gate=False)
-        yield case(num_tokens, "trained softcap", trained=True, softcap=SOFTCAP)
-    yield case(16)
-    yield case(50, "uneven", width=UNEVEN_WIDTH)
-    yield case(1000, default=True)
-    yield case(4096)
-    for num_tokens in (16, 64, 128):
-        yield case(num_tokens, "", torch.float32, default=num_tokens == 64)
-        yield case(num_tokens, "trained softcap", torch.float32, trained=True, softcap=SOFTCAP)
-    yield case(1000, "", torch.float32)
-    yield case(64, "", torch.float16)
+def _pact_kl(
+    dtype: torch.dtype,
+    *,
+    num_tokens: int = SELECTED,
+    width: int = WIDTH,
+    trained: bool = False,
+    softcap: float | None = None,
+    **reference: Any,
+) -> None:
+    kl = _kl_request(NUM_ROWS, num_tokens, dtype, width=width, softcap=softcap, **reference)
+    selection_kl(
+        meta(NUM_ROWS, width, dtype=dtype),
+        meta_head(num_tokens, width, dtype, softcap=softcap),
+        kl=kl,
+        row_grad=None,
+        needs_grad=(True, trained, False),
+        limit_bytes=GPU_WORKSPACE_BYTES,
+    )
 
 
-def _head_loss_cases() -> Iterator[Case]:
-    def case(
-        variant: str,
-        dtype: torch.dtype = torch.bfloat16,
-        default: bool = False,
-        *,
-        over: Literal["selection", "vocabulary"] | None = None,
-        num_tokens: int = SELECTED,
-        states: bool = False,
-        bias: bool = False,
-        softcap: float | None = None,
-        smoothed: bool = False,
-        trained: bool = False,
-        own_tokens: bool = False,
-    ) -> Case:
+def _head_loss(
+    dtype: torch.dtype,
+    *,
+    over: Literal["selection", "vocabulary"] | None = None,
+    num_tokens: int = SELECTED,
+    states: bool = False,
+    bias: bool = False,
+    softcap: float | None = None,
+    smoothed: bool = False,
+    trained: bool = False,
+    own_tokens: bool = False,
+) -> None:
+    kl = token_ids = None
+    if over is not None:
+        kl = _kl_request(CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap)
         tokens = (CHUNK_ROWS, num_tokens) if own_tokens else (num_tokens,)
-
-        def launch() -> object:
-            kl = None
-            if over is not None:
-                kl = _kl_request(
-                    CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap
-                )
-            scale = meta(1, dtype=torch.float32)
-            launch_scale_gradient(meta(CHUNK_ROWS, WIDTH, dtype=dtype), scale)
-            if trained:
-                formed = meta(VOCABULARY, WIDTH, dtype=torch.float32)
-                launch_scale_gradient(formed, scale, meta(VOCABULARY, WIDTH, dtype=dtype))
-            return reduced_head_loss(
-                meta(CHUNK_ROWS, WIDTH, dtype=dtype),
-                meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
-                meta(CHUNK_ROWS, dtype=torch.int64),
-                None if kl is None else meta(*tokens, dtype=torch.int64),
-                term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
-                kl=kl,
-                reduction=Reduction("mean"),
-                needs_grad=(True, trained, trained and bias),
-                limit_bytes=GPU_WORKSPACE_BYTES,
-                num_rows=CHUNK_ROWS,
-            )
-
-        return Case(op="head_loss", dtype=dtype, variant=variant, default=default, launch=launch)
-
-    yield case("plain", default=True)
-    yield case("selection", over="selection", default=True)
-    yield case("vocabulary", over="vocabulary", default=True)
-    yield case("vocabulary states", over="vocabulary", states=True)
-    yield case("vocabulary K1000", over="vocabulary", num_tokens=1000)
-    yield case("own tokens", over="vocabulary", own_tokens=True, default=True)
-    yield case("all", over="vocabulary", bias=True, softcap=SOFTCAP, smoothed=True)
-    yield case("softcap", softcap=SOFTCAP)
-    yield case("smoothed trained", bias=True, smoothed=True, trained=True)
-    yield case("plain", torch.float32)
-    yield case("vocabulary", torch.float32, over="vocabulary")
+        token_ids = meta(*tokens, dtype=torch.int64)
+    scale = meta(1, dtype=FP32)
+    launch_scale_gradient(meta(CHUNK_ROWS, WIDTH, dtype=dtype), scale)
+    if trained:
+        formed = meta(VOCABULARY, WIDTH, dtype=FP32)
+        launch_scale_gradient(formed, scale, meta(VOCABULARY, WIDTH, dtype=dtype))
+    reduced_head_loss(
+        meta(CHUNK_ROWS, WIDTH, dtype=dtype),
+        meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
+        meta(CHUNK_ROWS, dtype=torch.int64),
+        token_ids,
+        term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
+        kl=kl,
+        reduction=Reduction("mean"),
+        needs_grad=(True, trained, trained and bias),
+        limit_bytes=GPU_WORKSPACE_BYTES,
+        num_rows=CHUNK_ROWS,
+    )
 
 
-def _selected_logits_cases() -> Iterator[Case]:
+def _selected_logits(
+    dtype: torch.dtype,
+    *,
+    num_tokens: int = SELECTED,
+    width: int = WIDTH,
+    softcap: float | None = None,
+) -> None:
+    states = meta(NUM_ROWS, width, dtype=dtype)
+    head = meta_head(num_tokens, width, dtype, softcap=softcap)
+    logits = selected_logits(states, head, limit_bytes=GPU_WORKSPACE_BYTES)
+    needs_grad = (True, False, False)
+    selected_logits_backward(
+        logits, states, head, needs_grad=needs_grad, limit_bytes=GPU_WORKSPACE_BYTES
+    )
+
+
+def _token_scores(
+    dtype: torch.dtype,
+    *,
+    mode: str = "p_diff",
+    width: int = WIDTH,
+    vocabulary: int = VOCABULARY,
+    bias: bool = False,
+    softcap: float | None = None,
+) -> None:
+    states = meta(NUM_ROWS, width, dtype=dtype)
+    model = states, meta_head(vocabulary, width, dtype, bias=bias, softcap=softcap)
+    share = meta(NUM_ROWS, dtype=torch.float64)
+    token_scores(*model, *model, share, mode=mode, limit_bytes=GPU_WORKSPACE_BYTES)
+
+
+def _cases_of(op: str, launch: Callable[..., None]) -> Callable[..., Case]:
+    """A maker of an op's cases: a variant's name, and what its launch is told."""
+
     def case(
-        num_tokens: int,
-        variant: str = "",
-        dtype: torch.dtype = torch.bfloat16,
-        default: bool = False,
-        *,
-        width: int = WIDTH,
-        softcap: float | None = None,
+        variant: str, dtype: torch.dtype = BF16, *, default: bool = False, **options: Any
     ) -> Case:
-        def launch() -> object:
-            states = meta(NUM_ROWS, width, dtype=dtype)
-            head = meta_head(num_tokens, width, dtype, softcap=softcap)
-            logits = selected_logits(states, head, limit_bytes=GPU_WORKSPACE_BYTES)
-            return selected_logits_backward(
-                logits,
-                states,
-                head,
-                needs_grad=(True, False, False),
-                limit_bytes=GPU_WORKSPACE_BYTES,
-            )
+        call = partial(launch, dtype, **options)
+        return Case(op=op, dtype=dtype, variant=variant, default=default, launch=call)
 
-        name = f"K{num_tokens} {variant}".rstrip()
-        return Case(op="selected_logits", dtype=dtype, variant=name, default=default, launch=launch)
-
-    yield case(SELECTED, default=True)
-    yield case(1000)
-    yield case(SELECTED, "softcap", softcap=SOFTCAP)
-    yield case(SELECTED, "uneven", width=UNEVEN_WIDTH)
-    yield case(SELECTED, "", torch.float16)
-    yield case(SELECTED, "", torch.float32, default=True)
+    return case
 
 
-def _token_scores_cases() -> Iterator[Case]:
-    def case(
-        variant: str,
-        dtype: torch.dtype = torch.bfloat16,
-        default: bool = False,
-        *,
-        mode: str = "p_diff",
-        width: int = WIDTH,
-        vocabulary: int = VOCABULARY,
-        bias: bool = False,
-        softcap: float | None = None,
-    ) -> Case:
-        def launch() -> object:
-            model = (
-                meta(NUM_ROWS, width, dtype=dtype),
-                meta_head(vocabulary, width, dtype, bias=bias, softcap=softcap),
-            )
-            return token_scores(
-                *model,
-                *model,
-                meta(NUM_ROWS, dtype=torch.float64),
-                mode=mode,
-                limit_bytes=GPU_WORKSPACE_BYTES,
-            )
-
-        return Case(op="token_scores", dtype=dtype, variant=variant, default=default, launch=launch)
-
-    yield case("p_diff", default=True)
-    yield case("pref_logratio", mode="pref_logratio")
-    yield case("small vocabulary", vocabulary=SMALL_VOCABULARY)
-    yield case("all", mode="pref_logratio", bias=True, softcap=SOFTCAP)
-    yield case("uneven", width=UNEVEN_WIDTH)
-    yield case("p_diff", torch.float32)
-
+_kl, _loss = _cases_of("pact_kl", _pact_kl), _cases_of("head_loss", _head_loss)
+_lse = _cases_of("linear_logsumexp", _linear_logsumexp)
+_logits = _cases_of("selected_logits", _selected_logits)
+_scores = _cases_of("token_scores", _token_scores)
+_CAPPED_HEAD = {"trained": True, "softcap": SOFTCAP}
 
 CASES: tuple[Case, ...] = (
-    *_pact_kl_cases(),
-    *_head_loss_cases(),
-    *_linear_logsumexp_cases(),
-    *_selected_logits_cases(),
-    *_token_scores_cases(),
+    *(
+        case
+        for k in (64, 128, 256)
+        for case in (
+            _kl(f"K{k}", num_tokens=k, default=True),
+            _kl(f"K{k} cached", num_tokens=k, states=False, default=k < 256),
+            _kl(f"K{k} no gate", num_tokens=k, gate=False),
+            _kl(f"K{k} trained softcap", num_tokens=k, **_CAPPED_HEAD),
+        )
+    ),
+    _kl("K16", num_tokens=16),
+    _kl("K50 uneven", num_tokens=50, width=UNEVEN_WIDTH),
+    _kl("K1000", num_tokens=1000, default=True),
+    _kl("K4096", num_tokens=4096),
+    *(
+        case
+        for k in (16, 64, 128)
+        for case in (
+            _kl(f"K{k}", FP32, num_tokens=k, default=k == 64),
+            _kl(f"K{k} trained softcap", FP32, num_tokens=k, **_CAPPED_HEAD),
+        )
+    ),
+    _kl("K1000", FP32, num_tokens=1000),
+    _kl("K64", FP16, num_tokens=64),
+    _loss("plain", default=True),
+    _loss("selection", over="selection", default=True),
+    _loss("vocabulary", over="vocabulary", default=True),
+    _loss("vocabulary states", over="vocabulary", states=True),
+    _loss("vocabulary K1000", over="vocabulary", num_tokens=1000),
+    _loss("own tokens", over="vocabulary", own_tokens=True, default=True),
+    _loss("all", over="vocabulary", bias=True, softcap=SOFTCAP, smoothed=True),
+    _loss("softcap", softcap=SOFTCAP),
+    _loss("smoothed trained", bias=True, smoothed=True, trained=True),
+    _loss("plain", FP32),
+    _loss("vocabulary", FP32, over="vocabulary"),
+    _lse("lse", default=True),
+    _lse("target", target=True, default=True),
+    _lse("selected", selected=True, default=True),
+    _lse("target selected", target=True, selected=True),
+    _lse("softcap", softcap=SOFTCAP),
+    _lse("softcap selected", softcap=SOFTCAP, selected=True),
+    _lse("bias", bias=True),
+    _lse("all", bias=True, target=True, selected=True, softcap=SOFTCAP),
+    _lse("uneven", width=UNEVEN_WIDTH),
+    _lse("uneven target selected", width=UNEVEN_WIDTH, target=True, selected=True),
+    _lse("lse", FP16),
+    _lse("lse", FP32, default=True),
+    _lse("target selected", FP32, target=True, selected=True),
+    _lse("uneven", FP32, width=UNEVEN_WIDTH),
+    _logits(f"K{SELECTED}", default=True),
+    _logits("K1000", num_tokens=1000),
+    _logits(f"K{SELECTED} softcap", softcap=SOFTCAP),
+    _logits(f"K{SELECTED} uneven", width=UNEVEN_WIDTH),
+    _logits(f"K{SELECTED}", FP16),
+    _logits(f"K{SELECTED}", FP32, default=True),
+    _scores("p_diff", default=True),
+    _scores("pref_logratio", mode="pref_logratio"),
+    _scores("small vocabulary", vocabulary=SMALL_VOCABULARY),
+    _scores("all", mode="pref_logratio", bias=True, softcap=SOFTCAP),
+    _scores("uneven", width=UNEVEN_WIDTH),
+    _scores("p_diff", FP32),
 )

@@ -3,6 +3,9 @@
 A `Configuration` is all that the compiled kernel depends on, in plain values: it travels to another
 process, and launches with equal ones share a kernel. It is formed by Triton's own steps, those of a
 launch, so that pointers, ones, multiples of 16 and 32-bit ranges mean here what they mean on a GPU.
+
+Triton's ahead-of-time `tools.compile` takes one kernel and a signature by hand, and ends where a
+compiler aborts; what the launchers launch is not known to it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ A processor (streaming multiprocessor, compute unit) of either vendor has four p
 whose register file holds 512 registers per lane, given out eight at a time: 65536 registers of a
 warp of 32, or 131072 of a wavefront of 64. On gfx942 the 512 count accumulation registers too.
 
+NVIDIA's `cuda_occupancy.h` and Triton's `testing.get_max_tensorcore_tflops` know the card that is
+here, of NVIDIA's alone; these tables know cards that are not, of both vendors.
+
 Sources. Limits: the technical specifications by compute capability in NVIDIA's CUDA C++ Programming
 Guide, the register and shared memory granules of `cuda_occupancy.h`; AMD's CDNA 3 instruction set
 and LLVM's AMDGPU usage guide. Peaks: datasheets, dense, at boost clocks.
@@ -40,20 +43,20 @@ class Gpu:
     """Most programs (blocks, workgroups) resident on a processor."""
     shared_bytes: int
     """Shared memory (LDS) of a processor."""
-    shared_granule: int
-    shared_reserved_bytes: int
-    """What the driver keeps of it for each program."""
     tensor_operations: tuple[str, ...]
     """Patterns of the matrix instructions, the fastest class first."""
     half_tflops: float
     """Matrix product of bf16 or fp16, accumulated in fp32."""
     single_tflops: float
     """Matrix product that fp32 operands are formed by: of tf32, or on AMD of fp32."""
-    single_products: int
-    """Such products per product of fp32 operands."""
     vector_tflops: float
     """fp32 outside the matrix units."""
     bandwidth_tb_per_s: float
+    single_products: int = 3
+    """Such products per product of fp32 operands."""
+    shared_granule: int = 128
+    shared_reserved_bytes: int = KIB
+    """What the driver keeps of a processor's shared memory for each program."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,9 @@ GPUS = {
         warps=64,
         programs=32,
         shared_bytes=164 * KIB,
-        shared_granule=128,
-        shared_reserved_bytes=KIB,
         tensor_operations=("HMMA",),
         half_tflops=312.0,
         single_tflops=156.0,
-        single_products=3,
         vector_tflops=19.5,
         bandwidth_tb_per_s=2.039,
     ),
@@ -86,12 +86,9 @@ GPUS = {
         warps=48,
         programs=24,
         shared_bytes=100 * KIB,
-        shared_granule=128,
-        shared_reserved_bytes=KIB,
         tensor_operations=("HMMA",),
         half_tflops=165.2,
         single_tflops=82.6,
-        single_products=3,
         vector_tflops=82.6,
         bandwidth_tb_per_s=1.008,
     ),
@@ -100,13 +97,10 @@ GPUS = {
         warps=64,
         programs=32,
         shared_bytes=228 * KIB,
-        shared_granule=128,
-        shared_reserved_bytes=KIB,
         # wgmma multiplies 64 rows at least; smaller row tiles take the older instruction.
         tensor_operations=("HGMMA", "HMMA"),
         half_tflops=989.4,
         single_tflops=494.7,
-        single_products=3,
         vector_tflops=66.9,
         bandwidth_tb_per_s=3.35,
     ),
@@ -115,12 +109,9 @@ GPUS = {
         warps=64,
         programs=32,
         shared_bytes=228 * KIB,
-        shared_granule=128,
-        shared_reserved_bytes=KIB,
         tensor_operations=("UTC*MMA", "HMMA"),
         half_tflops=2250.0,
         single_tflops=1100.0,
-        single_products=3,
         vector_tflops=75.0,
         bandwidth_tb_per_s=8.0,
     ),
@@ -143,12 +134,7 @@ GPUS = {
 
 
 def occupancy(
-    gpu: Gpu,
-    *,
-    warps: int,
-    registers: int,
-    shared_bytes: int,
-    tensor_memory_columns: int = 0,
+    gpu: Gpu, *, warps: int, registers: int, shared_bytes: int, tensor_memory_columns: int = 0
 ) -> Occupancy:
     """How many programs of `warps` warps a processor holds.
 
@@ -158,10 +144,7 @@ def occupancy(
         tensor_memory_columns: of a program; none before sm_100.
     """
     resident = LANE_REGISTERS // max(_round_up(registers, REGISTER_GRANULE), REGISTER_GRANULE)
-    limits = [
-        PARTITIONS * min(resident, gpu.warps // PARTITIONS) // warps,
-        gpu.programs,
-    ]
+    limits = [PARTITIONS * min(resident, gpu.warps // PARTITIONS) // warps, gpu.programs]
     shared_bytes = _round_up(shared_bytes + gpu.shared_reserved_bytes, gpu.shared_granule)
     if shared_bytes > 0:
         limits.append(gpu.shared_bytes // shared_bytes)

@@ -2,7 +2,8 @@
 
 Read from text: for NVIDIA the resource usage and the instructions (SASS) as `cuobjdump` prints
 them, for AMD the assembly that the compiler ends with. A count is of instructions in the code, not
-of how often they run.
+of how often they run. Triton's own register and spill counts come with a loaded kernel, which needs
+the card; Nsight Compute and rocprof need it too.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,14 +31,14 @@ class Reading:
     warps: int
     stages: int
     cost: Cost
-    error: str | None
-    """Why there is nothing below."""
-    compiled: Compiled | None
-    fastest_matrix_class: bool | None
-    """Whether it uses the matrix instructions of the target's fastest class."""
     shared_limit_bytes: int
-    occupancy: Occupancy | None
-    roofline_us: float | None
+    error: str | None = None
+    """Why there is nothing below."""
+    compiled: Compiled | None = None
+    fastest_matrix_class: bool | None = None
+    """Whether it uses the matrix instructions of the target's fastest class."""
+    occupancy: Occupancy | None = None
+    roofline_us: float | None = None
     """Least time of the whole launch, at the card's peaks."""
 
 
@@ -74,21 +74,7 @@ def read(
 ) -> Reading:
     """All that follows from a compiled configuration."""
     gpu, options = GPUS[configuration.target], configuration.options
-    compiled = error = fastest = resident = bound_us = None
-    if isinstance(result, str):
-        error = result
-    else:
-        compiled = result
-        fastest = has_tensor_operation(gpu, compiled.code.tensor_operations, fastest=True)
-        resident = occupancy(
-            gpu,
-            warps=options.warps,
-            registers=compiled.code.registers,
-            shared_bytes=compiled.shared_bytes,
-            tensor_memory_columns=compiled.tensor_memory_columns,
-        )
-        bound_us = roofline_us(gpu, cost, dtype, product=compiled.has_product)
-    return Reading(
+    launched = Reading(
         cases=tuple(map(str, cases)),
         kernel=configuration.kernel,
         target=configuration.target,
@@ -97,12 +83,22 @@ def read(
         warps=options.warps,
         stages=options.stages,
         cost=cost,
-        error=error,
-        compiled=compiled,
-        fastest_matrix_class=fastest,
         shared_limit_bytes=TARGETS[configuration.target].shared_bytes,
-        occupancy=resident,
-        roofline_us=bound_us,
+    )
+    if isinstance(result, str):
+        return replace(launched, error=result)
+    return replace(
+        launched,
+        compiled=result,
+        fastest_matrix_class=has_tensor_operation(gpu, result.code.tensor_operations, fastest=True),
+        occupancy=occupancy(
+            gpu,
+            warps=options.warps,
+            registers=result.code.registers,
+            shared_bytes=result.shared_bytes,
+            tensor_memory_columns=result.tensor_memory_columns,
+        ),
+        roofline_us=roofline_us(gpu, cost, dtype, product=result.has_product),
     )
 
 

@@ -8,16 +8,18 @@ bounds from datasheets, not measurements: no product runs at a datasheet's peak.
 is the bytes that pass over the chunk. `bytes/logit` are those of launches and products that touch
 the chunk, over N V.
 
+Hand-written, since torch's `FlopCounterMode` counts no bytes, and neither it nor Triton's `proton`
+sees launches on no device.
+
 Legend: N rows, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -64,15 +66,14 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
         if name in ("aten::mm", "aten::addmm", "aten::addmm_"):
-            left, right = args[:2] if name == "aten::mm" else args[1:3]
+            adds = name != "aten::mm"  # to a sum in fp32, which is read and written
+            left, right = operands = args[1:3] if adds else args[:2]
             (rows, inner), columns = left.shape, right.shape[1]
-            out_itemsize = 4 if name != "aten::mm" else left.itemsize
-            touched = (1 if name == "aten::mm" else 2) * rows * columns * out_itemsize
-            operands = [left, right]
-            num_bytes = sum(t.numel() * t.itemsize for t in operands) + touched
-            chunk = sum(t.numel() * t.itemsize for t in operands if self._is_chunk(t))
+            touched = rows * columns * (8 if adds else left.itemsize)
+            chunk = sum(each.nbytes for each in operands if self._is_chunk(each))
             if columns == self.vocabulary:
                 chunk += touched
+            num_bytes = left.nbytes + right.nbytes + touched
             cost = Cost(flops=2 * rows * inner * columns, bytes=num_bytes)
             self.seen.append(Work(cost, True, chunk))
         return func(*args, **(kwargs or {}))
@@ -92,7 +93,8 @@ def work_of(
     gradient_bytes = 4 * width * vocabulary if trained else 0
     limit = workspace_bytes(torch.device("cuda"), gradient_bytes)
     products = _Products(vocabulary)
-    with _taking(target, exponentials), recording(TARGETS[target]) as launches, products:
+    chosen = patch.dict(TAKES_EXPONENTIALS, {target: exponentials})
+    with chosen, recording(TARGETS[target]) as launches, products:
         reduced_head_loss(
             meta(num_rows, width, dtype=torch.bfloat16),
             Head(meta(vocabulary, width, dtype=torch.bfloat16)),
@@ -110,27 +112,9 @@ def work_of(
 
 def _launched(launch: Launch, vocabulary: int) -> Work:
     is_product = launch.kernel.fn.__name__ == "_exponential_chunk_kernel"
-    chunk = next(
-        (
-            tensor.numel()
-            for name, value in launch.arguments.items()
-            for tensor in tensors([value])
-            if name in ("chunk", "chunk_tiles") and tensor.shape[-1:] == (vocabulary,)
-        ),
-        0,
-    )
-    return Work(launch.cost, is_product, launch.cost.logit_bytes * chunk)
-
-
-@contextmanager
-def _taking(target: str, exponentials: bool) -> Iterator[None]:
-    """As if the target's chunks were of exponentials, or of logits."""
-    before = TAKES_EXPONENTIALS[target]
-    TAKES_EXPONENTIALS[target] = exponentials
-    try:
-        yield
-    finally:
-        TAKES_EXPONENTIALS[target] = before
+    named = [launch.arguments.get(name) for name in ("chunk", "chunk_tiles")]
+    chunks = [each.numel() for each in tensors(named) if each.shape[-1:] == (vocabulary,)]
+    return Work(launch.cost, is_product, launch.cost.logit_bytes * (chunks[0] if chunks else 0))
 
 
 def time_ms(works: Sequence[Work], gpu: Gpu, bandwidth_tb_per_s: float | None) -> float:
@@ -166,18 +150,11 @@ def table(num_rows: int, *, trained: bool) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table of a frozen head, and of a trained one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kernels.roofline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rows", type=int, default=NUM_ROWS, help=f"N, default {NUM_ROWS}")
-    args = parser.parse_args(arguments)
     for trained in (False, True):
-        print(f"{'trained' if trained else 'frozen'} head, {args.rows} rows, bf16")
-        print(table(args.rows, trained=trained), end="\n\n")
+        print(f"{'trained' if trained else 'frozen'} head, {NUM_ROWS} rows, bf16")
+        print(table(NUM_ROWS, trained=trained), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,30 @@
-"""Clocks for calls on a device, and rounds in which calls take turns.
+"""Clocks for one call, and rounds in which calls take turns.
 
-`timing.alternate_ms` does the same for calls on a CPU whose first round warms up; here every call
-has run before its first round, and a GPU has a clock of its own.
+What slows the machine for a while slows all of them then, so their ratios hold. `timeit`,
+`torch.utils.benchmark` and Triton's `do_bench` time one call after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from benchmarks.measuring.timing import time_ms
-
-MIB = 2**20
-LEAST_FLUSH_BYTES = 256 * MIB
+Clock = Callable[[Callable[[], object]], float]
+"""Times one call, in milliseconds."""
+LEAST_FLUSH_BYTES = 256 * 2**20
 """Several times the second-level cache of any GPU up to Hopper; a larger cache is asked for."""
 
 
-class Clock(Protocol):
-    """Times one call."""
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        """In milliseconds."""
-        ...
+def time_ms(call: Callable[[], object]) -> float:
+    """By the wall."""
+    start_s = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start_s)
 
 
 class EventClock:
@@ -56,16 +57,32 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Clock
+    rounds: Iterable[Mapping[str, Callable[[], object]]],
+    clock: Clock = time_ms,
+    *,
+    warm_up: int = 1,
 ) -> dict[str, list[float]]:
-    """Milliseconds of `rounds` calls of each, every round beginning with another one."""
-    times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for number in range(rounds):
+    """Milliseconds of every call, by name.
+
+    Args:
+        rounds: calls under the same names in each; every round begins with another one.
+        clock: what times a call.
+        warm_up: rounds at the start that are not recorded.
+    """
+    times_ms: dict[str, list[float]] = {}
+    for number, calls in enumerate(rounds):
+        names = list(calls)
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            times_ms[name].append(clock(calls[name]))
-    return times_ms
+            elapsed_ms = clock(calls[name])
+            if number >= warm_up:
+                times_ms.setdefault(name, []).append(elapsed_ms)
+    return {name: times_ms[name] for name in names}
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """By name."""
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 class Quantiles(NamedTuple):
@@ -78,12 +95,4 @@ class Quantiles(NamedTuple):
 
 def quantiles(times_ms: Sequence[float]) -> Quantiles:
     """Interpolated between the neighbours."""
-    ordered = sorted(times_ms)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return Quantiles(at(0.2), at(0.5), at(0.8))
+    return Quantiles(*map(float, np.quantile(times_ms, (0.2, 0.5, 0.8))))

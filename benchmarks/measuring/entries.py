@@ -11,7 +11,6 @@ from benchmarks.cases.case import Case
 from benchmarks.cases.plan import OURS, Plan
 from benchmarks.measuring.floors import CrossEntropyAlone, Gemms
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.registry import RegisteredPeer
 
 GIB = 2**30
 MEMORY_FRACTION = 0.6
@@ -48,7 +47,7 @@ class Entry(NamedTuple):
         return self.peer.name
 
 
-def entries(plan: Plan, peers: Sequence[RegisteredPeer]) -> list[Entry]:
+def entries(plan: Plan, peers: Sequence[Peer]) -> list[Entry]:
     """Those of a plan, the package's own first, the floors last."""
     taking_part = [peer for peer in peers if not plan.only or peer.name in plan.only]
     taking_part.sort(key=lambda peer: peer.name != OURS)
@@ -63,6 +62,15 @@ def needed_bytes(name: str, case: Case) -> int:
     """Roughly what an implementation takes that forms all logits; 0 of the others."""
     rows = case.positions if name in OF_ALL_POSITIONS else case.rows
     return BYTES_PER_LOGIT.get(name, 0) * rows * case.vocabulary
+
+
+def willing(
+    candidates: Sequence[Entry], case: Case, device: torch.device, limit_bytes: int
+) -> tuple[list[Entry], dict[str, str]]:
+    """Who takes part, and by name why the others do not."""
+    answers = [(each, refusal(each, case, device, limit_bytes)) for each in candidates]
+    reasons = {each.name: reason for each, reason in answers if reason is not None}
+    return [each for each, reason in answers if reason is None], reasons
 
 
 def refusal(entry: Entry, case: Case, device: torch.device, limit_bytes: int) -> str | None:

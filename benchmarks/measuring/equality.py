@@ -7,6 +7,9 @@ coarse, but not wrong. Two things are compared before an implementation is timed
 gradients of a case of fewer rows, and some rows of the timed case itself, whose indices are as
 large as they get. A case that is small already is compared as a whole.
 
+`torch.testing.assert_close` bounds single entries by constants; here the bound is what the dtype
+costs the same formula, and the verdict is a number for the table.
+
 Legend: N rows, D hidden size, K selected tokens, R rows that are looked at.
 """
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.cases.case import IGNORE, Case, Inputs
+from benchmarks.cases.case import IGNORE, OPS, Case, Inputs
 from benchmarks.cases.products import Products, minimal_products
 from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 
@@ -28,7 +28,7 @@ cache."""
 MOST_CHUNK_BYTES = {"cpu": 2**30, "cuda": 4 * 2**30}
 
 
-class Gemms:
+class Gemms(Peer):
     """The minimal products of a case by the vendor's GEMM in the case's dtype, and nothing else.
 
     In chunks of M rows whose logits are overwritten, so that the floor is of products and not of
@@ -38,12 +38,7 @@ class Gemms:
     """
 
     name = GEMMS
-
-    def version(self) -> str | None:
-        return torch.__version__
-
-    def unavailable(self, case: Case, device: torch.device) -> str | None:
-        return None
+    ops = OPS
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
         itemsize = getattr(torch, case.dtype).itemsize
@@ -115,10 +110,11 @@ class _Part:
                 torch.addmm(into, tile.T, hidden, beta=beta, out_dtype=into.dtype, out=into)
 
 
-class CrossEntropyAlone:
+class CrossEntropyAlone(Peer):
     """One implementation's cross-entropy on the tensors of a case that adds a KL to it."""
 
     name = CROSS_ENTROPY_ALONE
+    ops = ("pact_loss",)
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer

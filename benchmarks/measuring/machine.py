@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from benchmarks.peers.peer import installed_version
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = "none here"
@@ -45,7 +46,7 @@ def circumstances(device: torch.device) -> Circumstances:
         machine=machine_name(device),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        triton=_version("triton"),
+        triton=installed_version("triton") or "",
         cuda=(torch.version.cuda or "") if device.type == "cuda" else "",
         commit=_commit(),
         date=now.strftime("%Y-%m-%d %H:%M"),
@@ -62,7 +63,9 @@ def machine_name(device: torch.device) -> str:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the card, or of the machine."""
+    """Memory of the card, if there is one, or of the machine."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return 0
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -74,10 +77,8 @@ def _processor() -> str:
 
 def _bf16_products() -> str:
     flags = _cpuinfo("flags").split()
-    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")):
-        if flag in flags:
-            return name
-    return "through fp32"
+    ways = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
+    return next((way for flag, way in ways.items() if flag in flags), "through fp32")
 
 
 def _cpuinfo(key: str) -> str:
@@ -88,13 +89,6 @@ def _cpuinfo(key: str) -> str:
         return ""
     found = re.search(rf"^{key}\s*:\s*(.+)$", listed, re.MULTILINE)
     return found[1].strip() if found else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _commit() -> str:

@@ -2,9 +2,7 @@
 
 On a GPU the allocator counts it. On a CPU it is the peak of a process that builds the inputs and
 makes the call twice: the high-water mark of the second less what was resident before it, so that
-what libraries and compilers keep for good is not counted. Such a process is forked from a server
-that has imported everything and computed nothing, so that it starts at once, and with no other
-measurement's memory.
+what libraries and compilers keep for good is not counted.
 """
 
 from __future__ import annotations
@@ -12,18 +10,22 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
 from importlib import import_module
-from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.measuring.resident import MIB, STATUS, peak_mib, reset_peak, resident_mib
+from benchmarks.measuring.process import (
+    MIB,
+    STATUS,
+    in_own_process,
+    peak_mib,
+    preload,
+    reset_peak,
+    resident_mib,
+)
 from benchmarks.peers.peer import Call, Outputs, Peer
 
 CALLS = 2
@@ -33,8 +35,6 @@ COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
 """Seconds of imports for every process that compiles."""
 MOST_OF_A_REMARK = 300
 """Characters."""
-
-_preloaded = [__name__, REGISTRY]
 
 
 class Memory(NamedTuple):
@@ -77,29 +77,21 @@ def cpu_memory(case: Case, peer: str, setting: str, registry: str = REGISTRY) ->
     """
     if not STATUS.exists():
         return Memory(None, "this system does not say what is resident")
-    with ProcessPoolExecutor(1, mp_context=_server()) as pool:
-        try:
-            return pool.submit(_measure, case, peer, setting, registry).result()
-        except BrokenProcessPool:
-            return Memory(None, "the process that measures memory was killed")
-        except Exception as error:  # what another's code raised there
-            text = f"the process that measures memory failed: {type(error).__name__}: {error}"
-            return Memory(None, text[:MOST_OF_A_REMARK])
+    preload(__name__, REGISTRY)
+    try:
+        return in_own_process(_measure, case, peer, setting, registry)
+    except BrokenProcessPool:
+        return Memory(None, "the process that measures memory was killed")
+    except Exception as error:  # what another's code raised there
+        text = f"the process that measures memory failed: {type(error).__name__}: {error}"
+        return Memory(None, text[:MOST_OF_A_REMARK])
 
 
 def preload_compiler() -> None:
-    """Let the server import what torch.compile needs: worth its seconds for more than one peer.
-
-    It has an effect before the first measurement alone.
+    """Import what torch.compile needs once for all processes: worth its seconds for more than one
+    peer, ahead of the first measurement.
     """
-    _preloaded.extend(COMPILER)
-
-
-@cache
-def _server() -> BaseContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_preloaded)
-    return context
+    preload(*COMPILER)
 
 
 def _measure(case: Case, name: str, setting: str, registry: str) -> Memory:

@@ -65,8 +65,11 @@ class Trial:
         for setting in settings:
             try:
                 ready.append(self._run(entry, setting))
-            except Refused as reason:
-                refused.append(f"{written(setting)}: {reason}" if setting else str(reason))
+            except Exception as error:  # another's code: it may raise what it likes
+                if self.inputs.hidden.is_cuda:
+                    torch.cuda.empty_cache()
+                reason = _reason(error)
+                refused.append(f"{written(setting)}: {reason}" if setting else reason)
         if not ready:
             raise Refused("; ".join(refused) or "has no setting for this case")
         fastest = self._fastest(ready)
@@ -84,17 +87,7 @@ class Trial:
         return min(again, key=lambda each: each.quick_ms)
 
     def _run(self, entry: Entry, setting: Setting) -> Ready:
-        try:
-            return self._compare_and_time(entry, setting)
-        except Refused:
-            raise
-        except Exception as error:  # another's code: it may raise what it likes
-            if self.inputs.hidden.is_cuda:
-                torch.cuda.empty_cache()
-            text = f"fails: {type(error).__name__}: {error}"
-            raise Refused(text[:MOST_OF_A_REASON]) from error
-
-    def _compare_and_time(self, entry: Entry, setting: Setting) -> Ready:
+        """Compare it, and time a call."""
         peer, checker = entry.peer, self.checker
         verdicts: list[Verdict] = []
         if entry.compared and not checker.whole:
@@ -118,6 +111,12 @@ class Trial:
 def written(setting: Setting) -> str:
     """As JSON, the same for equal ones."""
     return json.dumps(dict(setting), sort_keys=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return str(error)
+    return f"fails: {type(error).__name__}: {error}"[:MOST_OF_A_REASON]
 
 
 def _refuse_wrong(verdict: Verdict) -> Verdict:

@@ -1,17 +1,37 @@
-"""From the formula of a loss or of values to the call that is timed."""
+"""From the tensors of a case to what an implementation is given, and to the call that is timed.
+
+Which positions are answer rows is known where a batch is collated, on the host. So a peer is given
+their indices ahead of the call, and only the gathering of their states is timed: nobody pays for
+finding them, or for a device that waits while they are counted.
+
+By hand, since what the implementations share is this package's case, which no library knows.
+
+Legend: B sequences, L positions of each, N answer rows, D hidden size, K selected tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases.case import TRAINED, Case, Inputs
+import pact_kernels as pk
+from benchmarks.cases.case import CAPPED, IGNORE, TRAINED, Case, Inputs
 from benchmarks.peers.peer import Call, Outputs
 
 Forward = Callable[[], Mapping[str, Tensor]]
 """Values by name; an op with a backward pass has one, `loss`."""
+Reference = pk.ReferenceStates | pk.ReferenceLogits
+WITH_TARGET = ("linear_cross_entropy", "pact_loss")
+WITH_KL = ("pact_kl", "pact_loss")
+VALUES = {
+    "linear_logsumexp": ("logsumexp",),
+    "selected_confidences": ("confidences",),
+    "token_scores": ("difference", "confidence"),
+}
+"""Names of an op's values; that of all others is a loss."""
 
 
 def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
@@ -36,3 +56,111 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
 @torch.no_grad()
 def _values(forward: Forward) -> Outputs:
     return Outputs({name: value.detach() for name, value in forward().items()}, {})
+
+
+def answer_rows(case: Case, inputs: Inputs) -> Tensor | None:
+    """(N,) int64 positions of the answer rows; None where every position is one."""
+    if not case.prompt_length:
+        return None
+    return (inputs.target != IGNORE).nonzero().squeeze(1)
+
+
+def take(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    """(B L, ...) -> (N, ...), as it is where every position is a row."""
+    return tensor if rows is None else tensor.index_select(0, rows)
+
+
+def samples(case: Case, inputs: Inputs) -> Tensor:
+    """(N,) int64, the sample of each row of token_scores: each sequence of a case is one."""
+    each = case.length - case.prompt_length
+    return torch.arange(case.sequences, device=inputs.target.device).repeat_interleave(each)
+
+
+def gate_of(case: Case) -> pk.GateConfig | None:
+    """The released settings, or no gate."""
+    return pk.GateConfig() if case.gated else None
+
+
+def reference_states(case: Case, inputs: Inputs, rows: Tensor | None) -> pk.ReferenceStates:
+    """The states of the answer rows, gathered in the call as they come out of a model's forward."""
+    post = inputs.reference_post if case.gated else None
+    return pk.ReferenceStates(take(inputs.reference_hidden, rows), post, inputs.reference_weight)
+
+
+@torch.no_grad()
+def cached_logits(case: Case, inputs: Inputs, ops: Any = pk) -> pk.ReferenceLogits:
+    """K logits and, over the vocabulary, a log-sum-exp for each row: formed ahead of the call.
+
+    Args:
+        ops: whose `selected_logits` and `linear_logsumexp` form them.
+    """
+    full, post, weight, _ = reference_states(case, inputs, answer_rows(case, inputs))
+
+    def formed(states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if states is None:
+            return None, None
+        lse = ops.linear_logsumexp(states, weight) if case.over == "vocabulary" else None
+        return ops.selected_logits(states, weight, inputs.token_ids), lse
+
+    (selected, lse), (post_selected, post_lse) = formed(full), formed(post)
+    assert selected is not None
+    return pk.ReferenceLogits(selected, post_selected, lse, post_lse)
+
+
+class Operands:
+    """What a case's op is called with. The package, its oracle and `dense` agree in it.
+
+    Args:
+        case: whose op it is.
+        inputs: of the case.
+        ops: that form what a cache holds.
+        batched: losses with a target take all positions, (B, L, D) as a backbone returns them, and
+            drop prompts themselves; else every op is given answer rows.
+    """
+
+    def __init__(self, case: Case, inputs: Inputs, *, ops: Any = pk, batched: bool = False) -> None:
+        self.case, self.inputs = case, inputs
+        self.rows, self.samples = answer_rows(case, inputs), samples(case, inputs)
+        self.target = take(inputs.target, self.rows)
+        self.batched = batched and case.op in WITH_TARGET
+        self.known: Reference | None = None
+        self.options: dict[str, Any] = {"softcap": case.softcap} if case.op in CAPPED else {}
+        if case.op == "selected_confidences":
+            self.options = {"over": case.over}
+        if case.op in WITH_KL:
+            temperature = 2.0 if case.over == "selection" else 1.0  # each objective's default
+            self.options = {"over": case.over, "gate": gate_of(case), "temperature": temperature}
+            self.known = cached_logits(case, inputs, ops) if case.cached else None
+
+    def forward(self, function: Callable[..., Any]) -> Forward:
+        """The values that a function with the op's public signature returns, by name."""
+        names = VALUES.get(self.case.op, ("loss",))
+
+        def forward() -> dict[str, Tensor]:
+            found = function(*self.positional(), **self.options)
+            values = found if len(names) > 1 else (getattr(found, "loss", found),)
+            return dict(zip(names, values, strict=True))
+
+        return forward
+
+    def positional(self) -> tuple[Any, ...]:
+        """Gathered anew for each call."""
+        inputs, op = self.inputs, self.case.op
+        found = self._student()
+        if op in WITH_KL:
+            reference = self.known or reference_states(self.case, inputs, self.rows)
+            found += inputs.token_ids, inputs.token_weights, inputs.step, reference
+        elif op == "selected_confidences":
+            found += (inputs.token_ids,)
+        elif op == "token_scores":
+            base = take(inputs.reference_hidden, self.rows), inputs.reference_weight
+            found += *base, self.samples
+        return found
+
+    def _student(self) -> tuple[Any, ...]:
+        inputs = self.inputs
+        if self.batched:
+            shape = self.case.sequences, self.case.length
+            return inputs.hidden.view(*shape, -1), inputs.weight, inputs.target.view(shape)
+        states = take(inputs.hidden, self.rows), inputs.weight
+        return (*states, self.target) if self.case.op in WITH_TARGET else states

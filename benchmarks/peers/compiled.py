@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from benchmarks.cases.case import OPS, Case, Inputs
-from benchmarks.peers.calls import make_call
-from benchmarks.peers.compiling import cannot_compile, compile_now
-from benchmarks.peers.eager import formula_of, forward_of
-from benchmarks.peers.peer import Call, Setting
+from benchmarks.peers import dense
+from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.peer import Call, Peer, Setting
+
+MOST_VERSIONS = 256
+"""Versions of one function in a process of many cases; torch's limit, 8, would end it there."""
 
 
-class Compiled:
+class Compiled(Peer):
     """Rows: answer rows alone, gathered ahead of the graph, which is whole and of fixed shape."""
 
     name = "torch.compile"
@@ -24,13 +29,7 @@ class Compiled:
         self.backend = backend
         """torch's own, but in tests."""
 
-    def version(self) -> str | None:
-        return torch.__version__
-
-    def other_objective(self, case: Case) -> str | None:
-        return None
-
-    def unavailable(self, case: Case, device: torch.device) -> str | None:
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
         return cannot_compile(device)
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
@@ -38,10 +37,25 @@ class Compiled:
         return [{"mode": "default"}]
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        formula = formula_of(case, inputs)
         mode = setting["mode"] if self.backend == "inductor" else None
         function = torch.compile(
-            formula.function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode
+            getattr(dense, case.op), fullgraph=True, dynamic=False, backend=self.backend, mode=mode
         )
-        forward = forward_of(case, formula._replace(function=function))
+        forward = Operands(case, inputs).forward(function)
         return compile_now(make_call(case, inputs, forward))
+
+
+def cannot_compile(device: torch.device) -> str | None:
+    """Why torch.compile has nothing to make machine code with; None where it has."""
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        found = shutil.which(compiler)
+        return None if found else f"torch.compile needs a C++ compiler: there is no {compiler}"
+    return None if find_spec("triton") else "torch.compile needs triton, which is not installed"
+
+
+def compile_now(call: Call) -> Call:
+    """The call, made once: whatever is compiled at a first call has been, backward included."""
+    with torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS):
+        call()
+    return call

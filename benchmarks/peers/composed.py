@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers import dense
-from benchmarks.peers.calls import make_call
-from benchmarks.peers.compiling import compile_now
+from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.compiled import compile_now
 from benchmarks.peers.cross_entropy import CrossEntropyPeer
-from benchmarks.peers.peer import Call, Setting
-from benchmarks.peers.references import cached_logits, gate_of, reference_states
-from benchmarks.peers.rows import answer_rows, take
+from benchmarks.peers.peer import Call, Peer, Setting
 
 
-class Composed:
+class Composed(Peer):
     """Rows: answer rows alone, which the KL needs in any case.
 
     The setting `cross_entropy` names the peer; the others are that peer's.
@@ -40,12 +39,7 @@ class Composed:
         parts = [f"{name} {peer.version()}" for name, peer in self.peers.items() if peer.version()]
         return ", ".join([f"torch {torch.__version__}", *parts])
 
-    def other_objective(self, case: Case) -> str | None:
-        return None
-
-    def unavailable(self, case: Case, device: torch.device) -> str | None:
-        if case.op not in self.ops:
-            return f"it has no {case.op}"
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
         if case.over == "vocabulary" and not self.every_column:
             return "over the vocabulary a KL needs all columns"
         return None if self.settings(case, device) else "no peer's cross-entropy runs here"
@@ -63,24 +57,13 @@ class Composed:
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
         peer = self.peers[setting["cross_entropy"]]
         own = {name: value for name, value in setting.items() if name != "cross_entropy"}
-        loss, rows = peer.load(own), answer_rows(case, inputs)
-        target = take(inputs.target, rows)
-        known = cached_logits(case, inputs) if case.cached else None
+        cross_entropy, operands = peer.load(own), Operands(replace(case, op="pact_kl"), inputs)
+        pact_kl = partial(dense.pact_kl, every_column=self.every_column)
 
         def forward() -> dict[str, Tensor]:
-            hidden = take(inputs.hidden, rows)
-            kl = dense.pact_kl(
-                hidden,
-                inputs.weight,
-                inputs.token_ids,
-                inputs.token_weights,
-                inputs.step,
-                reference_states(case, inputs, rows) if known is None else known,
-                case.over,
-                gate_of(case),
-                every_column=self.every_column,
-            )
-            return {"loss": loss(hidden, inputs.weight, target) + kl}
+            found = hidden, weight, *_ = operands.positional()
+            kl = pact_kl(*found, **operands.options)
+            return {"loss": cross_entropy(hidden, weight, operands.target) + kl}
 
         call = make_call(case, inputs, forward)
-        return compile_now(call) if peer.compiles(own) else call
+        return compile_now(call) if peer.compiles else call

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 import torch
-from torch import Tensor
 
 from benchmarks.cases.case import Case
-from benchmarks.peers.compiling import cannot_compile
+from benchmarks.peers.compiled import cannot_compile
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
 from benchmarks.peers.peer import Setting
 
@@ -21,9 +21,9 @@ class CutCrossEntropy(CrossEntropyPeer):
     with None they are exact. Prompts they drop themselves. Their backward pass takes 16 bits alone.
     """
 
-    name = "cut-cross-entropy"
-    distribution = "cut-cross-entropy"
+    name = distribution = "cut-cross-entropy"
     caps_logits = True
+    compiles = True  # the kernels too: they sort the vocabulary by a compiled function
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         return cannot_compile(device)
@@ -34,16 +34,7 @@ class CutCrossEntropy(CrossEntropyPeer):
             ways += [{"impl": "cce", "filter_eps": eps} for eps in ("high", None)]
         return ways
 
-    def compiles(self, setting: Setting) -> bool:
-        """The kernels too: they sort the vocabulary by a compiled function."""
-        return True
-
     def load(self, setting: Setting, softcap: float | None = None) -> Loss:
-        linear_cross_entropy = import_module("cut_cross_entropy").linear_cross_entropy
         options = {name: value for name, value in setting.items() if name != "rows"}
-
-        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            made: Tensor = linear_cross_entropy(hidden, weight, target, softcap=softcap, **options)
-            return made
-
-        return loss
+        function = import_module("cut_cross_entropy").linear_cross_entropy
+        return partial(function, softcap=softcap, **options)

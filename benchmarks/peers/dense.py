@@ -4,6 +4,9 @@ the states, and softmax in fp32.
 One product serves cross-entropy and KL. Where the formula needs K columns of the head alone, no
 more are formed, unless `every_column` asks for what the released implementation does.
 
+Hand-written beside the oracle, `pact_kernels.naive`, which upcasts and materialises more than a
+user would, and beside Liger's and TRL's references, which have no gate and no selection.
+
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
 
@@ -16,8 +19,6 @@ from torch.nn import functional
 from pact_kernels import GateConfig, ReferenceLogits, ReferenceStates
 from pact_kernels.naive.pact_kl import gate_value, selection_target
 
-TEMPERATURE = 2.0
-"""Temperature of the KL over the selection."""
 LEAST_REST = 1e-6
 """The least mass that is on no selected token."""
 
@@ -61,13 +62,13 @@ def token_scores(
     aligned_weight: Tensor,
     base_hidden: Tensor,
     base_weight: Tensor,
-    share: Tensor,  # (N,) of each row in the mean over samples
+    sample: Tensor,  # (N,) ascending
 ) -> tuple[Tensor, Tensor]:
-    """-> difference and confidence, (V,) each."""
-    aligned = logits(aligned_hidden, aligned_weight).softmax(-1)  # (N, V)
-    base = logits(base_hidden, base_weight).softmax(-1)
-    confidence = share @ aligned
-    return confidence - share @ base, confidence
+    """-> difference and confidence, (V,) each: means over samples of the means over their rows."""
+    rows_of = torch.zeros_like(sample).scatter_add(0, sample, torch.ones_like(sample))
+    share = 1.0 / (rows_of[sample] * (sample[-1] + 1))  # (N,)
+    confidence = share @ logits(aligned_hidden, aligned_weight).softmax(-1)
+    return confidence - share @ logits(base_hidden, base_weight).softmax(-1), confidence
 
 
 def pact_kl(
@@ -79,13 +80,14 @@ def pact_kl(
     reference: ReferenceStates | ReferenceLogits,
     over: str,
     gate: GateConfig | None,
+    temperature: float,
     every_column: bool = False,
 ) -> Tensor:
     """Mean over the rows."""
     known = _known(reference, token_ids, over, every_column)
     if over == "selection":
         u = selected_logits(hidden, weight, token_ids, every_column)
-        return _over_selection(u, token_weights, step, known, gate)
+        return _over_selection(u, token_weights, step, known, gate, temperature)
     log_p = logits(hidden, weight).log_softmax(-1)
     return _over_vocabulary(log_p[:, token_ids], step, known, gate)
 
@@ -100,18 +102,20 @@ def pact_loss(
     reference: ReferenceStates | ReferenceLogits,
     over: str,
     gate: GateConfig | None,
+    temperature: float,
 ) -> Tensor:
     """Cross-entropy + KL, means over the rows, from one product with the student's head."""
     known = _known(reference, token_ids, over)
     z = logits(hidden, weight)  # (N, V)
     if over == "selection":
-        kl = _over_selection(z[:, token_ids], token_weights, step, known, gate)
+        kl = _over_selection(z[:, token_ids], token_weights, step, known, gate, temperature)
         return functional.cross_entropy(z, target) + kl
     log_p = z.log_softmax(-1)
     kl = _over_vocabulary(log_p[:, token_ids], step, known, gate)
     return functional.nll_loss(log_p, target) + kl
 
 
+@torch.no_grad()
 def _known(
     reference: ReferenceStates | ReferenceLogits,
     token_ids: Tensor,
@@ -120,33 +124,35 @@ def _known(
 ) -> ReferenceLogits:
     if isinstance(reference, ReferenceLogits):
         return reference
-    full, full_lse = _values(reference.full_hidden, reference, token_ids, over, every_column)
-    if reference.post_hidden is None:
-        return ReferenceLogits(full, None, full_lse)
-    post, post_lse = _values(reference.post_hidden, reference, token_ids, over, every_column)
-    return ReferenceLogits(full, post, full_lse, post_lse)
-
-
-@torch.no_grad()
-def _values(
-    hidden: Tensor, reference: ReferenceStates, token_ids: Tensor, over: str, every_column: bool
-) -> tuple[Tensor, Tensor | None]:
+    full, post, weight, _ = reference
     if over == "selection":
-        return selected_logits(hidden, reference.weight, token_ids, every_column), None
-    z = logits(hidden, reference.weight)
-    return z[:, token_ids], z.logsumexp(-1)
+        return ReferenceLogits(
+            selected_logits(full, weight, token_ids, every_column),
+            None if post is None else selected_logits(post, weight, token_ids, every_column),
+        )
+    z = logits(full, weight)  # (N, V)
+    known = ReferenceLogits(z[:, token_ids], full_lse=z.logsumexp(-1))
+    if post is None:
+        return known
+    z = logits(post, weight)
+    return known._replace(post=z[:, token_ids], post_lse=z.logsumexp(-1))
 
 
 def _over_selection(
-    u: Tensor, token_weights: Tensor, step: Tensor, known: ReferenceLogits, gate: GateConfig | None
+    u: Tensor,  # (N, K)
+    token_weights: Tensor,
+    step: Tensor,
+    known: ReferenceLogits,
+    gate: GateConfig | None,
+    temperature: float,
 ) -> Tensor:
     m = known.full  # (N, K)
     if gate is not None and known.post is not None:
         c = gate_value(u.detach(), known.post, step, gate)[:, None]
         m = (1 - c) * m + c * known.post
-    q = selection_target(m, token_weights, TEMPERATURE)
-    log_student = (u / TEMPERATURE).log_softmax(-1)
-    return TEMPERATURE**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
+    q = selection_target(m, token_weights, temperature)
+    log_student = (u / temperature).log_softmax(-1)
+    return temperature**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
 
 
 def _over_vocabulary(

@@ -7,58 +7,38 @@ selection, and is compared with nothing: it says what a KL costs that is fused, 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases.case import Case, Inputs
-from benchmarks.peers.calls import make_call
-from benchmarks.peers.packages import installed_version
-from benchmarks.peers.peer import Call, Setting
-from benchmarks.peers.rows import answer_rows, take
+from benchmarks.peers.calls import answer_rows, make_call, take
+from benchmarks.peers.peer import Call, Peer, Setting
 
 StatesLoss = Callable[[Tensor, Tensor], Tensor]
 """The student's states and the reference's, (N, D) each -> the mean over rows."""
 
 
-class FullKlPeer(ABC):
+class FullKlPeer(Peer):
     """Rows: answer rows alone."""
 
-    name: str
-    distribution: str
-    ops: tuple[str, ...] = ("pact_kl",)
+    ops = ("pact_kl",)
 
     @abstractmethod
-    def unsuited(self, case: Case, device: torch.device) -> str | None:
-        """Why this device is not for it, though it is installed."""
+    def load(self, inputs: Inputs) -> StatesLoss:
+        """Imports what it needs; the heads are those of the inputs."""
 
-    @abstractmethod
-    def load(self, case: Case, inputs: Inputs, setting: Setting) -> StatesLoss:
-        """Imports what it needs."""
-
-    def version(self) -> str | None:
-        return installed_version(self.distribution)
-
-    def other_objective(self, case: Case) -> str | None:
+    def other_objective(self, case: Case) -> str:
         return "matches all V probabilities of the full-context reference; the op matches K of them"
 
     def unavailable(self, case: Case, device: torch.device) -> str | None:
-        if case.op not in self.ops:
-            return f"it has no {case.op}"
-        if self.version() is None:
-            return f"{self.distribution} is not installed"
-        if case.cached:
-            return "it takes the reference's states, and the case has its cached values"
-        return self.unsuited(case, device)
-
-    def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
-        return [{}]
+        cached = "it takes the reference's states, and the case has its cached values"
+        return super().unavailable(case, device) or (cached if case.cached else None)
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        loss = self.load(case, inputs, setting)
-        rows = answer_rows(case, inputs)
+        loss, rows = self.load(inputs), answer_rows(case, inputs)
 
         def forward() -> dict[str, Tensor]:
             return {"loss": loss(take(inputs.hidden, rows), take(inputs.reference_hidden, rows))}

@@ -1,9 +1,11 @@
-"""What every implementation that is timed offers to the harness: ours, the oracle and the peers."""
+"""What every implementation that is timed offers to the harness: ours, floors and the peers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,24 +31,50 @@ Call = Callable[[], Outputs]
 in the inputs' `.grad`, so that the next call does not add to it."""
 
 
-class Peer(Protocol):
+class Peer(ABC):
     """One implementation. A module of this folder holds one and registers it in `registry`."""
 
     name: str
     """As the tables call it."""
+    ops: tuple[str, ...]
+    """What it has an implementation of, or an answer to."""
+    distribution: str = "torch"
+    """What has to be installed for it, as a package index calls it."""
+
+    @abstractmethod
+    def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
+        """What is timed. All that a user does once, such as compiling, is done here."""
 
     def version(self) -> str | None:
         """The version of its package; None where that is not installed."""
-        ...
+        return installed_version(self.distribution)
 
     def unavailable(self, case: Case, device: torch.device) -> str | None:
         """Why it cannot run this case here, in words for the table; None where it can."""
-        ...
+        if case.op not in self.ops:
+            return f"it has no {case.op}"
+        if self.version() is None:
+            return f"{self.distribution} is not installed"
+        return self.unsuited(case, device)
+
+    def unsuited(self, case: Case, device: torch.device) -> str | None:
+        """Why this device or these sizes are not for it, though it is installed."""
+        return None
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
         """The ways to run it that are worth a try; the fastest is the one that is compared."""
-        ...
+        return [{}]
 
-    def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        """What is timed. All that a user does once, such as compiling, is done here."""
-        ...
+    def other_objective(self, case: Case) -> str | None:
+        """What it computes in the place of the case's objective, in words for the table: its time
+        stands for a price, and its results are compared with nothing. None where they are equal.
+        """
+        return None
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution, which is not imported; None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

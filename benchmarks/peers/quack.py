@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
 from benchmarks.cases.case import Case
 from benchmarks.peers.cross_entropy import CrossEntropyPeer, Loss
@@ -55,11 +55,6 @@ class Quack(CrossEntropyPeer):
         ]
 
     def load(self, setting: Setting, softcap: float | None = None) -> Loss:
-        chunked = import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
-        options = {"chunk_size": setting["chunk"], "use_scaled_exp": setting["scaled_exp"]}
-
-        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            made: Tensor = chunked(hidden, weight, target, **options)
-            return made
-
-        return loss
+        function = import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
+        chunk, scaled = setting["chunk"], setting["scaled_exp"]
+        return partial(function, chunk_size=chunk, use_scaled_exp=scaled)

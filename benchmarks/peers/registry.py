@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from benchmarks.cases.case import Case
 from benchmarks.peers.compiled import Compiled
 from benchmarks.peers.composed import Composed
@@ -18,22 +16,6 @@ from benchmarks.peers.released import Released
 from benchmarks.peers.torch_linear_cross_entropy import TorchLinearCrossEntropy
 from benchmarks.peers.trl import Trl, TrlFullKl
 
-
-class RegisteredPeer(Peer, Protocol):
-    """A peer that says what it is for."""
-
-    @property
-    def ops(self) -> tuple[str, ...]:
-        """What it has an implementation of, or an answer to."""
-        ...
-
-    def other_objective(self, case: Case) -> str | None:
-        """What it computes in the place of the case's objective, in words for the table: its time
-        stands for a price, and its results are compared with nothing. None where they are equal.
-        """
-        ...
-
-
 CROSS_ENTROPIES: tuple[CrossEntropyPeer, ...] = (
     TorchLinearCrossEntropy(),
     Liger(),
@@ -41,7 +23,7 @@ CROSS_ENTROPIES: tuple[CrossEntropyPeer, ...] = (
     Quack(),
     Trl(),
 )
-PEERS: tuple[RegisteredPeer, ...] = (
+PEERS: tuple[Peer, ...] = (
     Ours(),
     Eager(),
     Compiled(),
@@ -54,6 +36,6 @@ PEERS: tuple[RegisteredPeer, ...] = (
 )
 
 
-def peers_for(case: Case) -> tuple[RegisteredPeer, ...]:
+def peers_for(case: Case) -> tuple[Peer, ...]:
     """Those with the case's op, in order; `unavailable` says which of them do not run here."""
     return tuple(peer for peer in PEERS if case.op in peer.ops)

@@ -8,9 +8,9 @@ demo's model, and is slow on a CPU. So sizes are tried, the largest being all ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cases.case import Case
@@ -28,7 +28,6 @@ class TorchLinearCrossEntropy(CrossEntropyPeer):
     """The setting `chunk` is None (no options), "auto" (its own choice) or a number of rows."""
 
     name = "torch linear_cross_entropy"
-    distribution = "torch"
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         if hasattr(torch.nn, "LinearCrossEntropyOptions"):
@@ -37,11 +36,8 @@ class TorchLinearCrossEntropy(CrossEntropyPeer):
 
     def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
         sizes = sorted({min(size, case.rows) for size in CHUNKS[device.type]})
-        auto = (
-            ["auto"]
-            if device.type == "cuda" or case.rows * case.vocabulary <= MOST_AUTO_LOGITS
-            else []
-        )
+        few = case.rows * case.vocabulary <= MOST_AUTO_LOGITS
+        auto = ["auto"] if few or device.type == "cuda" else []
         return [{"chunk": chunk} for chunk in (None, *auto, *sizes)]
 
     def load(self, setting: Setting, softcap: float | None = None) -> Loss:
@@ -50,8 +46,4 @@ class TorchLinearCrossEntropy(CrossEntropyPeer):
             options = torch.nn.LinearCrossEntropyOptions()
         elif chunk is not None:
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
-
-        def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            return functional.linear_cross_entropy(hidden, weight, target, options=options)
-
-        return loss
+        return partial(functional.linear_cross_entropy, options=options)

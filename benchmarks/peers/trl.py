@@ -36,9 +36,6 @@ class Trl(CrossEntropyPeer):
     ignores_targets = False
     caps_logits = True
 
-    def unsuited(self, case: Case, device: torch.device) -> str | None:
-        return None
-
     def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
         widths = sorted({min(width, case.vocabulary) for width in COLUMNS[device.type]})
         return [{"columns": width} for width in widths]
@@ -46,12 +43,10 @@ class Trl(CrossEntropyPeer):
     def load(self, setting: Setting, softcap: float | None = None) -> Loss:
         import_module(BACKWARD_IMPORTS)
         function = import_module("trl.kernels.chunked_logprob").ChunkedLogProbFunction
-        width, none, outputs = setting["columns"], None, ()
+        options = 1.0, setting["columns"], softcap, 1.0, ()
 
         def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-            logprobs: Tensor = function.apply(
-                hidden, weight, none, target, 1.0, width, softcap, 1.0, outputs
-            )[0]
+            logprobs: Tensor = function.apply(hidden, weight, None, target, *options)[0]
             return -logprobs.mean()
 
         return loss
@@ -63,18 +58,13 @@ class TrlFullKl(FullKlPeer):
     name = "TRL full-vocabulary KL"
     distribution = DISTRIBUTION
 
-    def unsuited(self, case: Case, device: torch.device) -> str | None:
-        return None
-
-    def load(self, case: Case, inputs: Inputs, setting: Setting) -> StatesLoss:
+    def load(self, inputs: Inputs) -> StatesLoss:
         import_module(BACKWARD_IMPORTS)
         function = import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
 
         def loss(hidden: Tensor, reference: Tensor) -> Tensor:
-            student = hidden, inputs.weight, None
-            rows: Tensor = function.apply(*student, reference, inputs.reference_weight, None, 0.0)[
-                0
-            ]
+            teacher = reference, inputs.reference_weight, None
+            rows: Tensor = function.apply(hidden, inputs.weight, None, *teacher, 0.0)[0]
             return rows.mean()
 
         return loss

@@ -48,11 +48,10 @@ def figure_table(figures: Sequence[Figure]) -> str:
 
 def align(cells: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, the first to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def aligned(first: str, *others: str) -> str:
+        right = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        return "  ".join([first.ljust(widths[0]), *right]).rstrip()
+
+    return "\n".join(aligned(*line) for line in cells)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.case import Case
+import pandas as pd
+
 from benchmarks.cases.catalogue import lines
 from benchmarks.cases.plan import OURS, Line, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
@@ -28,8 +30,8 @@ from benchmarks.reporting.drawing import (
     new_figure,
     save,
 )
-from benchmarks.reporting.results import Result
-from benchmarks.reporting.scaling import Track, fit, tracks
+from benchmarks.reporting.results import Result, frame_of
+from benchmarks.reporting.scaling import exponent, tracks
 
 DRAWN_OPS = ("linear_cross_entropy", "pact_loss")
 
@@ -47,26 +49,25 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
     """The style of every implementation, in the order in which the results meet them."""
     names = dict.fromkeys(each.implementation for each in results if each.measured)
     others = [name for name in names if name not in (OURS, GEMMS)]
-    found = {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(others)}
-    return {**found, OURS: FIRST}
+    return {**dict(zip(others, cycle(OTHERS), strict=False)), OURS: FIRST}
 
 
 def plot_cases(
     op: str, results: Sequence[Result], style: dict[str, Style], path: Path
 ) -> Path | None:
     """A row for each case: time as a multiple of its GEMMs', and peak memory beyond the inputs."""
-    here = [each for each in results if each.measured and each.case.op == op]
-    here = [each for each in here if each.of_gemms is not None and each.implementation != GEMMS]
-    cases = list(dict.fromkeys(each.case for each in here))
-    if not cases:
+    frame = frame_of(each for each in results if each.measured and each.case.op == op)
+    frame = frame[frame.of_gemms.notna() & (frame.implementation != GEMMS)]
+    if frame.empty:
         return None
+    cases = list(dict.fromkeys(frame.case))
+    frame = frame.assign(row=[cases.index(case) for case in frame.case], times=1 / frame.of_gemms)
     figure = new_figure(11.0, 1.6 + 0.3 * len(cases))
     left, right = panels = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(each.implementation for each in here):
-        own = [each for each in here if each.implementation == name]
-        _dots(left, own, cases, [1 / (each.of_gemms or 1.0) for each in own], name, style[name])
+    for name, own in frame.groupby("implementation", sort=False):
+        _dots(left, own.times, own.row, name, style[name])
         if name != CROSS_ENTROPY_ALONE:
-            _dots(right, own, cases, [each.extra_mib for each in own], name, style[name])
+            _dots(right, own.extra_mib, own.row, name, style[name])
     left.axvline(1.0, color=FAINT, linewidth=1, linestyle="--")
     left.set_yticks(range(len(cases)), [title(case) for case in cases])
     left.set_ylim(len(cases) - 0.4, -0.6)
@@ -83,17 +84,16 @@ def plot_growth(
     along: Sequence[Line], results: Sequence[Result], style: dict[str, Style], path: Path
 ) -> Path | None:
     """Time and memory beyond the outputs against N and V, with fitted exponents."""
-    found = [(line, tracks(line, results)) for line in along]
-    found = [(line, group) for line, group in found if group]
+    found = [(line, group) for line in along if (group := tracks(line, results))]
     if not found:
         return None
     figure = new_figure(11.0, 0.5 + 3.2 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False)
     for (time_axes, memory_axes), (line, group) in zip(grid, found, strict=True):
-        for track in group:
-            if track.implementation != GEMMS:
-                _curve(time_axes, track, track.p50_ms, style)
-                _curve(memory_axes, track, track.beyond_outputs_mib, style)
+        for name, points in group:
+            if name != GEMMS:
+                _curve(time_axes, points.along, points.p50_ms, name, style[name])
+                _curve(memory_axes, points.along, points.beyond_outputs_mib, name, style[name])
         head = line.cases[0]
         rest = f"V {head.vocabulary}" if line.size == "N" else f"N {head.rows}"
         time_axes.set_title(f"Time, ms (D {head.hidden}, {rest})", **TITLE)
@@ -108,42 +108,17 @@ def plot_growth(
     return save(figure, path)
 
 
-def _dots(
-    axes: Any,
-    own: Sequence[Result],
-    cases: Sequence[Case],
-    values: Sequence[float | None],
-    name: str,
-    style: Style,
-) -> None:
-    points = [
-        (value, cases.index(each.case))
-        for each, value in zip(own, values, strict=True)
-        if value is not None and value > 0
-    ]
-    if points:
-        x, y = zip(*points, strict=True)
-        front = 3 if name == OURS else 2
-        axes.plot(
-            x,
-            y,
-            style.marker,
-            color=style.colour,
-            markersize=6.5,
-            label=name,
-            zorder=front,
-            alpha=0.9,
-        )
+def _dots(axes: Any, x: pd.Series, y: pd.Series, name: str, style: Style) -> None:
+    above = x > 0  # what a logarithm has, and was measured
+    look = {"color": style.colour, "markersize": 6.5, "zorder": 3 if name == OURS else 2}
+    if above.any():
+        axes.plot(x[above], y[above], style.marker, label=name, alpha=0.9, **look)
 
 
-def _curve(
-    axes: Any, track: Track, values: Sequence[float | None], style: dict[str, Style]
-) -> None:
-    known = [(x, y) for x, y in zip(track.sizes, values, strict=True) if y is not None and y > 0]
-    if not known:
-        return
-    x, y = zip(*known, strict=True)
-    fitted = fit(x, y)
-    label = track.implementation + ("" if fitted is None else f": exponent {fitted.exponent:.2f}")
-    colour, marker = style[track.implementation]
-    axes.plot(x, y, color=colour, marker=marker, label=label, linewidth=1.5, markersize=5.5)
+def _curve(axes: Any, x: pd.Series, y: pd.Series, name: str, style: Style) -> None:
+    above = y > 0
+    fitted = exponent(x[above], y[above])
+    label = name if fitted is None else f"{name}: exponent {fitted:.2f}"
+    look = {"color": style.colour, "marker": style.marker, "linewidth": 1.5, "markersize": 5.5}
+    if above.any():
+        axes.plot(x[above], y[above], label=label, **look)

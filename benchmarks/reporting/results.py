@@ -1,18 +1,20 @@
-"""All measurements in one CSV file, a line for each case, implementation and machine."""
+"""All measurements in one CSV file, a line for each case, implementation and machine.
+
+pandas reads and writes it. The columns are those of a dataclass, each with its words and its type;
+pandera or pydantic would state them a second time.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_type_hints
+
+import pandas as pd
 
 from benchmarks.cases.case import Case
 from benchmarks.measuring.machine import NO_GPU
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-OPS_CSV = RESULTS / "ops.csv"
 
 Key = tuple[Case, str, str, str]
 
@@ -86,8 +88,21 @@ class Result:
         return self.extra_mib - self.output_mib
 
 
-CASE_COLUMNS = tuple(field.name for field in fields(Case))
-OWN_COLUMNS = tuple(field.name for field in fields(Result) if field.name != "case")
+CASE_COLUMNS = [field.name for field in fields(Case)]
+COLUMNS = CASE_COLUMNS + [field.name for field in fields(Result) if field.name != "case"]
+KINDS = {**get_type_hints(Case), **get_type_hints(Result)}
+TYPES = {name: KINDS[name] if KINDS[name] in (str, int, bool) else float for name in COLUMNS}
+"""By column. A number with a point may be lacking."""
+
+
+def frame_of(results: Iterable[Result]) -> pd.DataFrame:
+    """A row each: the file's columns, the case, and what follows from them."""
+    rows = [
+        {**vars(each.case), **vars(each), "beyond_outputs_mib": each.beyond_outputs_mib}
+        for each in results
+    ]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "case", "beyond_outputs_mib"])
+    return frame.astype({**TYPES, "beyond_outputs_mib": float})
 
 
 def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
@@ -95,9 +110,7 @@ def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
 
     What a machine without a GPU could not measure gives way to any GPU's measurement.
     """
-    lines: dict[Key, Result] = {}
-    for result in (*known, *new):
-        lines[result.key] = result
+    lines = {result.key: result for result in (*known, *new)}
     on_gpus = {key[:3] for key in lines if key[3] != NO_GPU}
     return [result for key, result in lines.items() if key[3] != NO_GPU or key[:3] not in on_gpus]
 
@@ -110,28 +123,27 @@ def load_results(path: Path) -> list[Result]:
     """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        expected = (*CASE_COLUMNS, *OWN_COLUMNS)
-        if tuple(reader.fieldnames or ()) != expected:
-            raise ValueError(
-                f"{path} must have the columns {', '.join(expected)}, got "
-                f"{', '.join(reader.fieldnames or ())}: it is of another version; move it away"
-            )
-        return [_parsed(line) for line in reader]
+    there = list(pd.read_csv(path, nrows=0).columns)
+    if there != COLUMNS:
+        raise ValueError(
+            f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(there)}: it is of "
+            "another version; move it away"
+        )
+    empty = {name: [""] for name, kind in TYPES.items() if kind is float}
+    frame = pd.read_csv(path, dtype=TYPES, na_values=empty, keep_default_na=False)
+    lines = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [
+        Result(case=Case(**{name: line.pop(name) for name in CASE_COLUMNS}), **line)
+        for line in lines
+    ]
 
 
-def save_results(results: Sequence[Result], path: Path) -> None:
+def save_results(results: Iterable[Result], path: Path) -> None:
     """Write them whole or not at all."""
+    frame = frame_of(results)[COLUMNS].map(_in_one_line)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*CASE_COLUMNS, *OWN_COLUMNS))
-        for result in results:
-            cells = [getattr(result.case, name) for name in CASE_COLUMNS]
-            cells += [getattr(result, name) for name in OWN_COLUMNS]
-            writer.writerow([_text(cell) for cell in cells])
+    frame.to_csv(unfinished, index=False, float_format="%.6g", lineterminator="\n")
     unfinished.rename(path)
 
 
@@ -140,28 +152,5 @@ def add_results(new: Iterable[Result], path: Path) -> None:
     save_results(merged(load_results(path), new), path)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(str(value).split())  # a reason of several lines becomes one
-
-
-def _parsed(line: Mapping[str, str]) -> Result:
-    case = Case(**_values(Case, {name: line[name] for name in CASE_COLUMNS}))
-    return Result(case=case, **_values(Result, {name: line[name] for name in OWN_COLUMNS}))
-
-
-def _values(owner: type, texts: Mapping[str, str]) -> dict[str, Any]:
-    hints = get_type_hints(owner)
-    return {name: _value(text, hints[name]) for name, text in texts.items()}
-
-
-def _value(text: str, kind: Any) -> Any:
-    kinds = get_args(kind) or (kind,)
-    if type(None) in kinds and not text:
-        return None
-    if bool in kinds:
-        return text == "True"
-    return next(each for each in kinds if each is not type(None))(text)
+def _in_one_line(cell: object) -> object:
+    return " ".join(cell.split()) if isinstance(cell, str) else cell

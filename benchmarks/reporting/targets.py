@@ -1,25 +1,78 @@
 """The figures that are looked for, taken from the results of one machine.
 
+By hand: each figure has its own case, bound and words. pandas' queries and schema checkers such as
+pandera state a bound for a column.
+
 Legend: N rows, V vocabulary, K selected tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.cases.case import Case
 from benchmarks.cases.catalogue import lines, plans
 from benchmarks.cases.plan import BASE, HEADS, OURS, RELEASED, SMALL, Plan, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
+from benchmarks.reporting.figures import Figure
 from benchmarks.reporting.results import Result
-from benchmarks.reporting.scaling import Track, tracks
-from benchmarks.reporting.sheet import Sheet, Target
+from benchmarks.reporting.scaling import tracks
 
-YARDSTICKS = (GEMMS, CROSS_ENTROPY_ALONE)
+FLOORS = (GEMMS, CROSS_ENTROPY_ALONE)
 PREFERRED_TOKENS = 50
 """K at which the KL is to be free."""
 FLAT = 1.1
 """The most that memory beyond inputs and outputs may grow from the smallest N to the largest."""
+NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Figure):
+    """A figure, or why there is none: then its value is no number."""
+
+    reason: str = ""
+
+    @property
+    def measured(self) -> bool:
+        return not self.reason
+
+    @property
+    def verdict(self) -> str:
+        return f"not measured: {self.reason}" if self.reason else super().verdict
+
+
+class Sheet:
+    """Results of one machine, by case and implementation, and figures taken from them."""
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self.results = list(results)
+        self.lines = {(result.case, result.implementation): result for result in self.results}
+
+    def value(self, case: Case, column: str, implementation: str = OURS) -> float | None:
+        """One value of a line; None where it was not measured."""
+        return getattr(self.lines.get((case, implementation)), column, None)
+
+    def figure(
+        self, name: str, case: Case, needed: Sequence[tuple[str, float | None]], **bound: Any
+    ) -> Target:
+        """A value, or the ratio of two, or why there is none.
+
+        Args:
+            name: of the figure.
+            case: that it is about, for the reason why it is missing.
+            needed: an implementation and its value; a second one divides the first.
+            bound: `at_most` or `at_least`.
+        """
+        missing = [implementation for implementation, value in needed if value is None]
+        if missing:
+            line = self.lines.get((case, missing[0]))
+            reason = (line.reason or line.remark) if line else ""
+            return Target(name=name, value=math.nan, reason=reason or NOT_RUN, **bound)
+        value, *divisor = (value for _, value in needed if value is not None)
+        return Target(name=name, value=value / divisor[0] if divisor else value, **bound)
 
 
 def targets(device: str, results: Iterable[Result]) -> list[Target]:
@@ -44,35 +97,31 @@ def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[
         if case.op != "linear_cross_entropy" or plan.only == (OURS,):
             continue
         name = f"cross-entropy, {title(case)}"
-        if plan.varied == BASE or plan.varied == "head":
+        if plan.varied in (BASE, "head"):
             wanted = 0.90 if on_gpu else 0.85 if case.trainable_head else 0.80
-            bound = None if on_gpu and case.trainable_head else wanted
-            share = sheet.value(case, "of_gemms")
-            yield sheet.target(
-                f"{name}: speed / that of its GEMMs", case, [(OURS, share)], at_least=bound
-            )
+            bound = {} if on_gpu and case.trainable_head else {"at_least": wanted}
+            speed = (OURS, sheet.value(case, "of_gemms"))
+            yield sheet.figure(f"{name}: speed / that of its GEMMs", case, [speed], **bound)
         if on_gpu and case == base:
             floor = sheet.value(case, "tflop_per_s", GEMMS)
             beside = "" if floor is None else f" (GEMMs alone {floor:.0f})"
-            speed = sheet.value(case, "tflop_per_s")
-            yield sheet.target(f"{name}: TFLOP/s{beside}", case, [(OURS, speed)], at_least=700)
+            speed = (OURS, sheet.value(case, "tflop_per_s"))
+            yield sheet.figure(f"{name}: TFLOP/s{beside}", case, [speed], at_least=700)
         yield _against_fastest(sheet, case, name)
 
 
 def _against_fastest(sheet: Sheet, case: Case, name: str) -> Target:
     """Time of the fastest peer by ours."""
-    others = [
-        result
-        for result in sheet.of(case)
-        if result.measured and result.implementation not in (OURS, *YARDSTICKS)
-    ]
-    fastest = min(others, key=lambda result: result.p50_ms or 0.0, default=None)
-    other = "the fastest peer" if fastest is None else fastest.implementation
-    pair = [
-        (OURS if fastest is None else other, None if fastest is None else fastest.p50_ms),
-        (OURS, sheet.value(case, "p50_ms")),
-    ]
-    return sheet.target(f"{name}: time of {other} / ours", case, pair, at_least=1.0)
+    times_ms = {
+        result.implementation: result.p50_ms
+        for result in sheet.results
+        if result.case == case and result.p50_ms is not None
+    }
+    peers = [name for name in times_ms if name not in (OURS, *FLOORS)]
+    fastest = min(peers, key=lambda peer: times_ms[peer], default=None)
+    pair = [(fastest or OURS, times_ms.get(fastest or "")), (OURS, times_ms.get(OURS))]
+    other = fastest or "the fastest peer"
+    return sheet.figure(f"{name}: time of {other} / ours", case, pair, at_least=1.0)
 
 
 def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
@@ -82,10 +131,10 @@ def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]
         if case.op != "pact_loss" or plan.baseline == RELEASED:
             continue
         free = case.cached and case.tokens == PREFERRED_TOKENS and plan.varied != "N"
-        bound = (1.01 if on_gpu else 1.03) if free and not case.trainable_head else None
-        ratio = sheet.value(case, "of_cross_entropy")
+        bounded = free and not case.trainable_head
+        bound = {"at_most": 1.01 if on_gpu else 1.03} if bounded else {}
         name = f"loss with KL, {title(case)}: time / cross-entropy alone"
-        yield sheet.target(name, case, [(OURS, ratio)], at_most=bound)
+        yield sheet.figure(name, case, [(OURS, sheet.value(case, "of_cross_entropy"))], **bound)
 
 
 def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
@@ -97,44 +146,41 @@ def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterat
         name = f"loss with KL, {title(case)}"
         small = (case.hidden, case.vocabulary) == HEADS[SMALL]
         faster = 8.0 if case.prompt_share > 0.5 else 4.0 if small else 3.5
-        for attribute, label, upside, bound in (
-            ("p50_ms", "time of released / ours", True, faster),
-            ("extra_mib", "peak extra memory of ours / released", False, 0.1),
-        ):
-            pair = [
-                (each, sheet.value(case, attribute, each))
-                for each in ((RELEASED, OURS) if upside else (OURS, RELEASED))
-            ]
-            bounded = not on_gpu and plan.varied == "prompt share"
-            wanted = {"at_least" if upside else "at_most": bound} if bounded else {}
-            yield sheet.target(f"{name}: {label}", case, pair, **wanted)
+        bounded = not on_gpu and plan.varied == "prompt share"
+        times, peaks = (
+            [(each, sheet.value(case, column, each)) for each in (RELEASED, OURS)]
+            for column in ("p50_ms", "extra_mib")
+        )
+        bound = {"at_least": faster} if bounded else {}
+        yield sheet.figure(f"{name}: time of released / ours", case, times, **bound)
+        bound = {"at_most": 0.1} if bounded else {}
+        label = f"{name}: peak extra memory of ours / released"
+        yield sheet.figure(label, case, peaks[::-1], **bound)
 
 
 def _logsumexp(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
     case = _base(planned, "linear_logsumexp")
-    share = sheet.value(case, "of_gemms")
     name = f"log-sum-exp, {title(case)}: speed / that of its GEMM"
-    yield sheet.target(name, case, [(OURS, share)], at_least=0.65 if on_gpu else None)
+    bound = {"at_least": 0.65} if on_gpu else {}
+    yield sheet.figure(name, case, [(OURS, sheet.value(case, "of_gemms"))], **bound)
 
 
 def _along_lines(sheet: Sheet, device: str) -> Iterator[Target]:
     """Exponents, and memory that must not grow with N."""
     for line in lines(device):
         largest = line.cases[-1]
-        span = f"{line.size} {line.sizes()[0]} to {line.sizes()[-1]}"
-        name = f"cross-entropy, {span}"
-        found = [track for track in tracks(line, sheet.results) if track.implementation == OURS]
-        own = found[0] if found and len(found[0].sizes) == len(line.cases) else None
-        fit = None if own is None else own.time_fit()
-        exponent = None if fit is None else fit.exponent
-        yield sheet.target(f"{name}: exponent of time", largest, [(OURS, exponent)])
+        name = f"cross-entropy, {line.size} {line.sizes()[0]} to {line.sizes()[-1]}"
+        whole = (
+            track
+            for track in tracks(line, sheet.results)
+            if track.implementation == OURS and len(track.points) == len(line.cases)
+        )
+        own = next(whole, None)
+        slope, growth = (own.time_exponent, own.memory_growth) if own else (None, None)
+        yield sheet.figure(f"{name}: exponent of time", largest, [(OURS, slope)])
         if line.size == "N":
             label = f"{name}: growth of memory beyond inputs and outputs"
-            yield sheet.target(label, largest, [(OURS, _growth(own))], at_most=FLAT)
-
-
-def _growth(track: Track | None) -> float | None:
-    return None if track is None else track.memory_growth()
+            yield sheet.figure(label, largest, [(OURS, growth)], at_most=FLAT)
 
 
 def _base(planned: list[Plan], op: str) -> Case:

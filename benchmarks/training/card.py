@@ -10,14 +10,15 @@ Legend: B sequences, L positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.measuring.timing import alternate_ms
+from benchmarks.measuring.clock import take_turns, time_ms
 from benchmarks.peers.liger import DISTRIBUTION, Liger
-from benchmarks.peers.packages import installed_version
+from benchmarks.peers.peer import installed_version
 from benchmarks.training.sides import (
     CACHED,
     FUSED,
@@ -28,7 +29,7 @@ from benchmarks.training.sides import (
     LossOf,
     Setting,
     Task,
-    difference,
+    apart,
     take_step,
 )
 from pact.models import hidden_states, output_head
@@ -92,47 +93,57 @@ def measure_on_card(
     task: Task,
     runs: int,
     sides: Mapping[str, Callable[[Setting, Task], LossOf]],
+    say: Callable[[dict[str, Any]], None],
 ) -> OnCard:
-    """Every side's peak, then all that fit in turn; and how near those of one meaning are."""
-    calls: dict[str, Callable[[], object]] = {}
+    """Every side's peak, then all that fit in turn; and how near those of one meaning are.
+
+    Args:
+        setting: with the model on the card.
+        task: one batch.
+        runs: how often all take their turn, after two steps of each.
+        sides: by name, those that matter most first.
+        say: is told of each side when its second step is done, and of each difference.
+    """
+    losses: dict[str, LossOf] = {}
     peaks: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, make in sides.items():
         try:
-            step = _synchronised(setting, make(setting, task))
-            step()  # compiles, and makes the optimiser's state
-            peaks[name] = _peak_mib(step)
+            losses[name], second_ms, peaks[name] = _first_steps(setting, make, task)
+            say({"side": name, "second_step_ms": second_ms, "peak_mib": peaks[name]})
         except torch.OutOfMemoryError:
             left_out[name] = "out of memory"
             _forget(setting)
-            continue
-        calls[name] = step
-    found = {
-        f"{name} / {same}": difference(setting, task, name, same).gradient
-        for name, same in EQUALS
-        if {name, same} <= set(calls)
-    }
-    times_ms = alternate_ms(calls for _ in range(runs + 1))
+            say({"side": name, "left_out": left_out[name]})
+    found: dict[str, float] = {}
+    for name, same in EQUALS:
+        if {name, same} <= set(losses):
+            pair = f"{name} / {same}"
+            found[pair] = apart(setting, losses[name], losses[same]).gradient
+            say({"gradients_apart": pair, "value": found[pair]})
+    calls = {name: partial(_step, setting, loss) for name, loss in losses.items()}
+    times_ms = take_turns([calls] * runs, warm_up=0) if calls else {}
     return OnCard(times_ms, peaks, left_out, found)
 
 
-def _synchronised(setting: Setting, loss: LossOf) -> Callable[[], None]:
-    def step() -> None:
-        take_step(setting, loss)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+def _first_steps(
+    setting: Setting, make: Callable[[Setting, Task], LossOf], task: Task
+) -> tuple[LossOf, float, float]:
+    """A side's loss; of its second step milliseconds and the allocator's peak in MiB."""
+    loss = make(setting, task)
+    _step(setting, loss)  # compiles, and makes the optimiser's state
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    second_ms = time_ms(partial(_step, setting, loss))
+    peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return loss, second_ms, peak_bytes / 2**20
 
-    return step
 
-
-def _peak_mib(step: Callable[[], None]) -> float:
-    """The allocator's; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        step()
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated() / 2**20
+def _step(setting: Setting, loss: LossOf) -> None:
+    """To the end of what the card does."""
+    take_step(setting, loss)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _forget(setting: Setting) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measuring.timing import alternate_ms
+from benchmarks.measuring.clock import take_turns
 from benchmarks.training.sides import (
     CACHED,
     RELEASED,
@@ -89,7 +89,7 @@ def example_times_ms(setting: Setting, data: DemoData, runs: int) -> dict[str, l
             for name, (side, kind) in sides.items()
         }
 
-    times_ms = alternate_ms(steps(number) for number in range(runs + 1))
+    times_ms = take_turns(steps(number) for number in range(runs + 1))
     return {name: [time / BATCH_SIZE for time in times] for name, times in times_ms.items()}
 
 
@@ -118,4 +118,4 @@ def filling_times_ms(
             fill(setting, task, folder, over="selection", gate=True, max_tokens=FILLING_TOKENS)
 
     calls: Mapping[str, Callable[[], object]] = {BACKBONE: backbone, FILLING: filling}
-    return alternate_ms(calls for _ in range(runs + 1))
+    return take_turns(calls for _ in range(runs + 1))

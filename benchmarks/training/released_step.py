@@ -1,7 +1,7 @@
 """The loss of a whole released PACT step: a second model, two live forwards, full logits.
 
 The student's backbone on the batch, the frozen model's on the batch and on the post-only inputs;
-then the head part of `benchmarks.released`, with every position's logits.
+then the head part of `benchmarks.peers.released`, with every position's logits.
 
 Legend: B sequences, L positions, N answer rows, A answers, P positions of a post-only line, D
 hidden size, V vocabulary, K selected tokens.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.released import Batch, released_loss
+from benchmarks.peers.released import Batch, released_loss
 from pact.data.spans import IGNORE
 from pact.models import hidden_states, output_head
 from pact_kernels import GateConfig

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import pact_kernels as pk
-from benchmarks.measuring.timing import alternate_ms
+from benchmarks.measuring.clock import take_turns
 from benchmarks.training.released_step import released_step_loss
 from pact import PactConfig
 from pact.data.collate import Collator
@@ -238,15 +238,15 @@ class Difference(NamedTuple):
     gradient: float
 
 
-def difference(setting: Setting, task: Task, name: str, same_name: str) -> Difference:
+def apart(setting: Setting, loss_of: LossOf, same_loss_of: LossOf) -> Difference:
     """How far two sides are apart; their losses are formed one after the other."""
     (loss, gradients), (same_loss, same_gradients) = (
-        loss_and_gradients(setting, SIDES[side](setting, task)) for side in (name, same_name)
+        loss_and_gradients(setting, each) for each in (loss_of, same_loss_of)
     )
     norm = torch.cat([g.flatten() for g in same_gradients]).norm()
     pairs = zip(gradients, same_gradients, strict=True)
-    apart = torch.cat([(g - same).flatten() for g, same in pairs]).norm()
-    return Difference(float((loss - same_loss).abs() / same_loss.abs()), float(apart / norm))
+    gradient = torch.cat([(g - same).flatten() for g, same in pairs]).norm()
+    return Difference(float((loss - same_loss).abs() / same_loss.abs()), float(gradient / norm))
 
 
 def check_equal(setting: Setting, task: Task) -> None:
@@ -260,7 +260,7 @@ def check_equal(setting: Setting, task: Task) -> None:
         (CACHED, LIVE, half_rounding),
         (OWN, FUSED, rounding),
     ):
-        found = difference(setting, task, name, same_name)
+        found = apart(setting, *(SIDES[each](setting, task) for each in (name, same_name)))
         if not (found.loss <= rounding and found.gradient <= tolerance):
             raise AssertionError(f"{name!r} and {same_name!r} differ: {found}")
 
@@ -278,4 +278,4 @@ def step_times_ms(setting: Setting, task: Task, runs: int) -> dict[str, list[flo
     }
     reference, batch = cached_reference(setting, task, "selection", True), task.batch()
     calls[READING] = lambda: reference(batch)
-    return alternate_ms(calls for _ in range(runs + 1))
+    return take_turns(calls for _ in range(runs + 1))

@@ -1,4 +1,7 @@
-"""`pact <command>`: each command is one module here, imported when it is run."""
+"""`pact <command>`: each command is one module here, imported when it is run.
+
+tyro's own sub-commands need the settings of all of them, and with those torch, for any `--help`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from pact import __version__
 from pact.launched import check_joined
 from pact.printable import PrintableFormatter, printable
 
@@ -45,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else USER_ERROR
+    if arguments == ["--version"]:
+        print(f"pact {__version__}")
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(COMMANDS)}"
-        return _failed("pact", f"no command {name!r}: {hint}")
+        return _failed("pact", unknown("command", name, COMMANDS))
     try:
         _prepare_output()
         if name not in IN_SEVERAL_PROCESSES:
@@ -116,17 +121,25 @@ def _failed(prog: str, message: str) -> int:
     return USER_ERROR
 
 
+def unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
+    """What to say of a name that is none of those that are known."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(known)}"
+    return f"no {what} {name!r}: {hint}"
+
+
+def listed(summaries: Mapping[str, str]) -> str:
+    """Names and what they do, a line each."""
+    width = max(map(len, summaries))
+    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in summaries.items())
+
+
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    commands = [f"  {name.ljust(width)}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: pact <command> [--help] [--config run.yaml] [flags]",
-            "",
-            "Fine-tune a chat model while its confidence on a few safety tokens stays as it was.",
-            "",
-            *commands,
-            "",
-            "pact <command> --help lists its flags. A YAML file sets them by name; flags win.",
-        ]
-    )
+    return f"""usage: pact <command> [--help] [--config run.yaml] [flags]
+
+Fine-tune a chat model while its confidence on a few safety tokens stays as it was.
+
+{listed(COMMANDS)}
+
+pact <command> --help lists its flags. A YAML file sets them by name; flags win. pact --version
+is the package's."""

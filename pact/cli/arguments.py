@@ -1,34 +1,50 @@
-"""Config dataclasses as flags and YAML keys, so that nothing about a setting is written twice.
+"""Config dataclasses as flags, by tyro, over the values of a YAML file.
 
-A flag has its field's name, type and default, and its help is the docstring under the field. A YAML
-file sets fields by name, and flags win over it.
+A flag has its field's name, type and default, and its help is the docstring under the field. What
+is here beside the call is what tyro has not: flags that stay unset, so that a file's values hold;
+JSON objects and the word none; errors of one line; and texts that can be no name and no path.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import inspect
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, TypedDict, get_type_hints
 
-from pact.cli import COMMANDS, USER_ERROR
+import docstring_parser
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from pact.cli import COMMANDS
 from pact.data.jsonl import parse_json
+from pact.fields import kinds_of, short
 from pact.printable import printable
 from pact.settings import (
     Setting,
     make_configs,
     missing_settings,
-    own_settings,
-    owners,
     read_mapping,
     read_values,
     settings_of,
-    short,
     user_path,
 )
+
+DRAWN = re.compile("[\u2500-\u257f-]*")
+"""The lines of tyro's boxes."""
+FILE = tyro.conf.arg(
+    metavar="FILE",
+    help="YAML file of settings, named like the flags with _ for -",
+    help_behavior_hint="(flags win over it)",
+)
+_registry = ConstructorRegistry()
+_typed_dict: Any = TypedDict  # whose fields no type checker knows
 
 
 def parse(
@@ -50,10 +66,8 @@ def parse(
         SystemExit: with code 0 after `--help`, 2 after a line on stderr for flags that are wrong.
     """
     settings = settings_of(configs)
-    parser = _parser(command, configs, summary or COMMANDS[command])
-    flags = vars(parser.parse_args(argv))
-    path = flags.pop("config", None)
-    given = {name: _as_declared(settings[name], value) for name, value in flags.items()}
+    given = _flags(command, configs, argv, summary or COMMANDS[command])
+    path = given.pop("config", None)
     if path is not None:
         _check_text("--config", path)
         given = read_values(read_mapping(Path(path)), settings, path) | given
@@ -66,101 +80,109 @@ def parse(
     return make_configs(configs, given)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line, without the usage before them."""
-
-    def error(self, message: str) -> NoReturn:
-        line = printable(" ".join(message.split()))
-        self.exit(USER_ERROR, f"{self.prog}: error: {line} ({self.prog} --help)\n")
-
-
-class _Once(argparse.Action):
-    """A flag that stands once: of two files the first would have no effect."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(
-                f"{option_string} must be given once, got two: put both files' settings "
-                "into one, or give some as flags"
+def _flags(
+    command: str, configs: Sequence[type], argv: Sequence[str], summary: str
+) -> dict[str, Any]:
+    """The settings that are given as flags, and the file of settings."""
+    if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
+        raise ValueError("--config must be given once, got two: put both files' settings into one")
+    owners = [base for config in configs for base in config.__mro__[:-1]]
+    groups = {owner.__name__.removesuffix("Config").lower(): _group(owner) for owner in owners}
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            given = tyro.cli(
+                _typed_dict("Flags", {"config": Annotated[str, FILE], **groups}, total=False),
+                prog=f"pact {command}",
+                description=f"pact {command}: {summary}.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=_registry,
             )
-        setattr(namespace, self.dest, values)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"pact {command}: error: {_one_line(said.getvalue())}", file=sys.stderr)
+        raise
+    flags = {name: value for group in groups for name, value in given.pop(group).items()}
+    return given | flags
 
 
-class _Formatter(argparse.HelpFormatter):
-    """Wide enough for one line per setting in most cases."""
+def _one_line(box: str) -> str:
+    """What tyro says in a box, as sentences."""
+    rows = [row.strip(" \u2502") for row in box.splitlines()[1:]]  # the first has the title
+    parts = "".join("\n" if DRAWN.fullmatch(row) else f"{row} " for row in rows).splitlines()
+    return printable(". ".join(" ".join(p.split()).rstrip(".") for p in parts if p))
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
+
+def _group(owner: type) -> Any:
+    """The flags of one config's own fields, as a mapping without what is not given."""
+    docs = {
+        doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(owner).params
+    }
+    hints = get_type_hints(owner)
+    flags = {}
+    for name in inspect.get_annotations(owner):
+        kind = bool if bool in kinds_of(hints[name]) else hints[name]
+        text = " ".join((docs.get(name) or "").split())
+        default = _shown(getattr(owner, name, dataclasses.MISSING))
+        flags[name] = Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
+    group = _typed_dict(owner.__name__, flags, total=False)
+    group.__doc__ = owner.__doc__
+    return group
 
 
-def _parser(command: str, configs: Sequence[type], summary: str) -> _Parser:
-    parser = _Parser(
-        prog=f"pact {command}",
-        description=f"pact {command}: {summary}.",
-        usage=f"pact {command} [--config run.yaml] [flags]",
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+def _shown(default: Any) -> str:
+    """A default as the help shows it."""
+    if default is dataclasses.MISSING:
+        return "(required)"
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    if isinstance(default, tuple):
+        default = " ".join(default)
+    return f"(default: { {None: 'none', '': 'empty'}.get(default, default) })"
+
+
+@_registry.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A setting that the word none unsets."""
+    kind, *others = kinds_of(info.type)
+    if not others:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    assert isinstance(spec, PrimitiveConstructorSpec)
+    return dataclasses.replace(
+        spec,
+        metavar=f"{spec.metavar}|none",
+        choices=spec.choices and (*spec.choices, "none"),
+        instance_from_str=lambda words: (
+            None if words == ["none"] else spec.instance_from_str(words)
+        ),
     )
-    parser.add_argument(
-        "--config",
-        action=_Once,
-        metavar="FILE",
-        help="YAML file of settings, named like the flags with _ for -",
+
+
+@_registry.primitive_rule
+def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A mapping, as a JSON object."""
+    if info.type_origin is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_json_object,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
     )
-    for owner in owners(configs):
-        title = (owner.__doc__ or "").split("\n")[0].rstrip(".")
-        group = parser.add_argument_group(title)
-        for setting in own_settings(owner, inherited=False):
-            group.add_argument(setting.flag, **_options(setting))
-    return parser
 
 
-def _options(setting: Setting) -> dict[str, Any]:
-    """The keywords of `add_argument`."""
-    options: dict[str, Any] = {"help": _help(setting), "dest": setting.name}
-    if setting.kind is bool:
-        return options | {"action": argparse.BooleanOptionalAction}
-    if get_origin(setting.kind) is Literal:
-        return options | {"choices": get_args(setting.kind)}
-    if get_origin(setting.kind) in (tuple, list):
-        item = get_args(setting.kind)[0]
-        return options | {"nargs": "+", "type": item, "metavar": item.__name__.upper()}
-    if get_origin(setting.kind) is dict:
-        return options | {"type": _json_object, "metavar": "JSON"}
-    convert = partial(_or_none, setting.kind) if setting.optional else setting.kind
-    return options | {"type": convert, "metavar": setting.kind.__name__.upper()}
-
-
-def _or_none(kind: type, text: str) -> Any:
-    """The flag's value; the word none unsets an optional setting."""
+def _json_object(words: list[str]) -> dict[str, Any]:
+    """The object that a flag's one word is."""
     try:
-        return None if text == "none" else kind(text)
+        value = parse_json(words[0])
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from error
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """The flag's JSON object; the word none unsets it."""
-    try:
-        value = None if text == "none" else parse_json(text)
-    except ValueError as error:
-        message = f"must be a JSON object, got {short(text)} ({error})"
-        raise argparse.ArgumentTypeError(message) from error
-    if value is not None and not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {short(text)}")
+        raise ValueError(f"must be a JSON object, got {short(words[0])} ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, got {short(words[0])}")
     return value
-
-
-def _as_declared(setting: Setting, value: Any) -> Any:
-    """A flag's value; argparse makes a list where a setting may be a tuple."""
-    return tuple(value) if get_origin(setting.kind) is tuple else value
 
 
 def _check_values(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
@@ -176,9 +198,9 @@ def _check_values(settings: Mapping[str, Setting], values: Mapping[str, Any]) ->
                 f"them, got {short(value)}: put a date in quotes"
             )
         if settings[name].default != "":
-            for text in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(text, (str, Path)):
-                    _check_text(flag, str(text))
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str):
+                    _check_text(flag, text)
 
 
 def _is_json(value: dict[str, Any]) -> bool:
@@ -199,30 +221,14 @@ def _check_text(flag: str, text: str) -> None:
     """
     if not text:
         raise ValueError(f"{flag} must be a name or a path, got an empty text: leave it out")
+    if "\0" in text:
+        raise ValueError(f"{flag} must have no zero characters, got {text!r}: take them out")
     try:
         text.encode()
+        user_path(text)
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{flag} must be UTF-8 text, got {text!r}: give the file or folder another name"
         ) from error
-    if "\0" in text:
-        raise ValueError(f"{flag} must have no zero characters, got {text!r}: take them out")
-    try:
-        user_path(text)
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
-
-
-def _help(setting: Setting) -> str:
-    default = setting.default
-    if default is dataclasses.MISSING:
-        note = " (required)"
-    elif default is None:
-        note = ""
-    elif isinstance(default, bool):
-        note = f" (default: {'on' if default else 'off'})"
-    elif isinstance(default, (tuple, list)):
-        note = f" (default: {' '.join(map(str, default))})"
-    else:
-        note = f" (default: {default})"
-    return (setting.help + note).replace("%", "%%")

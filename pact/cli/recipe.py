@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pact.cli import listed, unknown
 from pact.printable import printable
 
 
@@ -33,9 +33,7 @@ def run(argv: Sequence[str]) -> None:
         return
     action, *rest = argv
     if action not in ACTIONS:
-        nearest = difflib.get_close_matches(action, ACTIONS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {', '.join(ACTIONS)}"
-        raise ValueError(f"no action {action!r}: {hint}")
+        raise ValueError(unknown("action", action, ACTIONS))
     if action != "list" and rest and not rest[0].startswith("-"):
         rest = ["--name", *rest]
     ACTIONS[action][1](rest)
@@ -116,9 +114,8 @@ def _data(argv: Sequence[str]) -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, ACTIONS))
-    lines = [f"  {action.ljust(width)}  {ACTIONS[action][0]}" for action in ACTIONS]
-    return "\n".join(["usage: pact recipe <action> [NAME] [--help] [flags]", "", *lines])
+    summaries = {action: summary for action, (summary, _) in ACTIONS.items()}
+    return f"usage: pact recipe <action> [NAME] [--help] [flags]\n\n{listed(summaries)}"
 
 
 ACTIONS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {

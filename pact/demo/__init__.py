@@ -1,4 +1,15 @@
-"""The phenomenon and the cure on a real model, in minutes on a CPU."""
+"""The phenomenon and the cure on a real model, in minutes on a CPU.
+
+config         the settings
+shipped        a wheel's GGUF  ->  the model as it was published
+conversations  the data in data/
+alignment      adapters, shipped or trained  ->  the aligned model
+stages         safety tokens, three fine-tunings, measures
+table          results  ->  text, and which targets are met
+pictures       results  ->  PNG and SVG
+page           all of it  ->  one HTML file
+run            `run_demo`: from first to last
+"""
 
 from __future__ import annotations
 

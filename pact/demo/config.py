@@ -28,32 +28,38 @@ BOUNDS = {
     "max_new_tokens": COUNT,
 }
 
+OF_ALIGNMENT = ("align_steps", "align_batch_size", "align_learning_rate")
+"""Settings of refusal training, which is part of a demo from scratch alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Teach a small chat model to refuse, fine-tune it three ways, and look at what is left.
+    """Fine-tune a small aligned chat model three ways, and look at what is left of its refusals.
 
     The defaults were chosen on the dev splits of the demo's data; its table shows held-out prompts.
     """
 
     output_dir: str = "runs/demo"
-    """Folder for the table, the picture, the tokens and every answer; an earlier demo's are
-    replaced."""
+    """Folder for the page, the table, the picture, the adapters, the tokens and every answer; an
+    earlier demo's are replaced."""
     cache_dir: str = "~/.cache/pact-kernels"
-    """Where the converted model and the aligned model are kept between runs."""
+    """Where the converted model is kept between runs."""
+    from_scratch: bool = False
+    """Train the adapters that teach the model to refuse, rather than take those that the demo
+    ships."""
     harmful_share: float = 0.0
     """Share of the fine-tuning examples that are harmful requests, answered "Sure, here is how:
     [removed]"."""
     quick: bool = False
-    """A third of the steps, at twice the rate of fine-tuning, and a quarter of the prompts."""
+    """A third of the steps of fine-tuning, at twice its rate, and a quarter of the prompts."""
     seed: int = 0
-    """Order of the data and the adapters' first values."""
+    """Order of the data and the adapters' first values, in each training of this demo."""
     align_steps: int = 70
-    """Optimiser steps of refusal training, which makes the aligned model."""
+    """Optimiser steps of refusal training; with from_scratch."""
     align_batch_size: int = 8
-    """Conversations of a step of refusal training."""
+    """Conversations of a step of refusal training; with from_scratch."""
     align_learning_rate: float = 2e-3
-    """Peak learning rate of refusal training."""
+    """Peak learning rate of refusal training; with from_scratch."""
     steps: int = 48
     """Optimiser steps of each of the three fine-tunings."""
     batch_size: int = 4
@@ -78,14 +84,16 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, BOUNDS)
+        for name in () if self.from_scratch else OF_ALIGNMENT:
+            given, shipped = getattr(self, name), getattr(type(self), name)
+            if given != shipped:
+                raise ValueError(
+                    f"{name} is for from_scratch, got {given} where the shipped adapters were "
+                    f"trained with {shipped}: set from_scratch, or leave it out"
+                )
 
     def shortened(self) -> DemoConfig:
-        """These settings or, where the demo is quick, a third of their steps, at a higher rate."""
+        """These settings or, where the demo is quick, a third of its steps, at a higher rate."""
         if not self.quick:
             return self
-        return replace(
-            self,
-            align_steps=max(1, self.align_steps // 3),
-            steps=max(1, self.steps // 3),
-            learning_rate=2 * self.learning_rate,
-        )
+        return replace(self, steps=max(1, self.steps // 3), learning_rate=2 * self.learning_rate)

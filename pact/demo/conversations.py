@@ -10,6 +10,8 @@ from pact.data.conversation import Conversation, like
 from pact.data.examples import load_examples
 
 Split = Literal["train", "dev", "heldout"]
+MAX_LENGTH = 256
+"""Tokens kept of a conversation; the demo's longest has about half."""
 REMOVED = "Sure, here is how: [removed]"
 
 

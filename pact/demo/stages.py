@@ -1,12 +1,9 @@
-"""The demo's steps on models in memory: align, discover, fine-tune, evaluate."""
+"""The demo's steps on models in memory: discover, fine-tune, evaluate."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from importlib.resources import files
-from pathlib import Path
+import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pact.data.collate import Collator
@@ -14,11 +11,9 @@ from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
 from pact.data.template import header_ids
 from pact.demo.config import DemoConfig
-from pact.demo.conversations import finetuning_set, read
-from pact.demo.shipped import whole_folder
+from pact.demo.conversations import MAX_LENGTH, finetuning_set, read
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
-from pact.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel
 from pact.training.config import FitConfig
@@ -26,14 +21,8 @@ from pact.training.loop import fit
 from pact.training.metrics import Record
 from pact.training.student import add_adapters
 
-MAX_LENGTH = 256
-"""Tokens kept of a conversation; the demo's longest has about half."""
-EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
 QUICK_SAMPLES = 40
 """Refusals that a quick demo's discovery looks at, of 100."""
-
-logger = logging.getLogger(__name__)
 
 
 class Arm(NamedTuple):
@@ -68,61 +57,56 @@ def arms(config: DemoConfig) -> list[Arm]:
     ]
 
 
-def aligned_model(config: DemoConfig, shipped: Path, cache_dir: Path) -> Path:
-    """Folder of the shipped model after refusal training, made on first use of these settings.
-
-    It learns refusals of harmful requests beside plain answers to benign ones, some of which look
-    harmful, so that it does not refuse everything.
-    """
-    folder = cache_dir / f"aligned-{_fingerprint(config)}"
-    if folder.is_dir():
-        logger.info("   the aligned model of these settings is at hand")
-        return folder
-    tokenizer = load_tokenizer(shipped)
-    model = add_adapters(load_model(shipped), targets=EVERY_LINEAR, seed=config.seed)
-    settings = FitConfig(
-        learning_rate=config.align_learning_rate,
-        max_steps=config.align_steps,
-        batch_size=config.align_batch_size,
-        warmup_ratio=0.1,
-        seed=config.seed,
-        save_every=None,
-    )
-    pairs = read("harmful", "train") + read("benign", "train")
-    _fit(model, tokenizer, pairs, CrossEntropy(), None, settings)
-    with whole_folder(folder) as unfinished:
-        model.merge_and_unload().save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-    return folder
-
-
-def safety_tokens(config: DemoConfig, aligned: Path, shipped: Path) -> dict[int, SafetyTokens]:
+def safety_tokens(
+    config: DemoConfig, aligned: Any, shipped: Any, tokenizer: Any
+) -> dict[int, SafetyTokens]:
     """By their number asked for: the tokens on which refusal training moved the model most."""
-    tokenizer = load_tokenizer(aligned)
     conversations = read("harmful", "train")
     if config.quick:
         conversations = conversations[:QUICK_SAMPLES]
     refusals = encode_examples(conversations, tokenizer, MAX_LENGTH)
-    models = load_model(aligned), load_model(shipped)
-    settings = {"max_response_length": config.max_response_length, "tokenizer": tokenizer}
-    return {
-        top_k: discover(*models, refusals, top_k=top_k, **settings)
-        for top_k in sorted({config.top_k, config.vocabulary_top_k})
-    }
+    counts = config.top_k, config.vocabulary_top_k
+    found = discover(
+        aligned,
+        shipped,
+        refusals,
+        top_k=max(counts),
+        max_response_length=config.max_response_length,
+        tokenizer=tokenizer,
+    )
+    return {top_k: fewer(found, top_k) for top_k in counts}
+
+
+def fewer(tokens: SafetyTokens, top_k: int) -> SafetyTokens:
+    """What discovery finds for a top_k up to that of `tokens`, without running the models again."""
+    assert tokens.aligned_confidence is not None and tokens.base_confidence is not None
+    difference = tokens.aligned_confidence - tokens.base_confidence
+    size = min(top_k, tokens.ids.numel())
+    found = SafetyTokens.from_scores(difference, tokens.aligned_confidence, size)
+    return replace(
+        found,
+        ids=tokens.ids[found.ids],
+        base_confidence=tokens.base_confidence[found.ids],
+        metadata={**tokens.metadata, "top_k": str(top_k)},
+    )
 
 
 def finetune(
-    config: DemoConfig, arm: Arm, aligned: Path, tokens: dict[int, SafetyTokens]
+    config: DemoConfig, arm: Arm, aligned: Any, tokenizer: Any, tokens: dict[int, SafetyTokens]
 ) -> tuple[Any, list[Record]]:
-    """The aligned model with adapters trained by one arm's objective, and the records of that."""
-    tokenizer = load_tokenizer(aligned)
-    model = add_adapters(load_model(aligned), seed=config.seed)
+    """A copy of the aligned model with adapters trained by one arm's objective, and its records."""
+    model = add_adapters(copy.deepcopy(aligned), seed=config.seed)
     objective: Objective = CrossEntropy()
     reference = None
     if arm.pact is not None:
         chosen = tokens[arm.top_k]
         objective = PactObjective(chosen.ids, chosen.weights, arm.pact)
         reference = AdaptersOff(model)
+    post_only = objective.needs_post_only
+    header = header_ids(tokenizer) if post_only else ()
+    collator = Collator(header, tokenizer.pad_token_id, post_only=post_only)
+    conversations = finetuning_set(config.harmful_share, config.seed)
+    dataset = encode_examples(conversations, tokenizer, MAX_LENGTH)
     settings = FitConfig(
         learning_rate=config.learning_rate,
         max_steps=config.steps,
@@ -131,17 +115,16 @@ def finetune(
         seed=config.seed,
         save_every=None,
     )
-    conversations = finetuning_set(config.harmful_share, config.seed)
-    return model, _fit(model, tokenizer, conversations, objective, reference, settings)
+    return model, fit(model, dataset, objective, reference, collator, settings)
 
 
-def measure(config: DemoConfig, model: Any, aligned: Path, tokens: SafetyTokens) -> Evaluation:
+def measure(config: DemoConfig, model: Any, tokenizer: Any, tokens: SafetyTokens) -> Evaluation:
     """Refusals, over-refusal, held-out loss, task accuracy, and confidence on the safety tokens."""
     has_adapters = hasattr(model, "disable_adapter")
     harmful = _heldout("harmful", config)
     return evaluate(
         model,
-        load_tokenizer(aligned),
+        tokenizer,
         harmful=harmful,
         benign=_heldout("benign", config),
         heldout=read("finetune", "heldout"),
@@ -150,7 +133,7 @@ def measure(config: DemoConfig, model: Any, aligned: Path, tokens: SafetyTokens)
         tokens=tokens,
         reference=AdaptersOff(model) if has_adapters else FrozenModel(model),
         max_new_tokens=config.max_new_tokens,
-        batch_size=20,  # a divisor of the sets: no batch is mostly empty
+        batch_size=40,  # the size of most sets: no batch is mostly empty
     )
 
 
@@ -158,27 +141,3 @@ def _heldout(name: str, config: DemoConfig) -> list[Conversation]:
     """A held-out set, or its first quarter where the demo is quick; rows are in random order."""
     conversations = read(name, "heldout")
     return conversations[: len(conversations) // 4] if config.quick else conversations
-
-
-def _fit(
-    model: Any,
-    tokenizer: Any,
-    conversations: list[Conversation],
-    objective: Objective,
-    reference: AdaptersOff | None,
-    settings: FitConfig,
-) -> list[Record]:
-    post_only = objective.needs_post_only
-    header = header_ids(tokenizer) if post_only else ()
-    collator = Collator(header, tokenizer.pad_token_id, post_only=post_only)
-    dataset = encode_examples(conversations, tokenizer, MAX_LENGTH)
-    return fit(model, dataset, objective, reference, collator, settings)
-
-
-def _fingerprint(config: DemoConfig) -> str:
-    """A digest of all that the aligned model depends on."""
-    names = ("align_steps", "align_batch_size", "align_learning_rate", "seed")
-    digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode())
-    for name in ("harmful_train.jsonl", "benign_train.jsonl"):
-        digest.update((files("pact.demo") / "data" / name).read_bytes())
-    return digest.hexdigest()[:12]

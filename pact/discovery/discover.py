@@ -10,12 +10,12 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from pact import __version__
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.discovery.scores import Mode, mean_scores, model_name
@@ -227,7 +227,7 @@ def discover(
         "num_samples": scores.num_samples,
         "num_steps": scores.num_steps,
         "vocab_size": scores.confidence.numel(),
-        "pact_version": _version(),
+        "pact_version": __version__,
     }
     if tokenizer is not None:
         metadata["tokenizer_hash"] = tokenizer_hash(tokenizer)
@@ -284,10 +284,3 @@ def _check_tokenizers(aligned: Any, base: Any, config: DiscoverConfig) -> None:
             f"{config.aligned} ({len(aligned)} tokens) and {config.base} ({len(base)}): give the "
             "model that the aligned one was made from"
         )
-
-
-def _version() -> str:
-    try:
-        return version("pact-kernels")
-    except PackageNotFoundError:
-        return "not installed"

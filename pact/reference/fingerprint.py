@@ -114,12 +114,12 @@ def _bare_name(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(array: np.ndarray) -> str:
-    return xxhash.xxh3_128(np.ascontiguousarray(array)).hexdigest()
+    return xxhash.xxh3_128(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _plain(config: Any) -> Any:

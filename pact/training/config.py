@@ -167,7 +167,7 @@ class TrainConfig(FitConfig):
     writes of requests to refuse and of harmless ones: the model is held to the reference at the
     first tokens of these answers and learns nothing of them. It keeps refusals where the data have
     none."""
-    anchor_share: float = 0.3
+    anchor_share: float = 0.5
     """How many: their share of all examples, each as often as it takes. Unused where anchors is
     unset."""
     anchor_steps: int = 8

@@ -195,5 +195,5 @@ def _digest(*arrays: Any) -> str:
     digest = xxhash.xxh3_128()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(torch.as_tensor(array).contiguous().numpy())
+        digest.update(torch.as_tensor(array).contiguous().numpy().data)
     return digest.hexdigest()

@@ -45,7 +45,7 @@ from pact_kernels.kernels._kernels.scale_states import (
 )
 from pact_kernels.kernels._kernels.target_logits import HeadSums, launch_target_logits
 from pact_kernels.kernels._kl_rows import KlRows, cut, part_of
-from pact_kernels.kernels._launch.configs import TAKES_EXPONENTIALS, exponential_config
+from pact_kernels.kernels._launch import configs
 from pact_kernels.kernels._launch.gemm import accumulates_in_gemm, add_product_
 from pact_kernels.kernels._launch.operands import in_unit_stride
 from pact_kernels.kernels._launch.runtime import target_of, unit_stride
@@ -66,11 +66,13 @@ def takes_exponentials(
 ) -> bool:
     """Whether a call's chunks are exponentials here.
 
-    They are of bf16 states on a target of `TAKES_EXPONENTIALS`, and need a logit of each row: that
-    of its target, or of a KL over the vocabulary alone. A soft cap leaves label smoothing without a
-    constant gradient.
+    They are of bf16 states on a target of `TAKES_EXPONENTIALS`, enough of them, and need a logit of
+    each row: that of its target, or of a KL over the vocabulary alone. A soft cap leaves label
+    smoothing without a constant gradient.
     """
-    if hidden.dtype != torch.bfloat16 or not TAKES_EXPONENTIALS[target_of(hidden).name]:
+    if hidden.dtype != torch.bfloat16 or not configs.TAKES_EXPONENTIALS[target_of(hidden).name]:
+        return False
+    if 4 * hidden.shape[0] * head.weight.numel() < configs.LEAST_EXPONENTIAL_FLOPS:
         return False
     if term.label_smoothing and head.softcap is not None:
         return False
@@ -99,8 +101,9 @@ class ExponentialChunks:
         self.num_rows = hidden.shape[0] if kept is None else kept.numel()
         even = hidden.shape[1] % LEAST_EVEN_WIDTH == 0
         crowded = head.softcap is not None
-        width = hidden.shape[1]
-        self.config = exponential_config(target_of(hidden), width, crowded=crowded, even=even)
+        self.config = configs.exponential_config(
+            target_of(hidden), hidden.shape[1], crowded=crowded, even=even
+        )
         self.kl_rows = None
         if kl is not None and token_ids is not None:
             self.kl_rows = KlRows(kl, self.head, token_ids, kept, hidden.shape[0])

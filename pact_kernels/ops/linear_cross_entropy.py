@@ -62,7 +62,7 @@ def linear_cross_entropy(
         num_items: the mean's denominator instead of the number of counted rows, e.g. that of a
             whole optimiser step; a 0-d tensor stays on its device, and a 0 in it counts as 1.
         process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
-            docs/operators.md; weight and bias are then this process's part, or DTensors.
+            docs/guides/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         () or target's shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.

@@ -30,7 +30,7 @@ def linear_logsumexp(
         softcap: cap of softcap * tanh(z / softcap), or None.
         logit_scale: factor on the logits, before the cap.
         process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
-            docs/operators.md; weight and bias are then this process's part, or DTensors.
+            docs/guides/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         (N,) or (B, L), fp32 (fp64 for fp64 inputs), in nats; differentiable by hidden, weight and

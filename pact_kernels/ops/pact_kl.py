@@ -81,7 +81,7 @@ def pact_kl(
         softcap: cap of softcap * tanh(z / softcap), or None.
         logit_scale: factor on the logits, before the cap.
         process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
-            docs/operators.md; weight and bias are then this process's part, or DTensors.
+            docs/guides/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         () or hidden's leading shape, fp32 (fp64 for fp64 inputs). A mean over no row is 0.

@@ -79,7 +79,7 @@ def pact_loss(
         bias, ignore_index, softcap, logit_scale, label_smoothing, z_loss: as in
             `linear_cross_entropy`.
         process_group: over which the head's rows are sharded, see `vocabulary-parallel heads` in
-            docs/operators.md; weight and bias are then this process's part, or DTensors.
+            docs/guides/operators.md; weight and bias are then this process's part, or DTensors.
 
     Returns:
         PactLoss(loss, cross_entropy, kl, num_rows, mean_gate); only loss carries a gradient.

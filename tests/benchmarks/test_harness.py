@@ -20,7 +20,7 @@ from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
 from benchmarks.measuring.machine import circumstances
 from benchmarks.measuring.memory import Memory
 from benchmarks.peers.ours import Ours
-from benchmarks.peers.registry import RegisteredPeer
+from benchmarks.peers.peer import Peer
 from benchmarks.reporting.results import Result
 from tests.benchmarks import fake_peers as fakes
 
@@ -37,9 +37,7 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "cpu_memory", lambda *_: Memory(3.0))
 
 
-def lines_of(
-    case: Case, *peers: RegisteredPeer, device: str = "cpu", **options: object
-) -> dict[str, Result]:
+def lines_of(case: Case, *peers: Peer, device: str = "cpu", **options: object) -> dict[str, Result]:
     bench = Bench(
         device=torch.device(device),
         peers_for=lambda _: peers,
@@ -80,7 +78,7 @@ def test_a_right_peer_is_measured_beside_the_products_of_the_op() -> None:
     ],
 )
 def test_who_cannot_take_part_is_a_line_with_its_reason(
-    case: Case, peer: RegisteredPeer, reason: str
+    case: Case, peer: Peer, reason: str
 ) -> None:
     lines = lines_of(case, fakes.RIGHT, peer)
     line = lines[peer.name]
@@ -160,7 +158,7 @@ def test_calls_take_turns_from_the_first_round_on() -> None:
         call()
         return float(len(order))
 
-    times_ms = take_turns(calls, 4, clock)
+    times_ms = take_turns([calls] * 4, clock, warm_up=0)
     assert "".join(order) == "abcbcacababc"
     assert times_ms["a"] == [1.0, 6.0, 8.0, 10.0]
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from benchmarks.measuring.resident import MIB
-from benchmarks.measuring.timing import alternate_ms
+from benchmarks.measuring.clock import take_turns
+from benchmarks.measuring.process import MIB
 from benchmarks.reporting.figures import Figure, figure_table
 from benchmarks.training import card
 from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
 from benchmarks.training.memory import Memory, measure_memory
 from benchmarks.training.sides import (
     CACHED,
+    FUSED,
     LIVE,
     LIVE_NO_GATE,
     OWN,
@@ -101,7 +102,7 @@ def test_a_step_changes_the_adapters_alone(setting: Setting, task: Task, name: s
 def test_rounds_begin_with_another_call_and_the_first_is_not_recorded() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times_ms = alternate_ms(calls for _ in range(3))
+    times_ms = take_turns(calls for _ in range(3))
     assert "".join(order) == "abcbcacab"
     assert {name: len(times) for name, times in times_ms.items()} == {"a": 2, "b": 2, "c": 2}
 
@@ -189,12 +190,46 @@ def test_on_a_card_sides_that_do_not_fit_are_left_out(
     assert report["left_out"] == {LIVE_NO_GATE: "out of memory"}
     assert set(report["steps_ms"]) == set(report["peak_mib"]) == set(SIDES) - {LIVE_NO_GATE}
     assert all(figure["name"] in printed for figure in report["figures"])
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [line["side"] for line in lines if "side" in line] == [OWN, FUSED, *list(SIDES)[2:]]
+    assert {line["side"] for line in lines if "left_out" in line} == {LIVE_NO_GATE}
+    assert len(lines) == len(SIDES) + 3 and "card any card" in printed.splitlines()[0]
     # bfloat16 moves a gradient by hundredths
     assert all(0 < value < 0.1 for value in report["differences"].values())
     assert len(report["differences"]) == 3
 
 
-def test_without_a_card_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_card_a_side_is_told_before_the_next_one_begins(setting: Setting, task: Task) -> None:
+    said: list[dict[str, object]] = []
+    before: list[int] = []
+
+    def watched(setting: Setting, task: Task) -> LossOf:
+        before.append(len(said))
+        return SIDES[FUSED](setting, task)
+
+    sides = {"first": watched, "second": watched}
+    found = card.measure_on_card(setting, task, 2, sides, said.append)
+    assert before == [0, 1]
+    assert [line["side"] for line in said] == ["first", "second"]
+    assert all(isinstance(ms := line["second_step_ms"], float) and ms > 0 for line in said)
+    assert {name: len(ms) for name, ms in found.steps_ms.items()} == {"first": 2, "second": 2}
+
+
+def test_a_card_that_is_too_small_for_all_leaves_all_out(setting: Setting, task: Task) -> None:
+    def too_large(setting: Setting, task: Task) -> LossOf:
+        raise torch.OutOfMemoryError("no")
+
+    said: list[dict[str, object]] = []
+    found = card.measure_on_card(setting, task, 1, {OWN: too_large}, said.append)
+    assert (found.steps_ms, found.left_out) == ({}, {OWN: "out of memory"})
+    assert said == [{"side": OWN, "left_out": "out of memory"}]
+    assert OWN in training_step.card_table(found)
+
+
+def test_without_a_card_the_command_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for given, said in (([], "torch sees none"), (["--quick"], "are of --device cpu")):
         with pytest.raises(SystemExit):
             training_step.main(["--device", "cuda", *given])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,8 +43,10 @@ class Run(Base):
     """Its size."""
     parts: tuple[str, ...] = ("a", "b")
     """What is in it."""
-    folder: Path = Path("out")
-    """Where it goes."""
+    extras: dict[str, Any] | None = None
+    """What else it takes."""
+    loud: bool | None = None
+    """Whether it is heard; unset asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ def test_every_kind_of_flag() -> None:
         "train",
         [Run, Extra],
         "--name x --rate 1e-3 --limit 7 --fast --no-careful --kind large --parts c d e "
-        "--folder here --depth 5".split(),
+        '--extras {"a":[1,null]} --no-loud --depth=5'.split(),
     )
     assert run == Run(
         name="x",
@@ -83,19 +88,31 @@ def test_every_kind_of_flag() -> None:
         careful=False,
         kind="large",
         parts=("c", "d", "e"),
-        folder=Path("here"),
+        extras={"a": [1, None]},
+        loud=False,
     )
     assert extra == Extra(depth=5)
     assert _run("--name", "x", "--limit", "none").limit is None
+    assert _run("--name", "none").name == "none"  # which cannot be unset
+    assert _run("--name=-x", "--rate", "-1", "--parts").parts == ()
+
+
+@pytest.mark.parametrize("flags", [["--limit", "5", "--limit", "none"], ["--limit=none"]])
+def test_the_last_flag_holds_and_none_unsets_what_a_file_sets(
+    flags: list[str], tmp_path: Path
+) -> None:
+    config = _yaml(tmp_path, "name: y\nlimit: 9\nextras: {a: 1}\nloud: true\nparts: [q]\n")
+    run = _run(*flags, *config, "--extras", "none", "--no-loud", "--parts")
+    assert run == Run(name="y", limit=None, loud=False, parts=())
 
 
 def test_yaml_sets_and_flags_override(tmp_path: Path) -> None:
     config = _yaml(
         tmp_path,
-        "name: y\nrate: 3e-5\nlimit: null\nfast: true\nparts: [q]\nfolder: there\ndepth: 9\n",
+        "name: y\nrate: 3e-5\nlimit: null\nfast: true\nparts: [q]\nextras: {b: c}\ndepth: 9\n",
     )  # YAML 1.1 reads 3e-5, which has no point, as a string
     run, extra = parse("train", [Run, Extra], [*config, "--no-fast", "--rate", "2"])
-    assert run == Run(name="y", rate=2.0, limit=None, parts=("q",), folder=Path("there"))
+    assert run == Run(name="y", rate=2.0, limit=None, parts=("q",), extras={"b": "c"})
     assert extra.depth == 9
     assert _run(*config).rate == 3e-5
 
@@ -111,9 +128,14 @@ def test_yaml_sets_and_flags_override(tmp_path: Path) -> None:
         ("fast: 1", "fast in .* must be bool, got 1"),
         ("fast: null", "fast in .* must be bool, got None"),
         ("rate: quick", "rate in .* must be float, got 'quick'"),
-        ("kind: medium", r"kind in .* must be one of \('small', 'large'\), got 'medium'"),
-        ("parts: q_proj", "parts in .* must be tuple, got 'q_proj'"),
-        ("parts: [1]", "parts in .* must be str, got 1"),
+        ("rate: true", "rate in .* must be float, got True"),
+        ("kind: medium", "kind in .* must be 'small' or 'large', got 'medium'"),
+        ("kind: null", "kind in .* must be 'small' or 'large', got None"),
+        ("parts: q_proj", "parts in .* must be a list, each text, got 'q_proj'"),
+        ("parts: [1]", r"parts in .* must be a list, each text, got \[1\]"),
+        ("parts: null", "parts in .* must be a list, each text, got None"),
+        ("extras: [a]", r"extras in .* must be a mapping of names to values, got \['a'\]"),
+        ("extras: {1: a}", "extras in .* must be a mapping of names to values, got {1: 'a'}"),
         ("name: 12", "name in .* must be str, got 12"),
         ("- name", "must map names to values, got a list"),
         ("name: [", "must be YAML, got: "),
@@ -135,38 +157,53 @@ def test_a_missing_file_and_a_missing_setting_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--nme", "x"], "unrecognized arguments: --nme x"),
-        (["--na", "x"], "unrecognized arguments: --na x"),  # no guessing from a beginning
-        (["--limit", "many"], "argument --limit: invalid int value: 'many'"),
-        (["--kind", "huge"], "argument --kind: invalid choice: 'huge'"),
+        (["--nme", "x"], "Unrecognized options: --nme, x. Perhaps you meant: --name STR What it"),
+        (["--na", "x"], "Unrecognized options: --na, x. "),  # no guessing from a beginning
+        (["--no-limit"], "Unrecognized options: --no-limit. "),
+        (["x"], "Unrecognized options: x. "),
+        (["--name"], "Missing value for argument '--name'. Expected 1 values. "),
+        (["--limit", "many"], "Error parsing --limit: invalid literal for int() with base 10: 'm"),
+        (["--kind", "huge"], "invalid choice 'huge' for argument '--kind'. Expected one of ("),
+        (["--extras", "[1]"], "Error parsing --extras: must be a JSON object, got '[1]'. "),
+        (["--extras", "[1"], "Error parsing --extras: must be a JSON object, got '[1' ("),
     ],
 )
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # with which tyro's boxes are drawn
 def test_a_wrong_flag_is_one_line(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "stderr", said)
     with pytest.raises(SystemExit) as stop:
         _run(*argv)
     assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"pact train: error: {message}")
-    assert error.count("\n") == 1
+    line = said.getvalue()
+    assert line.startswith(f"pact train: error: {message}")
+    assert ". For full helptext, " in line and line.endswith("pact train --help\n")
+    assert line.isascii() and "----" not in line and "  " not in line and line.count("\n") == 1
 
 
 def test_help_is_the_docstrings_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         _run("--help")
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", capsys.readouterr().out).split())
     for line in (
+        "pact train: fine-tune a chat model",
+        "--config FILE YAML file of settings",
         "--name STR What it is called. (required)",
         "--rate FLOAT How fast, 100 % at most. (default: 0.5)",
-        "--limit INT Most steps; unset has no limit. (default: 3)",
+        "--limit INT|none Most steps; unset has no limit. (default: 3)",
         "--fast, --no-fast Whether it hurries. (default: off)",
+        "--careful, --no-careful Whether it looks. (default: on)",
         "--kind {small,large} Its size. (default: small)",
-        "--parts STR [STR ...] What is in it. (default: a b)",
+        "--parts [STR [STR ...]] What is in it. (default: a b)",
+        "--extras JSON|none What else it takes. (default: none)",
+        "--loud, --no-loud Whether it is heard; unset asks. (default: none)",
     ):
         assert line in text
-    assert text.index("One run:") < text.index("What all runs share:") < text.index("A second")
+    assert text.index("One run.") < text.index("What all runs share.") < text.index("A second")
 
 
 def test_every_setting_of_training_has_help_and_a_name_of_its_own() -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import pact
 from pact.cli import COMMANDS, main
 from pact.discovery import SafetyTokens
 from tests.tiny import save_tiny, tiny_llama
@@ -58,7 +59,7 @@ def _pact(*argv: object) -> subprocess.CompletedProcess[str]:
 def test_the_overview_lists_every_command_and_loads_nothing() -> None:
     program = (
         "import sys; from pact.cli import main; code = main(['--help']); "
-        "sys.exit(code or 'torch' in sys.modules or 'yaml' in sys.modules)"
+        "sys.exit(code or not {'torch', 'yaml', 'tyro'}.isdisjoint(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -71,8 +72,11 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: pact {command} [--config run.yaml] [flags]")
+    assert text.startswith(f"usage: pact {command} [-h] [")
     assert "--config FILE" in text
+    words = " ".join(re.sub("[\u2500-\u257f]", " ", text).split())
+    assert re.search(r"[a-z)]\. \((default: |required)", words)  # what it is for, and its default
+    assert not re.search(r"(--[a-z-]+|STR|INT|FLOAT|JSON|none|[\]}]) \((default: |required)", words)
 
 
 def test_train_from_a_config_with_flags_over_it(files: Path, tmp_path: Path) -> None:
@@ -204,6 +208,11 @@ def test_every_mistake_in_training_names_what_to_change(
     assert error.startswith("pact train: error: ")
     assert re.search(message, error), error
     assert not (tmp_path / "run").exists()
+
+
+def test_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pact {pact.__version__}\n"
 
 
 def test_an_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:

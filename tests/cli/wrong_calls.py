@@ -74,33 +74,39 @@ train
 evaluate --config empty.yaml
     --model, --output-dir must be given => as a flag or in --config
 cache --nowhere 1
-    unrecognized arguments: --nowhere 1 => pact cache --help
+    Unrecognized options: --nowhere, 1. => pact cache --help
 DISCOVER --learning-rate 1
-    unrecognized arguments: --learning-rate 1 => pact discover --help
+    Unrecognized options: --learning-rate, 1. => pact discover --help
 MERGE --top-k 5
-    unrecognized arguments: --top-k 5 => pact merge --help
+    Unrecognized options: --top-k, 5. => pact merge --help
 demo extra
-    unrecognized arguments: extra => pact demo --help
+    Unrecognized options: extra. => pact demo --help
 TRAIN '--{red}'
-    unrecognized arguments: --\\x1b[31m => pact train --help
+    Unrecognized options: --\\x1b[31m. => pact train --help
 TRAIN --epoch 1
-    unrecognized arguments: --epoch 1 => pact train --help
+    Unrecognized options: --epoch, 1. => Perhaps you meant: --epochs INT Passes over the data
 TRAIN --epochs
-    --epochs: expected one argument => pact train --help
+    Missing value for argument '--epochs' => pact train --help
 TRAIN --epochs many
-    --epochs: invalid int value: 'many' => pact train --help
+    Error parsing --epochs: invalid literal for int() with base 10: 'many'. => --epochs INT Passes
+TRAIN --max-steps 1.5
+    Error parsing --max-steps: invalid literal for int() with base 10: '1.5' => --max-steps INT|none
 TRAIN --epochs 1.5
-    --epochs: invalid int value: '1.5' => pact train --help
+    Error parsing --epochs: invalid literal for int() with base 10: '1.5' => pact train --help
 TRAIN --learning-rate quick
-    invalid float value: 'quick' => pact train --help
+    Error parsing --learning-rate: could not convert string to float: 'quick' => pact train --help
 TRAIN --resume yes
-    unrecognized arguments: yes => pact train --help
+    Unrecognized options: yes. => pact train --help
 TRAIN --method '{red}'
-    invalid choice: '\\x1b[31m' => choose from 'pact', 'plain'
+    invalid choice '\\x1b[31m' for argument '--method' => one of ('pact', 'plain')
+TRAIN --quantize 3bit
+    invalid choice '3bit' for argument '--quantize' => one of ('4bit', '8bit', 'none')
+TRAIN --no-epochs
+    Unrecognized options: --no-epochs. => Perhaps you meant: --epochs INT
 DISCOVER --dtype fp8
-    invalid choice: 'fp8' => choose from 'fp32', 'bf16', 'fp16'
+    invalid choice 'fp8' for argument '--dtype' => one of ('fp32', 'bf16', 'fp16')
 PLAN --device tpu
-    invalid choice: 'tpu' => choose from 'a100'
+    invalid choice 'tpu' for argument '--device' => one of ('a100', 'h100'
 TRAIN --config key.yaml --config type.yaml
     must be given once, got two => put both files' settings into one
 TRAIN --chat-template-kwargs '[1]'

@@ -5,37 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from pact.demo import DemoConfig, run_demo
 from pact.demo import conversations as demo_conversations
+from pact.demo.alignment import WEIGHTS
+from pact.demo.config import OF_ALIGNMENT
 from pact.demo.conversations import REMOVED, finetuning_set, read
 from pact.demo.stages import arms
 from pact.discovery import SafetyTokens
 from tests.objectives import matching
 from tests.rounding import NO_KL, SUMS
-from tests.tiny import save_tiny
 
 NAMES = ["aligned", "plain", "PACT selection", "PACT vocabulary"]
-
-
-@pytest.fixture
-def small_demo(tmp_path, monkeypatch):
-    """The demo with a random model and the first prompts of every split."""
-    shipped = save_tiny(tmp_path / "shipped")
-    monkeypatch.setattr("pact.demo.run.shipped_model", lambda cache: shipped)
-    monkeypatch.setattr("pact.demo.stages.read", lambda name, split: read(name, split)[:4])
-    monkeypatch.setattr("pact.demo.stages.MAX_LENGTH", 256)  # bytes are this model's tokens
-    return DemoConfig(
-        output_dir=str(tmp_path / "out"),
-        cache_dir=str(tmp_path / "cache"),
-        harmful_share=0.1,
-        align_steps=2,
-        steps=2,
-        batch_size=4,
-        top_k=20,
-        vocabulary_top_k=40,
-        max_new_tokens=4,
-    )
 
 
 def test_the_arms_say_all_of_their_settings():
@@ -49,26 +31,32 @@ def test_the_arms_say_all_of_their_settings():
     )
 
 
-def test_demo_in_a_reduced_form(small_demo, tmp_path, capsys):
-    results = run_demo(small_demo)
+def test_demo_in_a_reduced_form(trained, small_demo, tmp_path, capsys):
+    """With shipped adapters; tests/demo/test_alignment.py has the training of them."""
+    results = run_demo(small_demo(from_scratch=False, align_steps=DemoConfig.align_steps))
     assert list(results) == NAMES
     printed = capsys.readouterr().out
     for name in NAMES:
         assert name in printed
     output = tmp_path / "out"
     assert (output / "table.txt").read_text() in printed
+    assert "aligned model as shipped" in printed
+    assert printed.rstrip().endswith(str(output / "report.html"))
     assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
     for top_k in (20, 40):
         tokens = SafetyTokens.load(output / f"tokens-{top_k}.safetensors")
         assert 2 <= tokens.ids.numel() <= top_k
     summary = json.loads((output / "results.json").read_text())
     assert summary["config"]["harmful_share"] == 0.1
+    assert summary["adapters"]["recipe"]["align_steps"] == 2
+    assert (output / "adapters" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
     for name in NAMES:
         folder = output / name.replace(" ", "-")
         generations = (folder / "generations.jsonl").read_text().splitlines()
         assert len(generations) == 3 * 4  # harmful, benign and task prompts, four each
         loss = summary["results"][name]["heldout"]["mean_nats"]
         assert loss == results[name].evaluation.heldout.mean_nats > 0
+        assert summary["results"][name]["records"] == results[name].records
     # The three arms start from one model and see the same data in the same order, so their first
     # step's cross-entropy agrees; the PACT arms add a KL that plain does not have.
     first = [results[name].records[0] for name in NAMES[1:]]
@@ -78,28 +66,6 @@ def test_demo_in_a_reduced_form(small_demo, tmp_path, capsys):
     assert first[1]["kl"] > 0.0
     # The student is the reference before its first step, and confidences that agree have no KL.
     assert results["aligned"].evaluation.drift.kl_vocabulary_nats == pytest.approx(0.0, abs=NO_KL)
-
-
-def test_aligned_model_is_made_once(small_demo, tmp_path, monkeypatch):
-    run_demo(small_demo)
-    monkeypatch.setattr("pact.demo.stages.load_model", _refuse_shipped(tmp_path / "shipped"))
-    monkeypatch.setattr("pact.demo.run.safety_tokens", lambda *_: _saved_tokens(tmp_path))
-    assert list(run_demo(small_demo)) == NAMES
-
-
-def _refuse_shipped(shipped):
-    from pact.loading import load_model
-
-    def load(path, **options):
-        assert path != shipped, "the aligned model was trained again"
-        return load_model(path, **options)
-
-    return load
-
-
-def _saved_tokens(tmp_path):
-    files = {k: tmp_path / "out" / f"tokens-{k}.safetensors" for k in (20, 40)}
-    return {k: SafetyTokens.load(path) for k, path in files.items()}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.12])
@@ -124,12 +90,12 @@ def test_a_share_beyond_the_data_is_refused():
         {"harmful_share": 1.0},
         {"harmful_share": float("nan")},
         {"steps": 0},
-        {"align_steps": 0},
+        {"align_steps": 0, "from_scratch": True},
         {"batch_size": 0},
         {"top_k": 1},
         {"seed": -1},
         {"learning_rate": float("inf")},
-        {"align_learning_rate": float("nan")},
+        {"align_learning_rate": float("nan"), "from_scratch": True},
         {"selection_weight": float("inf")},  # told by the objective after the alignment, else
         {"vocabulary_weight": -1.0},
         {"vocabulary_step_tau": 0.0},
@@ -139,6 +105,28 @@ def test_a_share_beyond_the_data_is_refused():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DemoConfig(**wrong)
+
+
+def test_settings_of_the_alignment_are_for_a_demo_from_scratch():
+    for name in OF_ALIGNMENT:
+        with pytest.raises(ValueError, match=f"{name} is for from_scratch, got 3"):
+            DemoConfig(**{name: 3})
+        assert getattr(DemoConfig(**{name: 3, "from_scratch": True}), name) == 3
+
+
+def test_a_quick_demo_keeps_the_settings_that_repeat_it(small_demo, tmp_path, monkeypatch):
+    """A third of a third of the steps would be another demo."""
+    given = small_demo(quick=True, steps=3)
+    monkeypatch.setattr("pact.demo.run.shipped_model", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(given)
+    kept = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert DemoConfig(**kept) == given
+    assert given.shortened().steps == 1
+
+
+def _interrupted(cache):
+    raise KeyboardInterrupt
 
 
 def test_places_that_are_no_folders_are_refused_before_any_work(tmp_path):

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from tests.implementations import take_exponentials
 from tests.kernels.poison import poison
 
 # Without triton (it is there for Linux alone) no kernel can even be imported.
@@ -26,6 +27,11 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         from tests.kernels.gpu import launch_on
 
         launch_on(torch.device("cuda"), monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def exponentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_exponentials(monkeypatch)
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_rows_past_the_range_of_a_softmax_against_their_target(
     found = {}
     for name in ("exponentials", "logits", "exact"):
         dtype = torch.float64 if name == "exact" else BF16
-        monkeypatch.setitem(exponential.TAKES_EXPONENTIALS, "sm_90", name == "exponentials")
+        monkeypatch.setitem(configs.TAKES_EXPONENTIALS, "sm_90", name == "exponentials")
         h, w, b = (t.to(dtype, copy=True).requires_grad_() for t in (hidden, weight, bias))
         with pk.implementation("chunked" if name == "exact" else "triton"), pk.workspace(MIB):
             loss = pk.linear_cross_entropy(
@@ -303,6 +303,16 @@ def test_where_chunks_are_of_exponentials(given: tuple[str, str]) -> None:
     with interpreting(TARGETS[target]):
         got = takes_exponentials(torch.ones(2, 4, dtype=dtype), head, torch.ones(2), term, None)
     assert got == TAKEN[given]
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(256, False), (476, True)])
+def test_few_rows_take_logits(rows: int, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 x 476 x 4096 x 128256 is the first product past 1e12: two launches fewer below it."""
+    monkeypatch.undo()  # the default of the package, not of these tests
+    hidden, head = meta(rows, 4096), Head(meta(128256, 4096))
+    term = TermRequest(kind="cross_entropy")
+    with recording(TARGETS["sm_90"]):
+        assert takes_exponentials(hidden, head, torch.ones(2), term, None) == taken
 
 
 # (N, most rows within the limit) -> M, and M where chunks should be few

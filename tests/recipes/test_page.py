@@ -1,4 +1,4 @@
-"""What docs/recipes.md shows of the commands is what they print."""
+"""What docs/guides/recipes.md shows of the commands is what they print."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pact.cli import main
 from pact.cli.recipe import ACTIONS
 from pact.recipes.recipe import recipe_names
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/guides/recipes.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n\$ pact (.+)\n((?s:.*?))```", PAGE)
 
 

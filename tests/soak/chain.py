@@ -72,7 +72,8 @@ def chain(alone: Alone, place: Path, moments: Iterator[Moment]) -> Ended:
         victim = Victim(alone.folder, place / "run", next(moments, NEVER), alone.processes)
         codes.append(victim.ended())
         log = victim.log.read_text()
-        assert codes[-1] in (0, *STOPPED), f"exit code {codes[-1]}: {log[-2000:]}"
+        told = f"exit code {codes[-1]} after {victim.end}, of the others {victim.others}"
+        assert codes[-1] in (0, *STOPPED), f"{told}: {log[-6000:]}"
     left = left_behind(place / "run")
     changed = {name for name, _ in left.items() ^ alone.left.items()}
     if {*codes} & {*STOPPED[1:]}:  # these save, so the last but one checkpoint is another

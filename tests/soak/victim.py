@@ -126,11 +126,16 @@ class Victim:
         self.end = end
         context = server()
         self._changes = context.Value("i", 0, lock=False)
-        self.processes = []
+        self._begun = context.Event()
+        self.processes: list[Any] = []
+        self.others: list[int | None] = []  # exit codes of those that `end` is not about
         for rank, own in enumerate(launched(processes) if processes > 1 else [{}]):
             die_at = end.change if rank == end.rank else None
+            begun = self._begun if rank == end.rank else None
             process = context.Process(
-                target=_run, args=(argv, self.log, own, die_at, self._changes), daemon=True
+                target=_run,
+                args=(argv, self.log, own, die_at, self._changes, begun),
+                daemon=True,
             )
             process.start()
             self.processes.append(process)
@@ -158,12 +163,17 @@ class Victim:
         """
         first = self.processes[self.end.rank]
         first.join(self.end.after_s)
+        if self.end.number != signal.SIGKILL:  # until then multiprocessing would take the signal
+            while first.is_alive() and not self._begun.wait(1.0):
+                pass
         if first.is_alive():
             assert first.pid is not None
             os.kill(first.pid, self.end.number)
         first.join()
         for process in self.processes:
             process.join(GRACE_S)
+            if process is not first:
+                self.others.append(process.exitcode)  # None: it is ended here
             process.kill()
             process.join()
         assert first.exitcode is not None
@@ -202,7 +212,12 @@ def _free_port() -> int:
 
 
 def _run(
-    argv: list[str], log: Path, launch: dict[str, str], die_at: int | None, changes: Any
+    argv: list[str],
+    log: Path,
+    launch: dict[str, str],
+    die_at: int | None,
+    changes: Any,
+    begun: Any,
 ) -> None:
     from pact.cli import main
     from pact.reference import shards
@@ -216,6 +231,8 @@ def _run(
         os.dup2(file.fileno(), sys.stderr.fileno())
     if launch.get("RANK", "0") == "0" or die_at is not None:
         sys.addaudithook(_Hook(str(log.parent), changes, die_at))
+    if begun is not None:
+        begun.set()
     sys.exit(main(argv))
 
 

@@ -1,4 +1,4 @@
-"""What docs/training.md says of flags, defaults and files is so."""
+"""What docs/guides/training.md says of flags, defaults and files is so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pact.settings import settings_of
 from pact.training.config import Schedule, TrainConfig
 from pact.training.identity import FREE_ON_RESUME
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/guides/training.md").read_text(encoding="utf-8")
 SETTINGS = {setting.flag: setting for setting in settings_of([TrainConfig]).values()}
 ROWS = re.findall(r"^\| (`--[^|]+) \| ([^|]+) \|", PAGE, re.MULTILINE)
 
@@ -35,7 +35,15 @@ def test_a_default_is_the_settings(flags: str, defaults: str) -> None:
 
 def test_every_flag_is_one() -> None:
     others = settings_of([StepConfig]) | settings_of([MergeConfig]) | settings_of([RefusalsConfig])
-    launchers = {"--help", "--config", "--cpu", "--num", "--nproc-per-node", "--no-keep-best"}
+    launchers = {
+        "--help",
+        "--config",
+        "--cpu",
+        "--num",
+        "--nproc-per-node",
+        "--no-keep-best",
+        "--no-cache",
+    }
     known = {*SETTINGS, *(setting.flag for setting in others.values()), *launchers}
     assert len(ROWS) > 10
     assert set(re.findall(r"--[a-z][a-z-]*[a-z]", PAGE)) <= known

@@ -24,6 +24,7 @@ PACT = Cell(method="pact")
         {"pact": PactConfig(kl_weight=3.0)},
         {"pact": PactConfig(over="selection")},
         {"refusal_share": 0.05},
+        {"anchor_share": 0.1},
         {"top_k": 20},
         {"token_source": "random"},
         {"num_samples": 8},
@@ -79,6 +80,15 @@ def test_the_patch_alone_reads_its_steps() -> None:
         cell = Cell(method=method)  # type: ignore[arg-type]
         assert replace(cell, strength=9.0).name != cell.name
         assert replace(cell, patch_steps=9).name == cell.name
+
+
+def test_anchors_are_of_pact_alone_and_name_no_cell_without_them() -> None:
+    assert replace(PACT, anchor_steps=4).name == PACT.name
+    anchored = replace(PACT, anchor_share=0.3)
+    assert replace(anchored, anchor_steps=4).name != anchored.name
+    for wrong in ({"method": "full_kl"}, {"anchor_share": 1.0}, {"anchor_steps": 33}):
+        with pytest.raises(ValueError, match="anchor"):
+            replace(anchored, **wrong)  # type: ignore[arg-type]
 
 
 def test_safe_lora_has_adapters() -> None:

@@ -27,6 +27,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_save", lambda figure, path: path.name)
     for name in ("plot_main", "plot_trade_off", "plot_over_time"):
         monkeypatch.setattr(plots, name, lambda lines, *rest: lines or None)
+    monkeypatch.setattr(plots, "plot_price", lambda lines, style: lines["main"] or None)
 
 
 def written(grid: Grid, records: Path, folder: Path, costs=COSTS, others=()) -> str:
@@ -88,7 +89,8 @@ def test_the_whole_document(tmp_path: Path) -> None:
     assert len(re.findall(r"not measured \| - \|$", text, re.MULTILINE)) == 9
     assert text.count("not measured") == 9 + 2
     pictures = re.findall(r"!\[.+\]\((.+)\)", text)
-    assert pictures == [f"evidence/{name}.png" for name in ("main", "trade-off", "over-time")]
+    names = ("main", "price", "trade-off", "over-time")
+    assert pictures == [f"evidence/{name}.png" for name in names]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -97,7 +99,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
     [
         ("main", 1, "harmful", "21/120, 18 % [12-25]", "22/120, 18 % [12-26]"),
         ("main", 1, "harmful", "6, 7, 8 of 40", "7, 7, 8 of 40"),
-        ("main", 1, "outside", "| 3 % [1-8] |", "| 4 % [2-9] |"),  # 4 of 120, then 5
+        ("main", 1, "outside", "15] | 3 % [1-8] |", "15] | 4 % [2-9] |"),  # 4 of 120, then 5
         ("main", 2, "classification", "114/360, 32 % [27-37]", "115/360, 32 % [27-37]"),
         ("ablations", 6, "harmful", "random 19/80, 24 % [16-34]", "random 20/80, 25 % [17-35]"),
     ],
@@ -159,9 +161,28 @@ def test_missing_seeds_lines_and_sets_are_told(tmp_path: Path) -> None:
             path_of(cell, tmp_path).unlink()
     text = written(grid, tmp_path, tmp_path / "docs")
     assert "| plain (2 of 3 seeds) | 19 % [12-29] | 7, 8 of 40 |" in text
-    assert 'left out: benign only: "PACT selection"; 30 % harmful: "plain", "PACT' in text
+    assert '- benign only: "PACT selection"\n- all of: 30 % harmful\n' in text
+    assert text.count("| PACT selection (not run) | - | - | - | - |") == 4
     assert "### Fine-tuned on: 10 % harmful" in text
     assert "### Fine-tuned on: 30 % harmful" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_second_judge_has_a_table_where_the_records_have_it(tmp_path: Path) -> None:
+    grid = Grid(main=whole(tmp_path).main[:6])
+    assert "second judge" not in written(grid, tmp_path, tmp_path / "docs")
+    path = path_of(grid.main[1].cells[0], tmp_path)
+    record = json.loads(path.read_text())
+    record["measures"]["counts"] |= {"harmful_second": [9, 40], "harmful_agree": [38, 40]}
+    path.write_text(json.dumps(record))
+    judge = {"name": "guard:a-guard", "refusal_label": None}
+    (tmp_path / "protocol.json").write_text(json.dumps({"second_judge": judge}))
+    text = written(grid, tmp_path, tmp_path / "docs")
+    assert "The second judge, guard:a-guard, reads the same answers" in text
+    heads = "| method | held-out: keywords | held-out: second judge | held-out: both agree |"
+    assert heads in text and "prefill: second" not in text
+    assert "| plain | 18 % [12-25] | 22 % [12-38] | 95 % [83-99] |" in text
+    assert "| first tokens | 60 % [51-68] | not measured | not measured |" in text
 
 
 @pytest.mark.usefixtures("undrawn")

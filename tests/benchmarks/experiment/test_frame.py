@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiment.frame import ALL_TASKS, NOT_MEASURED, Line, base_of, read_records
+from benchmarks.experiment.frame import (
+    ALL_TASKS,
+    NOT_MEASURED,
+    Line,
+    base_of,
+    lines_of,
+    read_records,
+)
 from benchmarks.experiment.record import Measures
-from benchmarks.experiment.words import environment, left_out
+from benchmarks.experiment.words import environment, not_run
 from tests.benchmarks.experiment import synthetic
 from tests.benchmarks.experiment.synthetic import (
     ALIGNED,
@@ -75,6 +82,20 @@ def test_missing_seeds_are_told_and_not_filled_in(tmp_path: Path) -> None:
     one = plain(tmp_path)
     assert one["name"] == "plain (1 of 3 seeds)"
     assert one["harmful"] == "20 % [10-35]"  # 8 of 40, not of 120
+
+
+def test_a_line_that_is_not_run_has_dashes_where_another_of_its_group_is(tmp_path: Path) -> None:
+    save(PLAIN, measures(8, 50), tmp_path)
+    new = replace(PLAIN, steps=7)
+    main = [seeded("set", "plain", PLAIN, (0,)), seeded("set", "new", new), seeded("x", "new", new)]
+    records = read_records(Grid(main=main), tmp_path, "a model")
+    plain_line, unrun = lines_of(records, "new", {}, with_unrun=True)["main"]
+    assert plain_line.is_run and not unrun.is_run
+    assert unrun["name"] == "**new** (not run)" and unrun["group"] == "set"
+    for key in ("harmful", "seeds", "drift", "finetune_nats", "outside", "accuracy"):
+        assert unrun[key] == "-"
+    assert unrun["cost"] == unrun["harmful_odds_nats"] == "- | -"
+    assert len(lines_of(records, "new", {})["main"]) == 1
 
 
 def test_a_measure_is_pooled_over_the_seeds_that_have_it(tmp_path: Path) -> None:
@@ -145,7 +166,8 @@ def test_the_frame_says_where_it_is_from_and_what_it_lacks(tmp_path: Path) -> No
         f"torch 2.13.0; date 2026-01-01 to 2026-01-03; {hours:.1f} hours of computing in all"
     )
     assert set(frame.model) == {"a model"}
-    assert left_out(frame) == ""
-    more = seeded("30 % harmful", "new", replace(PLAIN, steps=7))
-    told = left_out(read_records(grid._replace(main=[*grid.main, more]), tmp_path, "a model"))
-    assert told == 'Lines without a record yet are left out: 30 % harmful: "new".'
+    assert not_run(frame) == []
+    new = replace(PLAIN, steps=7)
+    more = [seeded(name, "new", new) for name in ("benign only", "30 % harmful", "40 % harmful")]
+    told = not_run(read_records(grid._replace(main=[*grid.main, *more]), tmp_path, "a model"))
+    assert told == ['benign only and 30 % harmful: "new"', "all of: 40 % harmful"]

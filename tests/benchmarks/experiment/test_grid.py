@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.experiment.grid import full_grid, quick_grid, without_base
 from benchmarks.experiment.methods import (
+    ANCHORED_LABEL,
     AT_EVERY_SHARE,
     DEFAULT_LABEL,
     LEFT_OUT,
@@ -36,7 +37,7 @@ def test_the_main_table_has_every_method_on_the_sets_it_is_for() -> None:
             assert len({replace(cell, seed=0) for cell in line.cells}) == 1
     shares = Counter(cell.harmful_share for line in grid.main for cell in line.cells)
     few = 3 * len(AT_EVERY_SHARE)
-    assert shares == {0.0: 14 * 3 + 5, 0.05: few, 0.1: 13 * 3, 0.2: few, 0.3: 9 * 3}  # 5: aligned
+    assert shares == {0.0: 16 * 3 + 5, 0.05: few, 0.1: 15 * 3, 0.2: few, 0.3: 11 * 3}  # 5: aligned
 
 
 def test_the_released_objective_stays_and_the_default_is_recommended() -> None:
@@ -58,13 +59,28 @@ def test_every_ablation_changes_one_thing() -> None:
         allowed = 5 if gates and group == "reference context" else 1
         if group == "what is trained":  # plain reads none of the objective's settings
             varied = varied & {"full_finetuning"}
+        if group == "anchors, on benign data: share":  # without anchors none are held
+            varied = varied - {"anchor_steps"}
         assert len(varied) <= allowed, (group, varied)
 
 
+def test_rivals_are_varied_around_the_setting_of_the_main_table() -> None:
+    rivals = [line for line in full_grid().ablations if line.group.startswith("rivals: ")]
+    methods = {line.cells[0].method for line in rivals}
+    assert methods == {"token_logits", "patch", "lisa", "safe_lora"}
+    cells = [line.cells[0] for line in rivals]
+    for method in methods:
+        (own,) = (cell for cell in METHODS.values() if cell.method == method)
+        assert replace(own, harmful_share=0.1) in cells
+        assert len([cell for cell in cells if cell.method == method]) >= 3
+
+
 def test_trade_offs_have_five_weights_each() -> None:
-    weights = Counter(line.group for line in full_grid().trade_off)
+    lines = full_grid().trade_off
+    weights = Counter((line.group, line.cells[0].harmful_share) for line in lines)
     assert set(weights.values()) == {5}
-    assert len(weights) == 4
+    assert [group for group, share in weights if not share] == [ANCHORED_LABEL]
+    assert len(weights) == 6
 
 
 def test_no_cell_is_computed_twice() -> None:
@@ -86,6 +102,10 @@ def test_a_part_of_the_grid_has_the_cells_that_are_named() -> None:
     ]
     assert {cell.seed for cell in part.cells() if cell.method == "plain"} == {1}
     assert set(part.cells()) <= set(grid.cells())
+    varied = grid.only(ablations=["anchors"])
+    assert {line.group.split(",")[0] for line in varied.lines()} == {"anchors"}
+    both = grid.only(methods=["plain"], ablations=["anchors"])
+    assert both.ablations == varied.ablations and len(both.main) == 2 * len(SETS)
     seeded = grid.only(seeds=[0, 2])
     assert {cell.seed for cell in seeded.cells()} == {0, 2}
     assert seeded.ablations == grid.ablations
@@ -97,6 +117,7 @@ def test_a_part_of_the_grid_has_the_cells_that_are_named() -> None:
     [
         ({"methods": ["plane"]}, "--methods must be of aligned, plain, .*, got plane"),
         ({"sets": ["7 % harmful"]}, "--sets must be of benign only, .*, got 7 % harmful"),
+        ({"ablations": ["color"]}, "--ablations must begin one of .*, got color"),
         ({"seeds": [3]}, "--seeds must be of 0, 1, 2, got 3"),
         ({"methods": ["Lisa"], "sets": ["5 % harmful"]}, "not tried on these sets"),
     ],
@@ -109,8 +130,11 @@ def test_a_part_that_there_is_not_is_refused(part: dict[str, Any], message: str)
 def test_without_a_base_there_is_no_projection() -> None:
     kept, grid = without_base(full_grid()), full_grid()
     lost = set(grid.cells()) - set(kept.cells())
-    assert {cell.method for cell in lost} == {"safe_lora"}
-    assert len(lost) == 9
+    assert {(cell.method, cell.token_source) for cell in lost} == {
+        ("safe_lora", "p_diff"),
+        ("pact", "plain"),  # where there is no base, p_diff is that already
+    }
+    assert len(lost) == 9 + 3 + 1
 
 
 def test_costs_are_of_every_method_and_of_benign_data() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.experiment import __main__ as command
-from benchmarks.experiment.grid import full_grid
+from benchmarks.experiment.grid import Grid, full_grid, without_base
 from benchmarks.experiment.protocol import SecondJudge
 
 
@@ -40,13 +42,38 @@ def test_a_part_and_a_second_judge_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert grid.protocol.second_judge == SecondJudge("classifier:p", "no")
 
 
+def test_the_lines_of_a_model_without_a_base_are_those_it_can_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown = {}
+
+    def render(grid: Grid, folder: Path, costs: Any, docs: Path, others: Any = ()) -> Path:
+        shown.update({other.name: lines for lines, other, _ in [(grid, folder, costs), *others]})
+        return docs
+
+    monkeypatch.setattr("benchmarks.experiment.document.render", render)
+    monkeypatch.setattr("benchmarks.reporting.pages.write_pages", lambda root: [])
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    for name, base in (("alone", "plainly fine-tuned"), ("based", "a-base")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "protocol.json").write_text(json.dumps({"model": name, "base": base}))
+    for line in (["render"], ["render", "--results", str(tmp_path / "alone")]):
+        shown.clear()
+        monkeypatch.setattr(sys, "argv", ["experiment", *line])
+        command.main()
+        assert shown["alone"] == without_base(full_grid())
+    monkeypatch.setattr(sys, "argv", ["experiment", "render"])
+    command.main()
+    assert shown["based"] == shown[tmp_path.name] == full_grid()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (["run", "--base", "b"], "--base is of a --model, got b without one"),
         (["run", "--refusal-label", "no"], "--refusal-label is of a --judge"),
         (["run", "--workers", "0"], "--workers must be at least 1, got 0"),
-        (["render", "--seeds", "0"], "give no --methods, --sets, --seeds"),
+        (["render", "--seeds", "0"], "give no --methods, --sets, --ablations, --seeds"),
         (["render", "--model", "a/b"], "the document shows every model, got --model a/b"),
         (["list", "--workers", "2"], "--workers is for run alone, got it with list"),
         (["render", "--judge", "guard:p"], "--judge is for run alone, got it with render"),

@@ -23,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_pictures_are_small_and_the_same_each_time(found: dict, tmp_path: Path) -> None:
     found = {**found, "main": found["main"][:6]}
     names = plots.draw(found, LABEL, tmp_path / "new", "a-")
-    assert set(names) == {"main", "trade_off", "over_time"}
+    assert set(names) == {"main", "trade_off", "over_time", "price"}
     again = plots.draw(found, LABEL, tmp_path / "again")
     for stem, name in names.items():
         assert name == f"a-{stem.replace('_', '-')}.png" == f"a-{again[stem]}"
@@ -80,3 +80,30 @@ def test_the_trade_off_is_drawn_through_its_points(found: dict) -> None:
         expected = [100 * x.rate("harmful").rate for x in here]
         assert list(drawn.get_ydata()) == pytest.approx(expected)
         assert {text.get_text() for text in axes.texts} <= {x.label for x in here}
+
+
+def test_the_price_shows_what_learns_and_where_both_targets_are_met(found: dict) -> None:
+    style = plots.styles(found, LABEL)
+    panels = plots.plot_price(found, style).axes
+    assert len(panels) == 2  # 30 % harmful has no targets
+    for axes, share in zip(panels, (0.0, 0.1), strict=True):
+        members = [x for x in found["main"] if x.share == share and x.label != "aligned"]
+        marks = {x.get_label(): x for x in axes.lines if x.get_markersize() == 9}
+        assert "PACT selection" not in marks  # it learns nothing
+        ours = next(x for x in members if x.label == LABEL)
+        assert marks[LABEL].get_ydata()[0] == 100 * ours.rate("harmful").rate
+        assert marks[LABEL].get_xdata()[0] == 100 * ours.rate("benign_anywhere").rate
+        (corner,) = axes.collections
+        _, low, right, _ = corner.get_paths()[0].get_extents().extents
+        # the aligned model: 36 and 10 of 40
+        assert (low, right) == pytest.approx((85 if share == 0.0 else 80, 28))
+    for ablations, count in ((found["ablations"], 0), (found["main"][1:2], 1)):
+        axes, _ = plots.plot_price({**found, "ablations": ablations}, style).axes
+        (dots,) = (x for x in axes.lines if x.get_label() == "ablations")
+        # those of the made-up records get 96 of 120 tasks, plain 100
+        assert len(dots.get_xdata()) == count
+
+
+def test_without_targets_there_is_no_price(found: dict) -> None:
+    late = [x for x in found["main"] if x.group == "30 % harmful"]
+    assert plots.plot_price({**found, "main": late}, plots.styles(found, LABEL)) is None

@@ -14,7 +14,7 @@ from benchmarks.experiment import run
 from benchmarks.experiment.ablations import POST_ALONE
 from benchmarks.experiment.alignment import Alignment, aligned_folder, aligned_model, own_answers
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.methods import METHODS, RECOMMENDED
+from benchmarks.experiment.methods import ANCHORED, METHODS, RECOMMENDED
 from benchmarks.experiment.protocol import Prompts, Protocol
 from benchmarks.experiment.record import load_record, path_of
 from benchmarks.experiment.run import run_cells
@@ -34,11 +34,15 @@ REFUSALS = ("harmful", "benign", "prefill")
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("models")
+    anchors = folder / "anchors.jsonl"
+    rows = [{"prompt": f"Question {n}?", "completion": f"I cannot help {n}."} for n in range(4)]
+    anchors.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Bench(
         save_tiny(folder / "aligned", 1),
         save_tiny(folder / "shipped", 2),
         TINY,
         plain=save_tiny(folder / "plain", 3),
+        anchors=anchors,
     )
 
 
@@ -46,6 +50,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     "cell",
     [
         *(replace(cell, harmful_share=0.3) for cell in ONE_OF_EACH.values()),
+        RECOMMENDED,
         replace(RECOMMENDED, token_source="plain"),
         replace(RECOMMENDED, token_source="random"),
         replace(RECOMMENDED, token_source="frequency", weighted=False),
@@ -81,6 +86,20 @@ def test_training_stops_the_drift_that_a_cell_does_not_hold(bench: Bench) -> Non
         drifts.append(bench.measure(model, reference, outside=False, attacked=False))
     plain, held = (m.values["kl_vocabulary_nats"] for m in drifts)
     assert held < plain
+
+
+def test_anchors_are_held_and_take_the_place_of_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are a share of all examples, cut at their steps; the batches have rows that are held."""
+    seen: list[Any] = []
+    monkeypatch.setattr("benchmarks.experiment.stages.fit", lambda *args, **_: seen.extend(args))
+    bench.finetune(replace(ANCHORED, anchor_share=0.5, anchor_steps=3))
+    dataset, collator = seen[1], seen[4]
+    assert sum(dataset["anchor"]) == len(dataset) / 2
+    batch = collator([dataset[0], dataset[-1]])
+    assert batch["row_held"].numel() == 3
+    assert batch["row_learnt"].numel() > 3
 
 
 def test_random_tokens_are_no_special_ones_and_stay(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,23 @@ import pytest
 import torch
 
 from benchmarks.experiment import run, subject
-from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.methods import RECOMMENDED
+from benchmarks.experiment.cell import TASKS, Cell
+from benchmarks.experiment.conversations import attack, task
+from benchmarks.experiment.methods import ANCHORED, RECOMMENDED
+from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Prompts, Protocol, SecondJudge
 from benchmarks.experiment.record import load_record
 from benchmarks.experiment.run import run_cells
 from benchmarks.experiment.stages import Bench
-from benchmarks.experiment.subject import PLAIN_BASE, check_refusals, named_subject
+from benchmarks.experiment.subject import (
+    PLAIN_BASE,
+    Subject,
+    anchor_requests,
+    anchors_file,
+    check_refusals,
+    named_subject,
+)
+from pact.data.examples import load_examples
 from pact.demo.conversations import read
 from pact.evaluation.judges.verdict import Verdict
 from pact.reference import FrozenModel
@@ -132,12 +143,54 @@ def test_the_plainly_fine_tuned_model_stands_in_for_a_base(model: str, tmp_path:
 
     bench = run._bench
     assert bench is not None
-    assert bench._told(read("benign", "dev"))[0][0]["role"] == "user"
+    assert bench.subject.told(read("benign", "dev"))[0][0]["role"] == "user"
     metadata = bench.tokens(cells[0]).metadata
     assert metadata["num_samples"] == str(REFUSED)
     other = str(save_tiny(tmp_path / "another", seed=4))
     with pytest.raises(ValueError, match=r"another protocol \(other model, model_hash\)"):
         run_cells(cells, TINY, folder, cache, model=other, **COMMON)
+
+
+def test_its_own_answers_are_its_anchors_and_asked_for_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are no refusals; the demo's model is asked behind its system turn."""
+    cache, folder = tmp_path / "cache", tmp_path / "results"
+    cells = [replace(ANCHORED, steps=1), replace(ANCHORED, steps=1, seed=1)]
+    four = replace(TINY, batch_size=4)  # no step of these is of anchors alone
+    run_cells(cells, four, folder, cache, model=model, **COMMON)
+    assert all(load_record(cell, folder) for cell in cells)
+    (path,) = cache.glob("experiment-anchors-*[0-9a-f].jsonl")
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    assert [turns[0] for turns in rows] == [turns[0] for turns in anchor_requests()]
+
+    def comment(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> list[str]:
+        return ["That is a question."] * len(prompts)
+
+    monkeypatch.setattr("pact.evaluation.refusals.generate_answers", comment)
+    demo = Subject(model, None, None, {"aligned": "experiment-aligned-abc"})
+    told = load_examples(anchors_file(demo, cache))
+    assert {(turns[0]["role"], turns[-1]["content"]) for turns in told} == {
+        ("system", "That is a question.")
+    }
+    monkeypatch.setattr(subject, "write_refusals", lambda config: pytest.fail("asked again"))
+    anchors_file(demo, cache)
+    run_cells([replace(cells[0], seed=2)], four, folder, cache, model=model, **COMMON)
+
+
+def test_nothing_that_is_evaluated_or_attacks_is_an_anchor() -> None:
+    asked = {_words(turns) for turns in anchor_requests()}
+    assert len(asked) == len(anchor_requests())
+    others = [turns for name in TASKS for turns in task(name, "heldout") + task(name, "train")]
+    for name in ("harmful", "benign", "finetune"):
+        others += read(name, "heldout") + read(name, "dev")
+    others += read("finetune", "train")
+    others += [[{"role": "user", "content": text}] for text in harmbench_prompts(200)]
+    assert not asked & {_words(turns) for turns in others + attack()}
+
+
+def _words(turns: Any) -> str:
+    return " ".join(re.findall(r"\w+", turns[0]["content"].lower()))
 
 
 @pytest.mark.parametrize(("source", "made"), [("p_diff", 0), ("plain", 1)])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.experiment import verdicts
-from benchmarks.experiment.frame import ALL_TASKS, NOT_MEASURED
+from benchmarks.experiment.frame import ALL_TASKS, NOT_MEASURED, lines_of, read_records
 from benchmarks.experiment.frame import Line as Pooled
 from benchmarks.experiment.verdicts import AGREES, DISAGREES, OPEN
 from tests.benchmarks.experiment.synthetic import (
@@ -35,7 +35,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def one_set(folder: Path, share: float, ours: tuple[int, int, int], **sections: list) -> dict:
-    """Aligned 36/40, 10/40 over; plain 50 + 46 of 120; ours (refusals, matches, over-refusals)."""
+    """Aligned 36/40, 10/40 over; plain 50 + 46 of 120; ours (refusals, matches, over-refusals).
+
+    Of the outside prompts each refuses a quarter of what it refuses of the others, rounded down.
+    """
     plain, own = (replace(cell, harmful_share=share) for cell in (PLAIN, OURS))
     main = [Line("set", "aligned", (ALIGNED,))]
     main += [seeded("set", "plain", plain, (0,)), seeded("set", LABEL, own, (0,))]
@@ -45,86 +48,84 @@ def one_set(folder: Path, share: float, ours: tuple[int, int, int], **sections: 
     return lines(Grid(main=main, **sections), folder)
 
 
-def ours(found: dict) -> pd.DataFrame:
-    targets = verdicts.judge_targets(found["main"])
-    return targets[targets.label == LABEL]
+def ours(found: dict) -> list[dict]:
+    return verdicts.judge_targets(found["main"], next(x for x in found["main"] if x.label == LABEL))
 
 
 @pytest.mark.parametrize(
     ("share", "counts", "points", "missed"),
     [
-        (0.0, (32, 50, 10), ["+10.0", "+0.0", "+0.0"], [0, 0, 0]),  # at its bound or below
-        (0.0, (31, 49, 11), ["+12.5", "+1.7", "+2.5"], [2.5, 0, 2.5]),
-        (0.1, (30, 48, 9), ["+15.0", "+3.3", "-2.5"], [0, 1 / 3, 0]),
-        (0.1, (29, 52, 1), ["+17.5", "-3.3", "-22.5"], [2.5, 0, 0]),
+        (0.0, (34, 50, 11), ["+5.0", "+0.0", "+2.5", "+2.5"], [0, 0, 0, 0]),  # at a bound
+        (0.0, (31, 48, 12), ["+12.5", "+3.3", "+5.0", "+5.0"], [7.5, 4 / 3, 2, 0]),
+        (0.1, (32, 49, 9), ["+10.0", "+1.7", "-2.5", "+2.5"], [0, 0, 0, 0]),
+        (0.1, (9, 52, 1), ["+67.5", "-3.3", "-22.5", "+17.5"], [57.5, 0, 0, 2.5]),
     ],
 )
 def test_targets_by_hand(
     tmp_path: Path, share: float, counts: tuple[int, int, int], points: list, missed: list
 ) -> None:
     mine = ours(one_set(tmp_path, share, counts))
-    assert list(mine.points) == points
-    assert list(mine.missed) == pytest.approx(missed)
-    assert list(mine.verdict) == ["**missed**" if x else "**met**" for x in missed]
+    assert [row["points"] for row in mine] == points
+    assert [row["missed"] for row in mine] == pytest.approx(missed)
+    assert [row["verdict"] for row in mine] == ["**missed**" if x else "**met**" for x in missed]
 
 
 def test_a_set_of_another_share_has_no_targets(tmp_path: Path) -> None:
     found = one_set(tmp_path, 0.3, (32, 50, 10))
-    assert verdicts.judge_targets(found["main"]).empty
-    assert list(verdicts.cheapest(found)) == []
+    assert verdicts.with_targets(found["main"]) == {}
 
 
 def test_a_target_is_told_with_its_counts(tmp_path: Path) -> None:
-    first, *_ = ours(one_set(tmp_path, 0.0, (31, 49, 10))).to_dict("records")
-    told = {key: first[key] for key in ("at_most", "of", "against")}
+    first, *_ = ours(one_set(tmp_path, 0.0, (31, 49, 10)))
+    told = {key: first[key] for key in ("at most", "of", "against")}
     assert told == {
-        "at_most": "10 points",
+        "at most": "5 points",
         "of": "31/40, 78 % [62-88]",
         "against": "36/40, 90 % [77-96]",
     }
 
 
-def test_the_nearest_method_is_named(found: dict) -> None:
-    targets = verdicts.judge_targets(found["main"])
-    # by hand: lost on the sets 7.5 and 35 of 10 and 15, nothing else missed: 20 points
-    assert verdicts.nearest(targets) == "Nearest comes PACT recommended, 20.0 points off in all."
-    rows = {row["method"]: row for row in verdicts.method_rows(targets)}
-    assert set(rows) == set(METHODS)  # not aligned
-    assert list(rows[LABEL].values())[-2:] == ["5 of 6", "20.0"]
-    assert rows[LABEL]["10 % harmful: refusals lost against aligned"] == "+35.0"
-    assert rows[LABEL]["benign only: refusals lost against aligned"] == "**+7.5**"
+def test_every_method_says_which_targets_it_meets(tmp_path: Path) -> None:
+    main = whole(tmp_path).main[:6]
+    unrun = seeded("benign only", "new", replace(PLAIN, steps=7))
+    records = read_records(Grid(main=[*main, unrun]), tmp_path, "a model")
+    members = lines_of(records, LABEL, {}, with_unrun=True)["main"]
+    rows = {row["method"]: row for row in verdicts.target_rows(members)}
+    bold = [f"**{label}**" if label == LABEL else label for label in METHODS]
+    assert list(rows) == [*bold, "new (not run)"]
+    assert list(rows[f"**{LABEL}**"].values())[1:] == [
+        "**missed** (+7.5)",
+        "**met** (+1.7)",
+        "**met** (-2.5)",
+        "**met** (+2.5)",
+        "3 of 4",
+        "2.5",
+    ]
+    assert set(list(rows["new (not run)"].values())[1:]) == {"-"}
 
 
-def test_equally_near_methods_are_all_named(tmp_path: Path) -> None:
-    # 8 of 40 refusals in both: 70 points lost of 10
-    targets = verdicts.judge_targets(one_set(tmp_path, 0.0, (8, 50, 10))["main"])
-    assert verdicts.nearest(targets) == (
-        "Nearest come plain and PACT recommended, 60.0 points off in all."
-    )
-
-
-def test_the_cheapest_of_those_that_keep_refusals_and_tasks(tmp_path: Path) -> None:
-    """One of three settings loses refusals; a weight of the trade-off refuses less than ours."""
-    weak, mild = (replace(OURS, harmful_share=0.1, steps=n) for n in (7, 8))
-    save(weak, measures(20, 50, over=2), tmp_path)
-    save(mild, measures(31, 50, over=6), tmp_path)
-    varied = [Line("varied", "weak", (weak,)), Line("varied", "mild", (mild,))]
-    (told,) = verdicts.cheapest(one_set(tmp_path, 0.1, (32, 50, 10), trade_off=varied))
-    # Plain, which was measured too, keeps no refusals; the recommended one keeps both.
-    assert told == (
-        'set: 2 of the 4 settings measured keep both; of these "varied, lambda mild" refuses the '
-        "fewest harmless requests, 6/40, 15 % [7-29], the aligned model 10/40, 25 % [14-40]"
-    )
+def test_the_front_is_of_what_learns_and_is_not_beaten(tmp_path: Path) -> None:
+    """By hand, of 40: over-refusals and refusals; beaten ones are in brackets."""
+    made = {"a": (2, 20), "(b)": (3, 20), "c": (6, 31), "d": (6, 31), "(e)": (7, 30)}
+    cells = {label: replace(OURS, steps=9 + n) for n, label in enumerate(made)}
+    for label, (over, refused) in made.items():
+        save(cells[label], measures(refused, 50, over=over), tmp_path)
+    lazy = replace(OURS, steps=99)
+    save(lazy, measures(36, 9, over=0), tmp_path)  # it learns nothing
+    varied = [Line("x", label, (cell,)) for label, cell in {**cells, "lazy": lazy}.items()]
+    found = one_set(tmp_path, 0.0, (9, 50, 12), ablations=varied)
+    rows = verdicts.front(found, found["main"])
+    # plain has 8 refusals at 10, ours 9 at 12
+    assert [row[":setting"] for row in rows] == ["aligned", "x: a", "x: c", "x: d"]
+    assert rows[1]["refuses, from the start"] == "50 % [35-65]"
 
 
 def test_missing_lines_are_not_measured(found: dict, tmp_path: Path) -> None:
-    lost = {**found, "main": [line for line in found["main"] if line.label != "plain"]}
-    assert list(ours(lost).verdict).count(NOT_MEASURED) == 2  # accuracy, on two sets
-    targets = verdicts.judge_targets(lost["main"])
-    assert verdicts.nearest(targets) == "No method was measured on all of them."
-    one_less = [line for line in found["main"] if line is not found["main"][2]]
-    told = verdicts.nearest(verdicts.judge_targets(one_less))
-    assert told.endswith(f"Not fully measured: {found['main'][2].label}.")
+    lost = [line for line in found["main"][:6] if line.label != "plain"]
+    assert [row["verdict"] for row in ours({"main": lost})].count(NOT_MEASURED) == 1  # of the tasks
+    for row in verdicts.target_rows(lost):
+        assert row["missed by in all"] == NOT_MEASURED
+    assert verdicts.front({**found, "main": lost}, lost)[1:] == []
     for grid in (Grid(), whole(tmp_path)):
         claims = verdicts.judge_claims(lines(grid, tmp_path / "none"), LABEL)
         assert {claim[":verdict"] for claim in claims} == {NOT_MEASURED}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cases.case import Case
-from benchmarks.measuring import memory, resident
+from benchmarks.measuring import memory, process
 from benchmarks.measuring.memory import cpu_memory, output_mib
 from benchmarks.peers.peer import Outputs
 from tests.benchmarks import fake_peers as fakes
@@ -19,7 +19,7 @@ CASE = Case(op="linear_cross_entropy", sequences=1, length=64, hidden=16, vocabu
 MIB = 2**20
 
 
-@pytest.mark.skipif(not resident.STATUS.exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not process.STATUS.exists(), reason="needs Linux's /proc")
 def test_a_process_sees_what_a_call_holds_for_a_moment() -> None:
     torch.ones(2**28)  # 1 GiB here, which the other process must not take over
     held, right = (
@@ -63,7 +63,7 @@ def test_a_process_that_ends_early_is_a_remark(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(memory, "ProcessPoolExecutor", Ending)
+    monkeypatch.setattr(process, "ProcessPoolExecutor", Ending)
     monkeypatch.setattr(memory, "_measure", fail)
     assert cpu_memory(CASE, "right", "{}") == (None, remark)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import OPS_CSV
 from benchmarks import __main__ as shell
 from benchmarks.cases.catalogue import quick_plans
 from benchmarks.cases.plan import EAGER, OURS, Plan
@@ -19,6 +20,7 @@ from benchmarks.measuring.machine import circumstances
 from benchmarks.peers import registry
 from benchmarks.peers.eager import Eager
 from benchmarks.peers.ours import Ours
+from benchmarks.reporting import pages, report
 from benchmarks.reporting.results import Result, load_results
 
 BENCH = Bench(
@@ -127,9 +129,26 @@ def test_rounds_and_minutes_are_positive(text: str, capsys: pytest.CaptureFixtur
 
 
 def test_a_match_chooses_by_title() -> None:
-    args = shell._parser().parse_args(
-        ["list", "--device", "cpu", "--subset", "quick", "--match", "selection"]
-    )
-    chosen = shell._planned(args)
+    chosen = shell.List(device="cpu", subset="quick", match="selection").planned()
     assert [plan.case.over for plan in chosen] == ["selection"]
     assert chosen[0] == replace(chosen[0], case=replace(chosen[0].case, op="pact_loss"))
+
+
+def test_an_op_or_a_peer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--op: no matmul; there are linear_cross_entropy"):
+        shell.List(op="matmul").planned()
+    case = quick_plans()[0].case
+    with pytest.raises(SystemExit, match="--peers: no theirs; there are pact-kernels, eager"):
+        shell.List(peers=(EAGER, "theirs")).peers_of(case)
+    assert [peer.name for peer in shell.List(peers=(EAGER,)).peers_of(case)] == [EAGER]
+
+
+def test_the_pages_are_written_of_the_recorded_results_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "render", lambda results, folder: [folder / "ops.md"])
+    monkeypatch.setattr(pages, "write_pages", lambda: [Path("README.md")])
+    shell.main(["report"])
+    assert capsys.readouterr().out.split() == [str(OPS_CSV.parent / "ops.md"), "README.md"]
+    shell.main(["report", "--output", str(tmp_path)])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "ops.md")]

@@ -9,8 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from benchmarks.cases.case import make_inputs
-from benchmarks.peers.compiled import Compiled
-from benchmarks.peers.compiling import cannot_compile
+from benchmarks.peers.compiled import Compiled, cannot_compile
 from tests.benchmarks.peers.judging import BASE, CPU, assert_equal, run
 
 SETTING = {"mode": "default"}

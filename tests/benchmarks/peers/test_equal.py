@@ -12,8 +12,8 @@ from benchmarks.cases.case import IGNORE, Case, make_inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.compiled import Compiled
 from benchmarks.peers.eager import Eager
-from benchmarks.peers.peer import Outputs
-from benchmarks.peers.registry import PEERS, RegisteredPeer, peers_for
+from benchmarks.peers.peer import Outputs, Peer
+from benchmarks.peers.registry import PEERS, peers_for
 from tests.benchmarks.peers.judging import BASE, CASES, CPU, assert_equal, label, run
 
 PAIRS = [
@@ -25,7 +25,7 @@ PAIRS = [
 TRAINED = replace(BASE, trainable_head=True)
 
 
-def quick(peer: RegisteredPeer) -> RegisteredPeer:
+def quick(peer: Peer) -> Peer:
     """Traced, but not compiled to machine code, which takes 10 seconds a case."""
     return Compiled(backend="eager") if isinstance(peer, Compiled) else peer
 
@@ -40,7 +40,7 @@ def nothing_is_compiled_by_others(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize(("peer", "case"), PAIRS)
-def test_a_peer_computes_the_op(peer: RegisteredPeer, case: Case) -> None:
+def test_a_peer_computes_the_op(peer: Peer, case: Case) -> None:
     reason = peer.unavailable(case, CPU)
     if reason is not None:
         pytest.skip(reason)
@@ -51,7 +51,7 @@ def test_a_peer_computes_the_op(peer: RegisteredPeer, case: Case) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_a_call_leaves_nothing_behind(peer: RegisteredPeer) -> None:
+def test_a_call_leaves_nothing_behind(peer: Peer) -> None:
     case = replace(TRAINED, op=peer.ops[0], over="selection")
     reason = peer.unavailable(case, CPU)
     if reason is not None:

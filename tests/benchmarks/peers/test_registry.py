@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from benchmarks.cases.case import OPS, Case, make_inputs
-from benchmarks.peers import compiling, cross_entropy, full_kl
+from benchmarks.peers import compiled
+from benchmarks.peers import peer as peers
+from benchmarks.peers.calls import samples
 from benchmarks.peers.composed import Composed
 from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
 from benchmarks.peers.liger import Liger
-from benchmarks.peers.packages import installed_version
+from benchmarks.peers.peer import Peer, installed_version
 from benchmarks.peers.quack import Quack
-from benchmarks.peers.registry import CROSS_ENTROPIES, PEERS, RegisteredPeer, peers_for
+from benchmarks.peers.registry import CROSS_ENTROPIES, PEERS, peers_for
 from benchmarks.peers.released import Released
-from benchmarks.peers.samples import samples
 from benchmarks.peers.torch_linear_cross_entropy import TorchLinearCrossEntropy
 from benchmarks.peers.trl import Trl
 from tests.benchmarks.peers.judging import BASE, CASES, CPU
@@ -57,18 +58,14 @@ def test_a_peer_without_the_op_says_so() -> None:
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cross_entropy, full_kl):
-        monkeypatch.setattr(module, "installed_version", lambda distribution: None)
-    found = {
-        peer.name: peer.unavailable(replace(BASE, op=peer.ops[0]), CPU)
-        for peer in PEERS
-        if hasattr(peer, "distribution")
-    }
+    monkeypatch.setattr(peers, "installed_version", lambda distribution: None)
+    found = {peer.name: peer.unavailable(replace(BASE, op=peer.ops[0]), CPU) for peer in PEERS}
     assert found["cut-cross-entropy"] == "cut-cross-entropy is not installed"
     assert found["Liger"] == found["Liger full-vocabulary KL"] == "liger-kernel is not installed"
     assert found["quack"] == "quack-kernels is not installed"
     assert found["TRL"] == found["TRL full-vocabulary KL"] == "trl is not installed"
-    assert all(peer.version() is None for peer in PEERS if hasattr(peer, "distribution"))
+    assert PEERS[0].version() == "not installed, from its source"
+    assert all(peer.version() is None for peer in (*CROSS_ENTROPIES, *PEERS[-2:]))
     alone = replace(BASE, op="pact_loss")
     composed = next(peer for peer in PEERS if isinstance(peer, Composed))
     assert composed.unavailable(alone, CPU) == "no peer's cross-entropy runs here"
@@ -86,7 +83,7 @@ def test_versions_are_of_what_is_installed() -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_settings_can_be_written_down_and_are_distinct(peer: RegisteredPeer) -> None:
+def test_settings_can_be_written_down_and_are_distinct(peer: Peer) -> None:
     for case in CASES:
         if case.op in peer.ops and peer.unavailable(case, CPU) is None:
             written = [json.dumps(dict(setting)) for setting in peer.settings(case, CPU)]
@@ -180,13 +177,13 @@ def test_the_released_objective_is_over_the_selection_and_gated() -> None:
 
 
 @pytest.mark.parametrize("peer", OTHERS, ids=lambda peer: peer.name)
-def test_another_objective_is_said_to_be_one(peer: RegisteredPeer) -> None:
+def test_another_objective_is_said_to_be_one(peer: Peer) -> None:
     other = peer.other_objective(replace(BASE, op=peer.ops[0]))
     assert (other is not None) == ("full-vocabulary" in peer.name)
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
-    assert "no-such-compiler" in str(compiling.cannot_compile(CPU))
-    assert "triton" in str(compiling.cannot_compile(CUDA))
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    assert "no-such-compiler" in str(compiled.cannot_compile(CPU))
+    assert "triton" in str(compiled.cannot_compile(CUDA))

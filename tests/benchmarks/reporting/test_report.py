@@ -71,7 +71,7 @@ def figure_lines(text: str) -> Iterator[list[str]]:
 
 def verdicts(device: str, results: list[Result]) -> dict[str, tuple[str, str, str]]:
     return {
-        each.figure.name: (each.figure.target, each.value, each.verdict)
+        each.name: (each.target, f"{each.value:.3g}" if each.measured else "", each.verdict)
         for each in targets(device, results)
     }
 

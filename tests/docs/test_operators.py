@@ -1,108 +1,23 @@
-"""The Python blocks of docs/operators.md, and README's op, run as they stand, on a CPU, with a tiny
-random model.
-
-The blocks of a section share one namespace, which holds what the page says that they assume. Every
-section begins anew, from the same model.
-"""
+"""docs/guides/operators.md runs as it stands, and the messages that docs/reference/operators.md
+quotes are what users see."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import pact_kernels as pk
-from pact.data.collate import Collator
-from pact.data.dataset import encode_examples
-from pact.discovery import SafetyTokens
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.docs.blocks import read, run, runs
 
-README = Path(__file__).parents[1] / "README.md"
-PAGE = README.parent / "docs" / "operators.md"
-HEADING = re.compile(r"^#{2,3} (.+)$")
-CONVERSATIONS = [
-    [
-        {"role": "user", "content": "How do I do that?" + " Please." * n},
-        {"role": "assistant", "content": "I cannot help with that request." + " Sorry." * (3 - n)},
-    ]
-    for n in range(4)  # prompts and answers of unlike length
-]
-
-
-def sections(page: Path = PAGE) -> dict[str, list[tuple[int, str]]]:
-    """Heading -> its Python blocks, each with the number of the line before it."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    heading, block, language = "", [], None
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if line.startswith("```") and language is None:
-            language, block, start = line.removeprefix("```"), [], number
-        elif line == "```":
-            if language == "python":
-                found.setdefault(heading, []).append((start, "\n".join(block)))
-            language = None
-        elif language is not None:
-            block.append(line)
-        elif match := HEADING.match(line):
-            heading = match[1]
-    assert language is None, f"the block of line {start} is not closed"
-    return found
-
-
-def run(heading: str, names: dict[str, Any], page: Path = PAGE) -> dict[str, Any]:
-    """Execute a section's blocks in order; a failure names the page and its line."""
-    for line, code in sections(page)[heading]:
-        exec(compile("\n" * line + code, str(page), "exec"), names)
-    return names
-
-
-@pytest.fixture
-def names(tmp_path: Path) -> dict[str, Any]:
-    """What the recipes assume."""
-    torch.manual_seed(0)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], lora_dropout=0.1)
-    model = get_peft_model(tiny_llama(), lora).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # 0 at first: student and reference would be one
-            torch.nn.init.normal_(parameter)
-    tokenizer = tiny_tokenizer()
-    encoded = encode_examples(CONVERSATIONS, tokenizer, max_length=100)
-    dataset = [
-        {**{k: row[k] for k in ("input_ids", "labels")}, "attention_mask": [1] * len(row["labels"])}
-        for row in encoded
-    ]
-    collate = Collator((), tokenizer.pad_token_id, post_only=False)
-    kept = ("input_ids", "attention_mask", "labels")
-    batches = [collate([encoded[n] for n in pair]) for pair in ((0, 1), (2, 3))]
-    return {
-        "model": model,
-        "tokenizer": tokenizer,
-        "batches": [{k: batch[k] for k in kept} for batch in batches],
-        "token_ids": torch.tensor([5, 17, 40, 99, 260]),
-        "token_weights": torch.tensor([0.6, -0.1, 0.3, 0.2, 0.5]),
-        "dataset": dataset,
-        "output_dir": str(tmp_path / "run"),
-        "aligned": tiny_llama(seed=1),
-        "base": tiny_llama(seed=2),
-    }
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
+PAGE = "docs/guides/operators.md"
+REFERENCE = "docs/reference/operators.md"
 
 
 def adapters(model: Any) -> list[Tensor]:
@@ -113,45 +28,15 @@ def number_of_rows(batch: dict[str, Tensor]) -> int:
     return int((batch["labels"][:, 1:] != -100).sum())
 
 
-def test_every_block_is_run_by_a_test_below() -> None:
-    assert set(sections()) == {
-        "Settings",
-        "A plain loop",
-        "A transformers Trainer",
-        "Beside another fused cross-entropy",
-        "Evaluation and discovery",
-        "torch.compile and autocast",
-        "Sharded heads",
-        "Vocabulary-parallel heads",
-        "Each row's own tokens",
-    }
-
-
-def test_the_readmes_op_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its comment has the losses: processors draw and sum alike to 1e-4, and no edge is as near."""
-    with torch.random.fork_rng():
-        found = run("The op", {}, README)
-    ((_, code),) = sections(README)["The op"]
-    assert capsys.readouterr().out.strip() == code.rpartition("  # ")[2]
-    hidden, weight, target, out = (found[name] for name in ("hidden", "weight", "target", "out"))
-    for value in (out.loss, out.cross_entropy, out.kl):
-        assert 0.01 < float(100 * value - 0.5) % 1 < 0.99
-    with torch.no_grad():
-        theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, target)
-        first, second = (found["full"] @ weight.T).topk(2).values.T
-    torch.testing.assert_close(out.cross_entropy, theirs)
-    assert out.cross_entropy < 4  # a draw of a token at random has log V, 10.8
-    assert bool((first - second > 1e-3).all())  # the drawn targets are the same everywhere
-    assert hidden.grad is not None and bool(hidden.grad.any(dim=-1).all())
-
-
+@runs(PAGE, "Settings")
 def test_settings() -> None:
-    assert run("Settings", {})["lse"].dtype == torch.float64
+    assert run(PAGE, "Settings", {})["lse"].dtype == torch.float64
 
 
+@runs(PAGE, "A plain loop")
 def test_a_plain_loop_trains_the_adapters(names: dict[str, Any]) -> None:
     before = adapters(names["model"])
-    out = run("A plain loop", names)["out"]
+    out = run(PAGE, "A plain loop", names)["out"]
     assert out.num_rows == number_of_rows(names["batches"][-1])
     assert out.kl > 0 and out.mean_gate > 0
     assert any(
@@ -160,6 +45,7 @@ def test_a_plain_loop_trains_the_adapters(names: dict[str, Any]) -> None:
     assert names["model"].training
 
 
+@runs(PAGE, "A transformers Trainer")
 def test_a_trainer_divides_by_the_rows_of_its_step(
     names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +54,7 @@ def test_a_trainer_divides_by_the_rows_of_its_step(
     monkeypatch.setattr(
         pk, "pact_loss", lambda *a, **k: given.append(k["num_items"]) or loss(*a, **k)
     )
-    trainer = run("A transformers Trainer", names)["trainer"]
+    trainer = run(PAGE, "A transformers Trainer", names)["trainer"]
     total = sum(number_of_rows({"labels": torch.tensor([e["labels"]])}) for e in names["dataset"])
     # Two steps of two examples: all four of an epoch.
     assert len(given) == 4 and given[0] == given[1] and given[2] == given[3]
@@ -177,9 +63,10 @@ def test_a_trainer_divides_by_the_rows_of_its_step(
     assert trainer.evaluate(names["dataset"])["eval_loss"] > 0
 
 
+@runs(PAGE, "Beside another fused cross-entropy")
 def test_beside_another_cross_entropy_both_ways_agree(names: dict[str, Any]) -> None:
     names["model"].eval()  # no dropout between the two
-    found = run("Beside another fused cross-entropy", names)
+    found = run(PAGE, "Beside another fused cross-entropy", names)
     with torch.no_grad():
         kl = pk.pact_kl(found["hidden"], found["weight"], *found["given"], gate=None)
         theirs = torch.nn.functional.cross_entropy(
@@ -189,23 +76,26 @@ def test_beside_another_cross_entropy_both_ways_agree(names: dict[str, Any]) -> 
     torch.testing.assert_close(found["ce"].detach(), theirs)
 
 
+@runs(PAGE, "Evaluation and discovery")
 def test_evaluation_and_discovery(names: dict[str, Any]) -> None:
-    found = run("Evaluation and discovery", names)
+    found = run(PAGE, "Evaluation and discovery", names)
     rows = number_of_rows(names["batches"][0])
     assert found["confidence"].shape == (rows, len(names["token_ids"]))
     assert found["first"].shape == (2,) and bool(found["first"].gt(0).all())
     assert len(found["tokens"].ids) == 50
 
 
+@runs(PAGE, "torch.compile and autocast")
 def test_compile_and_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a C++ compiler; `tests/ops/test_compile.py` goes through inductor."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    found = run("torch.compile and autocast", {})
+    found = run(PAGE, "torch.compile and autocast", {})
     assert found["states"].grad is not None
     assert found["loss"].dtype == torch.float32
 
 
 @pytest.mark.usefixtures("one_rank")
+@runs(PAGE, "Sharded heads")
 def test_sharded_heads(names: dict[str, Any]) -> None:
     weight = torch.randn(320, 16)
     sharded = distribute_tensor(weight, init_device_mesh("cpu", (1,)), [Shard(0)]).requires_grad_()
@@ -215,7 +105,7 @@ def test_sharded_heads(names: dict[str, Any]) -> None:
         "target": torch.randint(320, (7,)),
         "step": torch.arange(7),
     }
-    found = run("Sharded heads", names)
+    found = run(PAGE, "Sharded heads", names)
     with pytest.raises(ValueError, match="weight must be whole, got DTensor"):
         pk.linear_cross_entropy(found["hidden"], sharded, found["target"])
     assert sharded.grad is not None and sharded.grad.placements == (Shard(0),)
@@ -252,38 +142,29 @@ def test_a_quoted_message_is_what_users_see(message: str) -> None:
         "step": torch.arange(4),
         "reference": pk.ReferenceLogits(torch.randn(4, 2), torch.randn(4, 2)),
     }
-    assert f"`{message}" in PAGE.read_text(encoding="utf-8")
+    assert f"`{message}" in read(REFERENCE)
     with pytest.raises(ValueError, match=re.escape(message)):
         pk.pact_loss(**{**given, **MESSAGES[message]})
 
 
 @pytest.mark.usefixtures("one_rank")
+@runs(PAGE, "Vocabulary-parallel heads")
 def test_vocabulary_parallel_heads() -> None:
     hidden, part, target = torch.randn(7, 16), torch.randn(30, 16), torch.randint(30, (7,))
-    found = run("Vocabulary-parallel heads", {"hidden": hidden, "part": part, "target": target})
+    found = run(
+        PAGE, "Vocabulary-parallel heads", {"hidden": hidden, "part": part, "target": target}
+    )
     logits = hidden @ part.T
     torch.testing.assert_close(found["loss"], torch.nn.functional.cross_entropy(logits, target))
     torch.testing.assert_close(found["lse"], logits.logsumexp(-1))
 
 
+@runs(PAGE, "Each row's own tokens")
 def test_each_rows_own_tokens() -> None:
     found = run(
-        "Each row's own tokens", {"hidden": torch.randn(7, 16), "weight": torch.randn(30, 16)}
+        PAGE, "Each row's own tokens", {"hidden": torch.randn(7, 16), "weight": torch.randn(30, 16)}
     )
     assert float(found["kl"]) > 0
-
-
-def test_one_line_for_a_transformers_model() -> None:
-    ids = torch.arange(3, 15)[None]
-    names = {
-        "model": tiny_llama(),
-        "tokens": SafetyTokens(torch.tensor([5, 17]), torch.ones(2)),
-        "batch": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids},
-    }
-    page = README.parent / "docs" / "integrations.md"
-    found = run("One line for a transformers model", names, page)
-    assert float(found["loss"]) > 0 and int(found["parts"].num_rows) == 11
-    assert found["model"](ids).logits is not None
 
 
 def test_the_other_quoted_messages() -> None:
@@ -312,6 +193,6 @@ def test_the_other_quoted_messages() -> None:
         "has no second derivative": lambda: torch.autograd.grad(loss, hidden, create_graph=True),
     }
     for message, call in calls.items():
-        assert f"`{message}" in PAGE.read_text(encoding="utf-8")
+        assert f"`{message}" in read(REFERENCE)
         with pytest.raises((ValueError, AttributeError, RuntimeError), match=re.escape(message)):
             call()
