@@ -35,7 +35,6 @@ QUICK_STEPS = 16
 NOT_QUICK = {
     "PACT default, margin",
     "PACT lambda 30, 10 % refusals",
-    f"{ANCHORED_LABEL}, 10 % refusals",
     "plain, 10 % refusals",
     "safety-token logits",
     "Lisa",

@@ -67,7 +67,6 @@ METHODS = {
     RECOMMENDED_LABEL: RECOMMENDED,
     "PACT lambda 30, 10 % refusals": replace(RECOMMENDED, pact=PactConfig(kl_weight=30.0)),
     ANCHORED_LABEL: ANCHORED,
-    f"{ANCHORED_LABEL}, 10 % refusals": replace(ANCHORED, refusal_share=MIXED),
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
     "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),

@@ -38,8 +38,8 @@ WEIGHTS = "adapter_model.safetensors"
 TAUGHT = ("harmful", "benign")
 """Refusals, and plain answers to requests that partly look harmful: it must not refuse all."""
 ADAPTERS: dict[str, Any] = {
-    "r": 2,
-    "alpha": 8,
+    "r": 8,
+    "alpha": 32,
     "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 """On every linear layer: a behaviour from nothing needs more layers than fine-tuning, not more

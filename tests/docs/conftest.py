@@ -61,7 +61,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with the files that the pages speak of."""
     save_tiny(tmp_path / "my-aligned-model")
     rows = "\n".join(json.dumps({"messages": turns}) for turns in CONVERSATIONS)
-    for name in ("chats.jsonl", "refusals.jsonl"):
+    for name in ("chats.jsonl", "refusals.jsonl", "anchors.jsonl"):
         (tmp_path / name).write_text(rows, encoding="utf-8")
     tokens = SafetyTokens(torch.tensor([5, 17, 40]), torch.tensor([0.6, -0.1, 0.3]))
     tokens.save(tmp_path / "tokens.safetensors")

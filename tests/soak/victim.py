@@ -231,9 +231,13 @@ def _run(
         os.dup2(file.fileno(), sys.stderr.fileno())
     if launch.get("RANK", "0") == "0" or die_at is not None:
         sys.addaudithook(_Hook(str(log.parent), changes, die_at))
-    if begun is not None:
-        begun.set()
-    sys.exit(main(argv))
+    try:
+        if begun is not None:
+            begun.set()
+        code = main(argv)
+    except KeyboardInterrupt:  # before `main` could take it; multiprocessing would make a 1 of it
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 class _Hook:
