@@ -38,7 +38,7 @@ from benchmarks.reporting.results import Result
 
 EXPONENTIALS, LOGITS = "exponential chunks", "chunks of logits"
 COLUMNS = (GEMMS, CROSS_ENTROPY_ALONE, OURS, EXPONENTIALS, LOGITS, Liger.name)
-"""Of the table. OURS is what a user gets: one of the next two, as `configs` has it."""
+"""The sides of the table. OURS is what a user gets: one of the next two, as `configs` has it."""
 
 
 class Goal(NamedTuple):
@@ -104,7 +104,7 @@ def sides(case: Case) -> list[Peer]:
 
 
 def figures(name: str, goal: Goal, ms: Mapping[str, float]) -> list[Figure]:
-    """Of one case, from its medians; those of sides that did not run are left out."""
+    """Figures of one case, from its medians; those of sides that did not run are left out."""
 
     def ratio(label: str, over: str, under: str, **bound: float | None) -> list[Figure]:
         if over not in ms or under not in ms:

@@ -173,7 +173,7 @@ def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
 
 
 def _computable(grid: Grid, folder: Path) -> Grid:
-    """Of a grid what the records of a folder can be: its model may have no base."""
+    """What the records of a folder can be of a grid: its model may have no base."""
     path = folder / PROTOCOL_FILE
     protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return without_base(grid) if protocol.get("base") == PLAIN_BASE else grid

@@ -36,7 +36,7 @@ class Track(NamedTuple):
 
     @property
     def memory_exponent(self) -> float | None:
-        """Of the memory beyond inputs and outputs."""
+        """How the memory beyond inputs and outputs grows."""
         known = self.points[self.points.beyond_outputs_mib.fillna(0) != 0]
         return exponent(known.along, known.beyond_outputs_mib)
 
@@ -50,8 +50,9 @@ class Track(NamedTuple):
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Of y = factor x^exponent by least squares on the logarithms; None with too few points, or one
-    that is not positive.
+    """The exponent in y = factor x^exponent, by least squares on the logarithms.
+
+    It is None with too few points, or one that is not positive.
     """
     if len(x) < LEAST_POINTS or min(x) <= 0 or min(y) <= 0:
         return None

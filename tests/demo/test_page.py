@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _result(number: int) -> Result:
-    """Of the model in one column; the second answers what it should refuse."""
+    """Answers of the model in one column; the second answers what it should refuse."""
     refuses = dict.fromkeys(("starts_with_refusal", "contains_refusal"), number != 1)
     later = {"starts_with_refusal": False, "contains_refusal": True}
     answers = {"starts_with_refusal": False, "contains_refusal": False}
