@@ -140,7 +140,8 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pact-soak-") as folder:
         found = soak(given.minutes, given.seed, Path(folder))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    kept = found | {"faults": [fault.splitlines()[0] for fault in found["faults"]]}  # no paths
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     print(write_report(found), end="")
     failed = failures(found)
     for line in failed:
