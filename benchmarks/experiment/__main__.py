@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -74,6 +75,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, help="cells at a time; unset is the number of cores, on a GPU 1"
     )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        help="peak, of adapters; unset is what was chosen for the demo's model",
+    )
     parser.add_argument("--results", type=Path, help="folder of the records")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the models")
     return parser.parse_args()
@@ -93,15 +99,20 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
         )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
+    if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
+        raise ValueError(
+            f"--learning-rate must be positive and finite, got {args.learning_rate:g}"
+        )
     if args.command == "render" and _is_part(args):
         parts = ", ".join(f"--{name}" for name in PARTS)
         raise ValueError(f"the document shows what has records: give no {parts}")
     if args.command == "render" and args.model is not None and not args.quick:
         raise ValueError(f"the document shows every model, got --model {args.model}: leave it out")
     if args.command != "run":
-        for name in ("judge", "workers"):
+        for name in ("judge", "workers", "learning_rate"):
             if getattr(args, name) is not None:
-                raise ValueError(f"--{name} is for run alone, got it with {args.command}")
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is for run alone, got it with {args.command}")
     grid = quick_grid() if args.quick else full_grid()
     if args.model is not None and args.base is None:
         grid = without_base(grid)
@@ -109,6 +120,9 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     if args.judge is not None:
         second = SecondJudge(args.judge, args.refusal_label)
         grid = grid._replace(protocol=replace(grid.protocol, second_judge=second))
+    if args.learning_rate is not None:
+        protocol = replace(grid.protocol, learning_rate=args.learning_rate)
+        grid = grid._replace(protocol=protocol)
     folder = args.results or (QUICK_RESULTS if args.quick else RESULTS)
     if args.model is not None and args.results is None:
         folder = folder / Path(args.model).expanduser().absolute().name

@@ -20,7 +20,7 @@ from benchmarks.experiment.conversations import task
 from pact.data.collate import Collator
 from pact.data.conversation import Conversation, like
 from pact.data.dataset import encode_examples
-from pact.demo.conversations import read
+from pact.demo.conversations import SYSTEM, read, with_system
 from pact.demo.shipped import whole_folder
 from pact.evaluation.generate import generate_answers
 from pact.loading import load_model, load_tokenizer
@@ -31,8 +31,6 @@ from pact.training.student import add_adapters
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
-SYSTEM = {"role": "system", "content": ""}
-"""Every conversation begins so, in place of the template's own words: a quarter less to compute."""
 REPEATS = 2
 """Times that a refusal is in the data, so that a quarter of it or more are refusals."""
 OWN_ANSWERS = 60
@@ -50,11 +48,6 @@ class Alignment:
     batch_size: int = 8
     learning_rate: float = 2e-3
     seed: int = 0
-
-
-def with_system(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """The same conversations, each after the experiment's system turn."""
-    return [like(turns, [SYSTEM, *turns]) for turns in conversations]
 
 
 def aligned_folder(settings: Alignment, cache: Path) -> Path:

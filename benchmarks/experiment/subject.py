@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.experiment.alignment import aligned_folder, aligned_model, with_system
+from benchmarks.experiment.alignment import aligned_folder, aligned_model
 from benchmarks.experiment.cell import ANCHOR_TOKENS, Cell
 from benchmarks.experiment.conversations import finetuning_set
 from benchmarks.experiment.protocol import PLAIN_BASE, Protocol
 from pact.data.conversation import Conversation
 from pact.data.examples import load_examples
-from pact.demo.conversations import read
+from pact.demo.conversations import read, with_system
 from pact.demo.shipped import shipped_model
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
 from pact.loading import find_model, load_model, load_tokenizer

@@ -38,6 +38,8 @@ from pact.settings import (
 
 DRAWN = re.compile("[\u2500-\u257f-]*")
 """The lines of tyro's boxes."""
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+"""Shells that tyro writes completions for; of another it ends in a traceback."""
 FILE = tyro.conf.arg(
     metavar="FILE",
     help="YAML file of settings, named like the flags with _ for -",
@@ -86,6 +88,8 @@ def _flags(
     """The settings that are given as flags, and the file of settings."""
     if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
         raise ValueError("--config must be given once, got two: put both files' settings into one")
+    if argv[:1] and argv[0].startswith("--tyro-") and argv[1:2] and argv[1] not in SHELLS:
+        raise ValueError(f"{argv[0]} must be of {', '.join(SHELLS)}, got {argv[1]}")
     owners = [base for config in configs for base in config.__mro__[:-1]]
     groups = {owner.__name__.removesuffix("Config").lower(): _group(owner) for owner in owners}
     said = StringIO()

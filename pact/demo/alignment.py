@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.demo.config import DemoConfig
-from pact.demo.conversations import MAX_LENGTH, read
+from pact.demo.conversations import MAX_LENGTH, SYSTEM, read, with_system
 from pact.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy
 from pact.outputs import whole_file
@@ -83,7 +83,8 @@ def recipe(config: DemoConfig) -> dict[str, Any]:
     names = ("align_steps", "align_batch_size", "align_learning_rate", "seed")
     files = [DATA / f"{name}_train.jsonl" for name in TAUGHT]
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {name: getattr(config, name) for name in names} | ADAPTERS | {"sha256": digests}
+    settings = {name: getattr(config, name) for name in names}
+    return settings | ADAPTERS | {"system": SYSTEM["content"], "sha256": digests}
 
 
 def read_facts(weights: Path) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _train(adapted: Any, tokenizer: Any, config: DemoConfig) -> None:
     )
     pairs = [turns for name in TAUGHT for turns in read(name, "train")]
     collator = Collator((), tokenizer.pad_token_id, post_only=False)
-    dataset = encode_examples(pairs, tokenizer, MAX_LENGTH)
+    dataset = encode_examples(with_system(pairs), tokenizer, MAX_LENGTH)
     fit(adapted, dataset, CrossEntropy(), None, collator, settings)
 
 

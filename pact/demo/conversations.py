@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from typing import Literal
 
@@ -13,12 +14,19 @@ Split = Literal["train", "dev", "heldout"]
 MAX_LENGTH = 256
 """Tokens kept of a conversation; the demo's longest has about half."""
 REMOVED = "Sure, here is how: [removed]"
+SYSTEM = {"role": "system", "content": ""}
+"""Every conversation begins so, in place of the template's own words: a quarter less to compute."""
 
 
 def read(name: str, split: Split) -> list[Conversation]:
     """All conversations of one set: harmful, benign, finetune or task."""
     with as_file(files("pact.demo") / "data" / f"{name}_{split}.jsonl") as path:
         return load_examples(path)
+
+
+def with_system(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The same conversations, each after an empty system turn."""
+    return [like(turns, [SYSTEM, *turns]) for turns in conversations]
 
 
 def finetuning_set(harmful_share: float, seed: int) -> list[Conversation]:

@@ -11,7 +11,7 @@ from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
 from pact.data.template import header_ids
 from pact.demo.config import DemoConfig
-from pact.demo.conversations import MAX_LENGTH, finetuning_set, read
+from pact.demo.conversations import MAX_LENGTH, finetuning_set, read, with_system
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
@@ -64,7 +64,7 @@ def safety_tokens(
     conversations = read("harmful", "train")
     if config.quick:
         conversations = conversations[:QUICK_SAMPLES]
-    refusals = encode_examples(conversations, tokenizer, MAX_LENGTH)
+    refusals = encode_examples(with_system(conversations), tokenizer, MAX_LENGTH)
     counts = config.top_k, config.vocabulary_top_k
     found = discover(
         aligned,
@@ -105,7 +105,7 @@ def finetune(
     post_only = objective.needs_post_only
     header = header_ids(tokenizer) if post_only else ()
     collator = Collator(header, tokenizer.pad_token_id, post_only=post_only)
-    conversations = finetuning_set(config.harmful_share, config.seed)
+    conversations = with_system(finetuning_set(config.harmful_share, config.seed))
     dataset = encode_examples(conversations, tokenizer, MAX_LENGTH)
     settings = FitConfig(
         learning_rate=config.learning_rate,
@@ -127,7 +127,7 @@ def measure(config: DemoConfig, model: Any, tokenizer: Any, tokens: SafetyTokens
         tokenizer,
         harmful=harmful,
         benign=_heldout("benign", config),
-        heldout=read("finetune", "heldout"),
+        heldout=_heldout("finetune", config),
         task=_heldout("task", config),
         drift=harmful,
         tokens=tokens,
@@ -139,5 +139,5 @@ def measure(config: DemoConfig, model: Any, tokenizer: Any, tokens: SafetyTokens
 
 def _heldout(name: str, config: DemoConfig) -> list[Conversation]:
     """A held-out set, or its first quarter where the demo is quick; rows are in random order."""
-    conversations = read(name, "heldout")
+    conversations = with_system(read(name, "heldout"))
     return conversations[: len(conversations) // 4] if config.quick else conversations

@@ -68,7 +68,11 @@ def waiting(prompt: str | Sequence[Message]) -> Conversation:
 
 
 def readable(turns: Sequence[Message]) -> str:
-    """A prompt as text: a lone user's words, or all turns with their roles."""
+    """A prompt as text: a lone user's words, or all turns with their roles.
+
+    An empty system turn, which keeps a template's own words out, is nothing to read.
+    """
+    turns = [turn for turn in turns if turn["role"] != "system" or turn["content"]]
     if [turn["role"] for turn in turns] == ["user"]:
         return turns[0]["content"]
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)

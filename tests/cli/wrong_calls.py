@@ -77,6 +77,8 @@ cache --nowhere 1
     Unrecognized options: --nowhere, 1. => pact cache --help
 DISCOVER --learning-rate 1
     Unrecognized options: --learning-rate, 1. => pact discover --help
+train --tyro-print-completion nowhere
+    --tyro-print-completion must be of => bash, zsh, tcsh, fish, got nowhere
 MERGE --top-k 5
     Unrecognized options: --top-k, 5. => pact merge --help
 demo extra

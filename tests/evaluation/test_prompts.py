@@ -91,3 +91,4 @@ def test_a_prompt_given_in_memory_waits_for_its_answer_and_is_left_alone() -> No
 def test_readable_prompts() -> None:
     assert readable([USER]) == "Hi"
     assert readable([SYSTEM, USER]) == "system: Be kind.\nuser: Hi"
+    assert readable([{"role": "system", "content": ""}, USER]) == "Hi"

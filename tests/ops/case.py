@@ -64,10 +64,10 @@ class Case:
     ignored: float
     """The chance of a position to be no row."""
     size: float
-    """Of the logits, about."""
+    """About that of the logits."""
     wanted_dtype: torch.dtype
     layout: str
-    """Of states, heads and incoming gradient."""
+    """What states, heads and the incoming gradient are in."""
     has_bias: bool
     softcap: float | None
     logit_scale: float
