@@ -2,8 +2,7 @@
 
 python -m benchmarks list                 the cases, and who takes part
 python -m benchmarks run [--device cuda]  measure into results/ops.csv, case by case
-python -m benchmarks plot                 draw what the results file holds
-python -m benchmarks report               the same, with figures, verdicts and tables
+python -m benchmarks report               pictures, figures with verdicts and tables of that file
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from benchmarks.cases.case import Case
     from benchmarks.cases.plan import Plan
-    from benchmarks.measuring.entries import Entry
     from benchmarks.peers.peer import Peer
 
 SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"list": List, "run": Run, "plot": Plot, "report": Report},
+        {"list": List, "run": Run, "report": Report},
         prog="python -m benchmarks",
         description=__doc__,
         args=given,
@@ -55,18 +53,16 @@ def _told(arguments: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Say what the cases are, who takes part in them and how long that takes."""
+    """Say what the cases are and who takes part in them."""
 
     device: Literal["cpu", "cuda"] | None = None
     """Where; unset, a GPU where there is one."""
     subset: Literal["cpu", "cpu-large", "gpu", "quick"] | None = None
     """The set of cases; unset, the device's own."""
-    op: str | None = None
-    """One op alone."""
+    match: str = ""
+    """Cases whose op or title contains this."""
     peers: tuple[str, ...] = ()
     """These implementations alone."""
-    match: str = ""
-    """Cases whose title contains this."""
     memory_gib: float | None = None
     """Most memory for one implementation; unset, 60 % of all."""
 
@@ -78,20 +74,19 @@ class List:
                 raise ValueError(f"--{flag} must be positive, got {value:g}")
 
     def __call__(self, command: str) -> None:
-        from benchmarks.cases.estimate import case_s
         from benchmarks.cases.plan import title
+        from benchmarks.measuring.entries import entries, willing
         from benchmarks.peers.registry import PEERS
 
-        planned, device, total_s = self.planned(), self.torch_device(), 0.0
+        planned, device = self.planned(), self.torch_device()
         absent: dict[str, str] = {}
         for plan in planned:
-            willing, reasons = self.willing(plan)
+            found = entries(plan, self.peers_of(plan.case))
+            taking_part, reasons = willing(found, plan.case, device, self.memory_limit_bytes())
             absent = reasons | absent
-            took_s = case_s(plan.case, willing, device)
-            total_s += took_s
-            names = ", ".join(each.name for each in willing if not each.is_floor)
-            print(f"{took_s:6.1f} s  {plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
-        print(f"{len(planned)} cases, about {total_s / 60:.1f} minutes on {device.type}")
+            names = ", ".join(each.name for each in taking_part if not each.is_floor)
+            print(f"{plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
+        print(f"{len(planned)} cases on {device.type}")
         for peer in PEERS:
             reason = absent.get(peer.name)
             told = f"; first reason to be left out: {reason}" if reason else ""
@@ -104,22 +99,22 @@ class List:
 
     def planned(self) -> list[Plan]:
         """The cases that were asked for."""
-        from benchmarks.cases.case import OPS
         from benchmarks.cases.catalogue import plans
         from benchmarks.cases.plan import title
 
-        _refuse_unknown("--op", (self.op,) if self.op else (), OPS)
         return [
             plan
             for plan in plans(self.subset or SUBSETS[self.torch_device().type])
-            if self.op in (None, plan.case.op) and self.match in title(plan.case)
+            if self.match in f"{plan.case.op}, {title(plan.case)}"
         ]
 
     def peers_of(self, case: Case) -> tuple[Peer, ...]:
         """The peers of a case, or those of them that were asked for."""
         from benchmarks.peers.registry import PEERS, peers_for
 
-        _refuse_unknown("--peers", self.peers, [peer.name for peer in PEERS])
+        names = [peer.name for peer in PEERS]
+        if unknown := sorted(set(self.peers) - set(names)):
+            raise SystemExit(f"--peers: no {', '.join(unknown)}; there are {', '.join(names)}")
         return tuple(peer for peer in peers_for(case) if not self.peers or peer.name in self.peers)
 
     def memory_limit_bytes(self) -> int:
@@ -131,13 +126,6 @@ class List:
             return int(self.memory_gib * GIB)
         return int(MEMORY_FRACTION * total_memory_bytes(self.torch_device()))
 
-    def willing(self, plan: Plan) -> tuple[list[Entry], dict[str, str]]:
-        """Who takes part in a plan, and why others do not."""
-        from benchmarks.measuring.entries import entries, willing
-
-        found = entries(plan, self.peers_of(plan.case))
-        return willing(found, plan.case, self.torch_device(), self.memory_limit_bytes())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run(List):
@@ -146,60 +134,38 @@ class Run(List):
     rounds: int | None = None
     """Rounds of a case; unset, 3 to 11 on a CPU and 5 to 20 on a GPU."""
     minutes: float | None = None
-    """Leave out what would take longer."""
+    """After which no case begins."""
     results: Path = OPS_CSV
     """The CSV file."""
 
     def __call__(self, command: str) -> None:
-        from benchmarks.cases.estimate import case_s
-        from benchmarks.harness import Bench
+        from benchmarks.harness import Bench, measure_all
         from benchmarks.measuring.machine import circumstances
         from benchmarks.measuring.memory import preload_compiler
-        from benchmarks.measuring.run import run
+        from benchmarks.reporting.results import add_results
 
         device = self.torch_device()
         bench = Bench(
             device=device,
             peers_for=self.peers_of,
-            circumstances=circumstances(device),
+            circumstances=circumstances(device) | {"command": command},
             memory_limit_bytes=self.memory_limit_bytes(),
             rounds=self.rounds,
-            command=command,
         )
-
-        def expected_s(plan: Plan) -> float:
-            return case_s(plan.case, self.willing(plan)[0], device)
-
         preload_compiler()
-        planned, path = self.planned(), self.results
-        left_out = run(planned, bench, path, minutes=self.minutes, estimate_s=expected_s)
-        print(f"{path}: {len(left_out)} cases left out" if left_out else path)
+        for lines in measure_all(self.planned(), bench, minutes=self.minutes):
+            add_results(lines, self.results)
+        print(self.results)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """Draw what a results file holds."""
+class Report:
+    """Write pictures, figures with verdicts and tables; of the default results also the pages."""
 
     results: Path = OPS_CSV
     """The CSV file."""
     output: Path | None = None
     """The folder for what is written; unset, that of the results."""
-
-    def __call__(self, command: str) -> None:
-        from benchmarks.reporting.pictures import plot_all
-        from benchmarks.reporting.report import places
-        from benchmarks.reporting.results import load_results
-
-        results, folder = load_results(self.results), self.output or self.results.parent
-        for place in places(results):
-            here = [each for each in results if (each.device, each.machine) == place]
-            for picture in plot_all(place.device, place.machine, here, folder):
-                print(picture)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report(Plot):
-    """Write pictures, figures with verdicts and tables; of the default results also the pages."""
 
     def __call__(self, command: str) -> None:
         from benchmarks.reporting.pages import write_pages
@@ -211,12 +177,6 @@ class Report(Plot):
             written += write_pages()
         for path in written:
             print(path)
-
-
-def _refuse_unknown(flag: str, given: Sequence[str], known: Sequence[str]) -> None:
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise SystemExit(f"{flag}: no {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure a case: every implementation is compared with the oracle, then all are timed in turn.
+"""Measure case after case: every implementation is compared with the oracle, then all take turns.
 
 An implementation that is not installed, cannot run the case, would need too much memory, fails or
 is wrong becomes a line with its reason.
@@ -9,23 +9,24 @@ of one implementation in one setting, and know no oracle, no memory and no reaso
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.cases.plan import Plan
+from benchmarks.cases.plan import Plan, title
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
 from benchmarks.measuring.entries import Entry, entries, willing
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.measuring.machine import Circumstances
 from benchmarks.measuring.memory import Memory, cpu_memory, gpu_memory
-from benchmarks.measuring.trial import MOST_OF_A_REASON, Ready, Refused, Trial, written
+from benchmarks.measuring.trial import MOST_OF_A_REASON, Ready, Refused, Trial
 from benchmarks.peers.peer import Peer
 from benchmarks.reporting.results import Result
 
@@ -54,13 +55,43 @@ class Bench:
 
     device: torch.device
     peers_for: Callable[[Case], Sequence[Peer]]
-    circumstances: Circumstances
+    circumstances: Mapping[str, Any]
+    """Columns of every line."""
     memory_limit_bytes: int
     """The most that an implementation may need."""
     rounds: int | None = None
     """Rounds of the timing; None leaves it to ROUNDS."""
-    command: str = ""
-    """That started the run."""
+
+
+def measure_all(
+    planned: Sequence[Plan],
+    bench: Bench,
+    *,
+    minutes: float | None = None,
+    now_s: Callable[[], float] = time.monotonic,
+) -> Iterator[list[Result]]:
+    """The lines of case after case, as each is done.
+
+    Args:
+        planned: in the order of their importance.
+        bench: how they are measured.
+        minutes: after which no case begins.
+        now_s: a clock.
+    """
+    start_s = now_s()
+    for number, plan in enumerate(planned):
+        before_s = now_s()
+        name = f"{plan.case.op}, {title(plan.case)}"
+        if minutes is not None and before_s - start_s >= 60 * minutes:
+            logger.warning("left out, no time: %s", name)
+            continue
+        logger.info("%d/%d %s", number + 1, len(planned), name)
+        results = measure(plan, bench)
+        _tell(results, now_s() - before_s)
+        yield results
+        gc.collect()
+        if bench.device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def measure(plan: Plan, bench: Bench) -> list[Result]:
@@ -77,7 +108,7 @@ def measure(plan: Plan, bench: Bench) -> list[Result]:
     for each in candidates:
         if each.name not in found:
             reason = reasons.get(each.name, "no implementation to compare with")
-            found[each.name] = _line(plan, bench, each.peer, reason)
+            found[each.name] = _line(plan, bench, each.peer, reason=reason)
     return [found[each.name] for each in candidates]
 
 
@@ -86,25 +117,25 @@ def _measure(
 ) -> dict[str, Result]:
     """Lines of those that run and are right, by name; `reasons` is told of the others."""
     inputs = make_inputs(plan.case, bench.device)
-    checker = Checker(plan.case, inputs)
     clock = clock_of(bench.device)
-    trial = Trial(case=plan.case, inputs=inputs, checker=checker, clock=clock)
-    ready: list[Ready] = []
+    trial = Trial(case=plan.case, inputs=inputs, checker=Checker(plan.case, inputs), clock=clock)
+    ready: dict[str, Ready] = {}
     for each in taking_part:
         try:
-            ready.append(trial.best(each))
+            ready[each.name] = trial.best(each)
         except Refused as refused:
             reasons[each.name] = str(refused)
             logger.info("  %s: %s", each.name, refused)
     if not ready:
         return {}
-    rounds = bench.rounds or ROUNDS[bench.device.type].of(sum(each.quick_ms for each in ready))
-    calls = {each.entry.name: each.call for each in ready}
+    round_ms = sum(each.quick_ms for each in ready.values())
+    rounds = bench.rounds or ROUNDS[bench.device.type].of(round_ms)
+    calls = {name: each.call for name, each in ready.items()}
     times_ms = take_turns([calls] * rounds, clock, warm_up=0)
     times = {name: quantiles(values) for name, values in times_ms.items()}
     return {
-        each.entry.name: replace(_measured(each, times, plan, bench), rounds=rounds)
-        for each in ready
+        name: replace(_measured(each, times, plan, bench), rounds=rounds)
+        for name, each in ready.items()
     }
 
 
@@ -113,41 +144,45 @@ def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.entry.name, written(ready.setting))
+    return cpu_memory(plan.case, ready.entry.name, ready.columns["setting"])
 
 
 def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench) -> Result:
-    memory = _memory(ready, plan, bench)
-    own, verdict = times[ready.entry.name], ready.verdict
-    remarks = ready.entry.other_objective, ready.refused, memory.remark
+    memory, own = _memory(ready, plan, bench), times[ready.entry.name]
+    remarks = ready.entry.other_objective, ready.columns["remark"], memory.remark
     ratios = {name: own.p50_ms / other.p50_ms for name, other in times.items()}
-    return replace(
-        _line(plan, bench, ready.entry.peer),
-        setting=written(ready.setting),
-        settings_tried=ready.tried,
-        remark="; ".join(filter(None, remarks)),
+    columns = ready.columns | {
         **own._asdict(),
-        tflop_per_s=flops(plan.case) / own.p50_ms / 1e9,
-        of_gemms=1 / ratios[GEMMS] if GEMMS in ratios else None,
-        of_cross_entropy=ratios.get(CROSS_ENTROPY_ALONE),
-        of_baseline=ratios.get(plan.baseline),
-        extra_mib=memory.extra_mib,
-        output_mib=ready.output_mib,
-        error=verdict and verdict.error,
-        error_share=verdict and verdict.fraction,
-        checked_rows=ready.checked_rows,
-    )
+        "remark": "; ".join(filter(None, remarks)),
+        "tflop_per_s": flops(plan.case) / own.p50_ms / 1e9,
+        "of_gemms": 1 / ratios[GEMMS] if GEMMS in ratios else None,
+        "of_cross_entropy": ratios.get(CROSS_ENTROPY_ALONE),
+        "of_baseline": ratios.get(plan.baseline),
+        "extra_mib": memory.extra_mib,
+    }
+    return _line(plan, bench, ready.entry.peer, **columns)
 
 
-def _line(plan: Plan, bench: Bench, peer: Peer, reason: str = "") -> Result:
-    """What is known of a line without a measurement."""
+def _line(plan: Plan, bench: Bench, peer: Peer, **columns: Any) -> Result:
     return Result(
         case=plan.case,
         device=bench.device.type,
         implementation=peer.name,
         version=peer.version() or "",
-        reason=reason,
         baseline=plan.baseline,
-        command=bench.command,
-        **bench.circumstances._asdict(),
+        **bench.circumstances,
+        **columns,
     )
+
+
+def _tell(results: Sequence[Result], took_s: float) -> None:
+    for each in results:
+        if each.p50_ms is None:
+            logger.info("  %-28s %s", each.implementation, each.reason)
+            continue
+        share = "" if each.of_gemms is None else f"{each.of_gemms:7.3f} of GEMMs"
+        memory = "" if each.extra_mib is None else f"{each.extra_mib:9.1f} MiB"
+        setting = each.setting if each.settings_tried > 1 else ""
+        time_ms = f"{each.p50_ms:9.2f} ms"
+        logger.info("  %-28s %s %s %s %s", each.implementation, time_ms, share, memory, setting)
+    logger.info("  %.1f s", took_s)

@@ -25,7 +25,7 @@ import pact_kernels as pk
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.cases.gpu import gpu_case
 from benchmarks.cases.plan import BASE, CAPPED_HEAD, GEMMA, LLAMA, OURS, SOFTCAP, Plan, title
-from benchmarks.harness import Bench, measure
+from benchmarks.harness import Bench, measure_all
 from benchmarks.measuring.entries import MEMORY_FRACTION
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import circumstances, total_memory_bytes
@@ -139,12 +139,10 @@ def run(
     goals: Mapping[str, Goal], bench: Bench, say: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """Measure case after case, and say each as it is done."""
-    records = []
-    for name, goal in goals.items():
-        records.append(record(name, goal, measure(Plan(case=goal.case, varied=BASE), bench)))
+    planned, records = [Plan(case=goal.case, varied=BASE) for goal in goals.values()], []
+    for (name, goal), results in zip(goals.items(), measure_all(planned, bench), strict=True):
+        records.append(record(name, goal, results))
         say(records[-1])
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
     return records
 
 
@@ -179,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for output in (sys.stdout, file):
                 print(json.dumps(line), file=output, flush=True)
 
-        say(bench.circumstances._asdict())
+        say(dict(bench.circumstances))
         print(table(goals, run(goals, bench, say)))
 
 

@@ -3,22 +3,18 @@
     python -m benchmarks.training_step [--model FOLDER] [--runs 5] [--json FILE] [--quick]
     python -m benchmarks.training_step --device cuda [--runs 5] [--json FILE]
 
-All sides train the same LoRA adapters in fp32 on the same batch of random tokens, half of each
-sequence a prompt: forward, backward and the optimiser's step. Sides with one meaning are checked to
-have one loss and gradient; then all run in turn, the first round unrecorded. A figure is a ratio of
-medians of one run. Memory is the peak of a process per side, loading included.
-
-On a GPU it is a randomly initialised model of 8B parameters in bfloat16, and the allocator's peak;
-see `benchmarks.training.card`. Each side is a line of JSON as soon as it has made two steps.
+All sides train the same LoRA adapters on the same batch of random tokens, half of each sequence a
+prompt: forward, backward and the optimiser's step. Each side is a line of JSON as soon as it has
+made two steps; sides with one meaning are compared; then all run in turn. A figure is a ratio of
+medians of one run. How memory is read, and what runs on a GPU: `benchmarks.training.steps`.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +22,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measuring.clock import medians
+from benchmarks.measuring.machine import circumstances
 from benchmarks.reporting.figures import Figure, align, figure_table
-from benchmarks.training.card import (
-    LIGER,
-    LLAMA_8B,
-    OnCard,
-    measure_on_card,
-    random_model,
-    sides_on_card,
-)
 from benchmarks.training.data import (
     BACKBONE,
     FILLING,
@@ -45,11 +34,11 @@ from benchmarks.training.data import (
     example_times_ms,
     filling_times_ms,
 )
-from benchmarks.training.memory import Memory, memory_of
 from benchmarks.training.sides import (
     CACHED,
     CACHED_VOCABULARY,
     FUSED,
+    LIGER,
     LIVE,
     LIVE_NO_GATE,
     OWN,
@@ -59,21 +48,19 @@ from benchmarks.training.sides import (
     cached_reference,
     make_setting,
     random_task,
-    step_times_ms,
+    sides_on_card,
+)
+from benchmarks.training.steps import (
+    LLAMA_8B,
+    Size,
+    Steps,
+    measure_steps,
+    process_memory,
+    random_model,
 )
 from pact.demo.config import DemoConfig
 from pact.demo.shipped import shipped_model
 from pact.loading import load_model, load_tokenizer
-
-
-class Size(NamedTuple):
-    """Size of a batch."""
-
-    sequences: int
-    length: int
-
-    def __str__(self) -> str:
-        return f"{self.sequences} x {self.length}"
 
 
 class Plan(NamedTuple):
@@ -88,224 +75,164 @@ FULL = Plan((Size(4, 128), Size(2, 512)), tuple(SIDES), 48)
 QUICK = Plan((Size(2, 16),), (CACHED, RELEASED), 4)
 CARD = Size(4, 2048)
 """The batch on a GPU."""
+Goal = tuple[str, str, str, dict[str, float]]
+"""What is compared, a side, the one that divides it, and the bound of their ratio."""
+TIME, MEMORY, ADDED = "time", "memory", "memory beyond imports"
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "cpu": (
+        (TIME, CACHED, FUSED, {"at_most": 1.05}),
+        (TIME, CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
+        (TIME, CACHED, OWN, {"at_most": 1.0}),
+        (TIME, CACHED_VOCABULARY, OWN, {"at_most": 1.0}),
+        (TIME, RELEASED, CACHED, {"at_least": 1.9}),
+        (TIME, LIVE, RELEASED, {"at_most": 0.85}),
+        (TIME, LIVE_NO_GATE, RELEASED, {"at_most": 0.75}),
+        (TIME, READING, CACHED, {"at_most": 0.01}),
+        (MEMORY, RELEASED, CACHED, {"at_least": 1.5}),
+        (ADDED, RELEASED, CACHED, {}),
+    ),
+    "cuda": (
+        (TIME, FUSED, OWN, {"at_most": 1.0}),
+        (TIME, FUSED, LIGER, {"at_most": 1.0}),
+        (TIME, CACHED, FUSED, {"at_most": 1.05}),
+        (TIME, CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
+        (TIME, RELEASED, CACHED, {"at_least": 1.5}),
+        (TIME, LIVE, RELEASED, {}),
+        (MEMORY, RELEASED, CACHED, {"at_least": 1.5}),
+        (MEMORY, CACHED, FUSED, {}),
+    ),
+}
+"""By device."""
 
 
-class Measurements(NamedTuple):
-    """All times and peaks, by what they are of, then by side."""
+class Measured(NamedTuple):
+    """All that was measured; on a GPU the steps alone."""
 
-    steps_ms: dict[str, dict[str, list[float]]]
-    memory: dict[str, dict[str, Memory]]
-    examples_ms: dict[str, list[float]]
-    filling_ms: dict[str, list[float]]
-    cache_bytes_per_row: int
+    steps: dict[str, Steps]
+    """By size."""
+    data_ms: Mapping[str, dict[str, list[float]]] = {}
+    """On the demo's data, by what they are of."""
+    cache_bytes_per_row: int | None = None
 
 
-def measure(model: Path, plan: Plan, runs: int) -> Measurements:
-    """Take every measurement with one model folder."""
+EXAMPLE, REFERENCE = "example of the demo's data", "reference of some of the demo's examples"
+
+
+def measure(model: Path, plan: Plan, runs: int) -> Measured:
+    """Every measurement on a processor, with one model folder."""
     memory = {
-        str(size): memory_of(model, plan.memory_sides, size.sequences, size.length)
+        size: {side: process_memory(model, side, size) for side in plan.memory_sides}
         for size in plan.sizes
     }
     setting, data = make_setting(load_model(model)), DemoData(load_tokenizer(model))
-    steps = {
-        str(size): step_times_ms(setting, random_task(setting.student, *size), runs)
-        for size in plan.sizes
+    steps = {}
+    for size in plan.sizes:
+        task = random_task(setting.student, *size)
+        reference, batch = cached_reference(setting, task, "selection", True), task.batch()
+        reading = {READING: lambda reference=reference, batch=batch: reference(batch)}
+        found = measure_steps(setting, task, runs, SIDES, _say, reading)
+        steps[str(size)] = found._replace(
+            peak_mib={side: held.peak_mib for side, held in memory[size].items()},
+            added_mib={side: held.added_mib for side, held in memory[size].items()},
+        )
+    data_ms = {
+        EXAMPLE: example_times_ms(setting, data, runs),
+        REFERENCE: filling_times_ms(setting, data, plan.filling_examples, runs),
     }
-    return Measurements(
-        steps,
-        memory,
-        example_times_ms(setting, data, runs),
-        filling_times_ms(setting, data, plan.filling_examples, runs),
-        cached_reference(setting, data.task(0, 1), "selection", True).cache.bytes_per_row,
-    )
+    cache = cached_reference(setting, data.task(0, 1), "selection", True).cache
+    return Measured(steps, data_ms, cache.bytes_per_row)
 
 
-def step_figures(size: str, times_ms: Mapping[str, Sequence[float]]) -> list[Figure]:
-    """Ratios of a step's sides."""
-    of = medians(times_ms)
+def measure_on_card(runs: int) -> Measured:
+    """The steps of a random model."""
+    setting = make_setting(random_model(LLAMA_8B, "cuda"))
+    task = random_task(setting.student, *CARD)
+    return Measured({str(CARD): measure_steps(setting, task, runs, sides_on_card(), _say)})
 
-    def ratio(side: str, base: str, **target: float) -> Figure:
-        return Figure(name=f"time {size}: {side} / {base}", value=of[side] / of[base], **target)
 
-    cached = (CACHED, CACHED_VOCABULARY)
-    return [
-        *(ratio(side, FUSED, at_most=1.05) for side in cached),
-        *(ratio(side, OWN, at_most=1.0) for side in cached),
-        ratio(RELEASED, CACHED, at_least=1.9),
-        ratio(LIVE, RELEASED, at_most=0.85),
-        ratio(LIVE_NO_GATE, RELEASED, at_most=0.75),
-        ratio(READING, CACHED, at_most=0.01),
+def step_figures(size: str, steps: Steps, goals: Iterable[Goal]) -> list[Figure]:
+    """Ratios of a step's sides; one that was left out has none."""
+    times = medians(steps.times_ms)
+    values = {TIME: times, MEMORY: steps.peak_mib, ADDED: steps.added_mib}
+    ratios = [
+        Figure(name=f"{kind} {size}: {side} / {base}", value=of[side] / of[base], **bound)
+        for kind, side, base, bound in goals
+        if {side, base} <= (of := values[kind]).keys()
     ]
+    apart = steps.differences.items()
+    return ratios + [Figure(name=f"gradients apart {size}: {pair}", value=x) for pair, x in apart]
 
 
-def memory_figures(size: str, memory: Mapping[str, Memory]) -> list[Figure]:
-    """The released algorithm's peak by ours: of the processes, and of what they add to imports."""
-    released, cached = memory[RELEASED], memory[CACHED]
-    added = [each.peak_mib - each.imports_mib for each in (released, cached)]
-    name = f"memory {size}: {RELEASED} / {CACHED}"
-    return [
-        Figure(name=name, value=released.peak_mib / cached.peak_mib, at_least=1.5),
-        Figure(name=f"{name}, imports apart", value=added[0] / added[1]),
-    ]
-
-
-def data_figures(measured: Measurements) -> list[Figure]:
+def data_figures(measured: Measured) -> list[Figure]:
     """On the demo's data: time per example, and the cache."""
-    examples, filling = medians(measured.examples_ms), medians(measured.filling_ms)
-    released = examples[PADDED_TO_512]
+    examples, filling = (medians(measured.data_ms[of]) for of in (EXAMPLE, REFERENCE))
+    ratios = {
+        side: Figure(
+            name=f"time per example: {PADDED_TO_512} / {side}",
+            value=examples[PADDED_TO_512] / examples[side],
+            at_least=4.0,
+        )
+        for side in (PACKED, PADDED)
+    }
+    speed, name = filling[BACKBONE] / filling[FILLING], f"speed: {FILLING} / {BACKBONE}"
+    assert measured.cache_bytes_per_row is not None
     return [
-        *(
-            Figure(
-                name=f"time per example: {PADDED_TO_512} / {side}",
-                value=released / examples[side],
-                at_least=4.0,
-            )
-            for side in (PACKED, PADDED)
-        ),
-        Figure(
-            name=f"speed: {FILLING} / {BACKBONE}",
-            value=filling[BACKBONE] / filling[FILLING],
-            at_least=0.8,
-        ),
+        *ratios.values(),
+        Figure(name=name, value=speed, at_least=0.8),
         Figure(name="cache: bytes per row", value=measured.cache_bytes_per_row),
     ]
 
 
-def all_figures(measured: Measurements) -> list[Figure]:
-    """Every figure with a target, and a few without."""
-    return [
-        *(
-            figure
-            for size, times in measured.steps_ms.items()
-            for figure in step_figures(size, times)
-        ),
-        *(
-            figure
-            for size, memory in measured.memory.items()
-            for figure in memory_figures(size, memory)
-        ),
-        *data_figures(measured),
-    ]
+def table(measured: Measured) -> str:
+    """Medians and ranges of every side, its peak where it was measured, and why one has none."""
+    lines = [["", "median ms", "least", "most", "peak MiB"]]
 
-
-def times_table(measured: Measurements) -> str:
-    """Medians and ranges of every side in milliseconds, and its peak where it was measured."""
-    lines: list[list[str]] = [["", "median ms", "least", "most", "peak MiB"]]
-
-    def block(
-        title: str, times: Mapping[str, Sequence[float]], memory: Mapping[str, Memory]
-    ) -> None:
+    def block(title: str, times: Mapping[str, Sequence[float]], peaks: Mapping[str, float]) -> None:
         lines.append([title, "", "", "", ""])
         for name, values in times.items():
             spread = (statistics.median(values), min(values), max(values))
-            peak = f"{memory[name].peak_mib:.0f}" if name in memory else ""
+            peak = f"{peaks[name]:.0f}" if name in peaks else ""
             lines.append([f"  {name}", *(f"{value:.1f}" for value in spread), peak])
 
-    for size, times in measured.steps_ms.items():
-        block(f"step, {size} tokens", times, measured.memory[size])
-    block("example of the demo's data", measured.examples_ms, {})
-    block("reference of some of the demo's examples", measured.filling_ms, {})
+    for size, steps in measured.steps.items():
+        block(f"step, {size} tokens", steps.times_ms, steps.peak_mib)
+        lines += [[f"  {name}", reason, "", "", ""] for name, reason in steps.left_out.items()]
+    for title, times in measured.data_ms.items():
+        block(title, times, {})
     return align(lines)
-
-
-def card_figures(found: OnCard) -> list[Figure]:
-    """Ratios of what was measured on a GPU; a side that was left out has none."""
-    of, peaks = medians(found.steps_ms), found.peak_mib
-
-    def ratios(values: Mapping[str, float], kind: str, pairs: Sequence[Any]) -> list[Figure]:
-        return [
-            Figure(
-                name=f"{kind} {CARD}: {side} / {base}", value=values[side] / values[base], **goal
-            )
-            for side, base, goal in pairs
-            if side in values and base in values
-        ]
-
-    return [
-        *ratios(
-            of,
-            "time",
-            [
-                (FUSED, OWN, {"at_most": 1.0}),
-                (FUSED, LIGER, {"at_most": 1.0}),
-                (CACHED, FUSED, {"at_most": 1.05}),
-                (CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
-                (RELEASED, CACHED, {"at_least": 1.5}),
-                (LIVE, RELEASED, {}),
-            ],
-        ),
-        *ratios(peaks, "memory", [(RELEASED, CACHED, {"at_least": 1.5}), (CACHED, FUSED, {})]),
-        *(
-            Figure(name=f"gradients apart: {pair}", value=value)
-            for pair, value in found.differences.items()
-        ),
-    ]
-
-
-def card_table(found: OnCard) -> str:
-    """Medians, ranges and peaks by side, and why one has none."""
-    lines: list[list[str]] = [[f"step, {CARD}", "median ms", "least", "most", "peak MiB"]]
-    for name, values in found.steps_ms.items():
-        spread = (statistics.median(values), min(values), max(values), found.peak_mib[name])
-        lines.append([name, *(f"{value:.1f}" for value in spread)])
-    lines += [[name, reason, "", "", ""] for name, reason in found.left_out.items()]
-    return align(lines)
-
-
-def circumstances(model: str) -> dict[str, Any]:
-    """What the numbers depend on beside the code."""
-    card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return card | {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": model,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     plan, runs = (QUICK, 1) if args.quick else (FULL, args.runs)
-    measured: Measurements | OnCard
-    if args.device == "cuda":
-        if args.model or args.quick:
-            parser.error("--model and --quick are of --device cpu: a GPU runs a random model")
-        if not torch.cuda.is_available():
-            parser.error("--device cuda needs an NVIDIA or AMD GPU, and torch sees none")
-        made_with = _told("random, 8B", runs)
-        measured = _on_card(runs)
-        figures, table = card_figures(measured), card_table(measured)
-    else:
-        folder = args.model or _shipped()
-        made_with = _told(folder.name, runs)
-        measured = measure(folder, plan, runs)
-        figures, table = all_figures(measured), times_table(measured)
-    print(table, figure_table(figures), sep="\n\n")
+    on_card = args.device == "cuda"
+    if on_card and (args.model or args.quick):
+        parser.error("--model and --quick are of --device cpu: a GPU runs a random model")
+    if on_card and not torch.cuda.is_available():
+        parser.error("--device cuda needs an NVIDIA or AMD GPU, and torch sees none")
+    folder = None if on_card else args.model or _shipped()
+    made_with = circumstances(torch.device(args.device)) | {
+        "model": folder.name if folder else "random, 8B",
+        **{name: version(name) for name in ("transformers", "peft")},
+        "runs": runs,
+    }
+    print(", ".join(f"{name} {value}" for name, value in made_with.items() if value), flush=True)
+    measured = measure(folder, plan, runs) if folder else measure_on_card(runs)
+    figures: list[Figure] = []
+    for size, steps in measured.steps.items():
+        figures += step_figures(size, steps, GOALS[args.device])
+    figures += data_figures(measured) if measured.data_ms else []
+    print(table(measured), figure_table(figures), sep="\n\n")
     if args.json is not None:
-        report = made_with | measured._asdict() | {"figures": [each.record() for each in figures]}
+        report = made_with | measured._asdict()
+        report["steps"] = {size: each._asdict() for size, each in measured.steps.items()}
+        report["figures"] = [each.record() for each in figures]
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _told(model: str, runs: int) -> dict[str, Any]:
-    """The circumstances, printed."""
-    made_with = circumstances(model)
-    listed = ", ".join(f"{name} {value}" for name, value in made_with.items())
-    print(f"{listed}, runs {runs}", flush=True)
-    return made_with
-
-
-def _on_card(runs: int) -> OnCard:
-    """A line of JSON for each side as it is done."""
-    setting = make_setting(random_model(LLAMA_8B, "cuda"))
-    task = random_task(setting.student, *CARD)
-
-    def say(line: dict[str, Any]) -> None:
-        print(json.dumps(line), flush=True)
-
-    return measure_on_card(setting, task, runs, sides_on_card(), say)
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

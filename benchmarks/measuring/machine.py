@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,39 +19,23 @@ NO_GPU = "none here"
 """The machine of a measurement that needs a GPU where there is none."""
 
 
-class Circumstances(NamedTuple):
-    """Where and when a run was made."""
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Where and when a run is made that starts now; what is not there is empty.
 
-    machine: str
-    """Processor and the number of its cores, or the card; NO_GPU."""
-    threads: int
-    """torch's own choice."""
-    torch: str
-    triton: str
-    """Empty where it is not installed."""
-    cuda: str
-    """That torch was built for; empty on a CPU."""
-    commit: str
-    """Short, with a + where files beside the results have changed since; empty outside git."""
-    date: str
-    """UTC, to the minute."""
-    bf16: str
-    """How a processor multiplies bf16: by which instructions, or through fp32; empty on a GPU."""
-
-
-def circumstances(device: torch.device) -> Circumstances:
-    """The circumstances of a run that starts now."""
-    now = datetime.datetime.now(datetime.UTC)
-    return Circumstances(
-        machine=machine_name(device),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        triton=installed_version("triton") or "",
-        cuda=(torch.version.cuda or "") if device.type == "cuda" else "",
-        commit=_commit(),
-        date=now.strftime("%Y-%m-%d %H:%M"),
-        bf16=_bf16_products() if device.type == "cpu" else "",
-    )
+    A commit has a + where files beside the results have changed since. `bf16` is how a processor
+    multiplies it: by which instructions, or through fp32.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "machine": machine_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": installed_version("triton") or "",
+        "cuda": (torch.version.cuda or "") if on_gpu else "",
+        "commit": _commit(),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
+        "bf16": "" if on_gpu else _bf16_products(),
+    }
 
 
 def machine_name(device: torch.device) -> str:
@@ -59,20 +43,16 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else NO_GPU
     cores = os.cpu_count() or 1
-    return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
+    processor = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{processor}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def total_memory_bytes(device: torch.device) -> int:
     """Memory of the card, if there is one, or of the machine."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return 0
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        there = torch.cuda.is_available()
+        return int(torch.cuda.get_device_properties(device).total_memory) if there else 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def _bf16_products() -> str:

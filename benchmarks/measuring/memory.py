@@ -28,8 +28,6 @@ from benchmarks.measuring.process import (
 )
 from benchmarks.peers.peer import Call, Outputs, Peer
 
-CALLS = 2
-"""For one measurement."""
 REGISTRY = "benchmarks.peers.registry"
 COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
 """Seconds of imports for every process that compiles."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,17 +27,9 @@ class Ready(NamedTuple):
 
     entry: Entry
     call: Call
-    setting: Setting
     quick_ms: float
-    output_mib: float
-    verdict: Verdict | None
-    """The worst one; None where it is not compared."""
-    checked_rows: int
-    """Rows of the case that was compared as a whole; 0 where it is not compared."""
-    tried: int = 1
-    """Settings."""
-    refused: str = ""
-    """The settings that do not run, or are wrong, and why."""
+    columns: dict[str, Any]
+    """What is known of its line already; its remark is of the settings that were refused."""
 
 
 class Refused(Exception):
@@ -73,7 +65,8 @@ class Trial:
         if not ready:
             raise Refused("; ".join(refused) or "has no setting for this case")
         fastest = self._fastest(ready)
-        return fastest._replace(tried=len(settings), refused="; ".join(refused))
+        fastest.columns.update(settings_tried=len(settings), remark="; ".join(refused))
+        return fastest
 
     def _fastest(self, ready: Sequence[Ready]) -> Ready:
         """By the faster of two runs."""
@@ -103,9 +96,12 @@ class Trial:
             verdicts.append(_refuse_wrong(checker.judge(outputs)))
         elif entry.compared and (of_rows := checker.judge_sample(outputs)) is not None:
             verdicts.append(_refuse_wrong(of_rows))
-        worst = max(verdicts, key=lambda verdict: verdict.fraction, default=None)
-        rows = checker.case.rows if entry.compared else 0
-        return Ready(entry, call, setting, quick_ms, output_mib(outputs), worst, rows)
+        columns = {"setting": written(setting), "output_mib": output_mib(outputs)}
+        if verdicts:
+            worst = max(verdicts, key=lambda verdict: verdict.fraction)
+            columns |= {"error": worst.error, "error_share": worst.fraction}
+            columns["checked_rows"] = checker.case.rows
+        return Ready(entry, call, quick_ms, columns)
 
 
 def written(setting: Setting) -> str:

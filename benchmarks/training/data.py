@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from benchmarks.training.sides import (
     Setting,
     Task,
     fill,
-    step_of,
+    take_step,
 )
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
@@ -85,7 +86,9 @@ def example_times_ms(setting: Setting, data: DemoData, runs: int) -> dict[str, l
     def steps(number: int) -> dict[str, Callable[[], None]]:
         first = number * BATCH_SIZE
         return {
-            name: step_of(setting, SIDES[side](setting, data.task(first, BATCH_SIZE, kind)))
+            name: partial(
+                take_step, setting, SIDES[side](setting, data.task(first, BATCH_SIZE, kind))
+            )
             for name, (side, kind) in sides.items()
         }
 

@@ -141,7 +141,7 @@ def test_lines_are_printed_and_written_as_they_come(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(head, "circumstances", lambda _: circumstances(CPU))
     monkeypatch.setattr(head, "total_memory_bytes", lambda _: GIB)
-    monkeypatch.setattr(head, "measure", measured)
+    monkeypatch.setattr(harness, "measure", measured)
     head.main(["--device", "cuda", "--cases", "trainable", "rows-256", "--json", str(file)])
     printed = capsys.readouterr().out.splitlines()
     assert kept == [1, 2]  # what the run depends on, then case after case

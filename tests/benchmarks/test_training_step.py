@@ -12,9 +12,8 @@ from benchmarks import training_step
 from benchmarks.measuring.clock import take_turns
 from benchmarks.measuring.process import MIB
 from benchmarks.reporting.figures import Figure, figure_table
-from benchmarks.training import card
+from benchmarks.training import sides
 from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
-from benchmarks.training.memory import Memory, measure_memory
 from benchmarks.training.sides import (
     CACHED,
     FUSED,
@@ -26,13 +25,20 @@ from benchmarks.training.sides import (
     LossOf,
     Setting,
     Task,
-    check_equal,
     loss_and_gradients,
     make_setting,
     random_task,
     take_step,
 )
-from benchmarks.training_step import QUICK, Size, memory_figures, step_figures
+from benchmarks.training.steps import (
+    Memory,
+    Size,
+    Steps,
+    measure_steps,
+    process_memory,
+    random_model,
+)
+from benchmarks.training_step import GOALS, QUICK, Measured, step_figures
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 
@@ -84,10 +90,11 @@ def test_the_released_side_refuses_a_head_that_it_does_not_know(
 def test_sides_of_one_meaning_are_checked(
     setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_equal(setting, task)
+    found = measure_steps(setting, task, 1, SIDES, lambda line: None)
+    assert len(found.differences) == 3 and set(found.times_ms) == set(SIDES)
     monkeypatch.setitem(SIDES, CACHED, SIDES[OWN])
-    with pytest.raises(AssertionError):
-        check_equal(setting, task)
+    with pytest.raises(AssertionError, match=f"{CACHED} / {LIVE} must be alike"):
+        measure_steps(setting, task, 1, SIDES, lambda line: None)
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -130,14 +137,15 @@ def test_a_figure_is_met_or_missed(
 def test_ratios_are_of_medians() -> None:
     times_ms = {name: [2.0, 4.0, 90.0] for name in [*SIDES, training_step.READING]}
     times_ms[RELEASED] = [8.0, 1.0, 8.0]
-    figures = {figure.name: figure for figure in step_figures("s", times_ms)}
+    found = Steps(times_ms, {}, {}, {})
+    figures = {figure.name: figure for figure in step_figures("s", found, GOALS["cpu"])}
     figure = figures[f"time s: {RELEASED} / {CACHED}"]
     assert (figure.value, figure.target, figure.met) == (2.0, ">= 1.9", True)
 
 
 def test_memory_is_compared_with_and_without_the_imports() -> None:
-    memory = {CACHED: Memory(60.0, 100.0), RELEASED: Memory(60.0, 140.0)}
-    whole, added = memory_figures("s", memory)
+    peaks, beyond = {CACHED: 100.0, RELEASED: 140.0}, {CACHED: 40.0, RELEASED: 80.0}
+    whole, added = step_figures("s", Steps({}, peaks, {}, {}, beyond), GOALS["cpu"])
     assert (whole.value, whole.met) == (1.4, False)
     assert (added.value, added.met) == (2.0, None)
 
@@ -145,15 +153,14 @@ def test_memory_is_compared_with_and_without_the_imports() -> None:
 def test_a_quick_run_prints_and_writes_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = {CACHED: Memory(60.0, 100.0), RELEASED: Memory(60.0, 150.0)}
-    monkeypatch.setattr(training_step, "memory_of", lambda *_: memory)
+    monkeypatch.setattr(training_step, "process_memory", lambda *_: Memory(100.0, 40.0))
     file = tmp_path / "report.json"
     training_step.main(["--quick", "--model", str(save_tiny(tmp_path)), "--json", str(file)])
     report = json.loads(file.read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
     assert all(figure["name"] in printed for figure in report["figures"])
     assert all(figure["value"] > 0 for figure in report["figures"])
-    assert list(report["steps_ms"]) == [str(size) for size in QUICK.sizes]
+    assert list(report["steps"]) == [str(size) for size in QUICK.sizes]
     assert report["cache_bytes_per_row"] == 200  # 2 contexts of 50 tokens in 16 bits
 
 
@@ -169,34 +176,35 @@ def test_on_a_card_sides_that_do_not_fit_are_left_out(
         return loss
 
     def small(*_: object) -> object:
-        model = card.random_model(tiny_llama().config, "cpu")
+        model = random_model(tiny_llama().config, "cpu")
         assert model.dtype == torch.bfloat16
         return model
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "any card")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "any card")
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * MIB)
     monkeypatch.setattr(training_step, "random_model", small)
     monkeypatch.setattr(training_step, "CARD", Size(3, 13))
     monkeypatch.setitem(SIDES, LIVE_NO_GATE, too_large)
-    monkeypatch.setattr(card, "installed_version", lambda _: None)  # Liger's kernels need a card
+    monkeypatch.setattr(sides, "installed_version", lambda _: None)  # Liger's kernels need a card
     file = tmp_path / "report.json"
     training_step.main(["--device", "cuda", "--runs", "1", "--json", str(file)])
     report = json.loads(file.read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
-    assert report["card"] == "any card" and "random, 8B" in printed
-    assert report["left_out"] == {LIVE_NO_GATE: "out of memory"}
-    assert set(report["steps_ms"]) == set(report["peak_mib"]) == set(SIDES) - {LIVE_NO_GATE}
+    assert report["machine"] == "any card" and "random, 8B" in printed
+    step = report["steps"]["3 x 13"]
+    assert step["left_out"] == {LIVE_NO_GATE: "out of memory"}
+    assert set(step["times_ms"]) == set(step["peak_mib"]) == set(SIDES) - {LIVE_NO_GATE}
     assert all(figure["name"] in printed for figure in report["figures"])
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert [line["side"] for line in lines if "side" in line] == [OWN, FUSED, *list(SIDES)[2:]]
     assert {line["side"] for line in lines if "left_out" in line} == {LIVE_NO_GATE}
-    assert len(lines) == len(SIDES) + 3 and "card any card" in printed.splitlines()[0]
+    assert len(lines) == len(SIDES) + 3 and "machine any card" in printed.splitlines()[0]
     # bfloat16 moves a gradient by hundredths
-    assert all(0 < value < 0.1 for value in report["differences"].values())
-    assert len(report["differences"]) == 3
+    assert all(0 < value < 0.1 for value in step["differences"].values())
+    assert len(step["differences"]) == 3
 
 
 def test_on_a_card_a_side_is_told_before_the_next_one_begins(setting: Setting, task: Task) -> None:
@@ -207,12 +215,12 @@ def test_on_a_card_a_side_is_told_before_the_next_one_begins(setting: Setting, t
         before.append(len(said))
         return SIDES[FUSED](setting, task)
 
-    sides = {"first": watched, "second": watched}
-    found = card.measure_on_card(setting, task, 2, sides, said.append)
+    watching = {"first": watched, "second": watched}
+    found = measure_steps(setting, task, 2, watching, said.append)
     assert before == [0, 1]
     assert [line["side"] for line in said] == ["first", "second"]
     assert all(isinstance(ms := line["second_step_ms"], float) and ms > 0 for line in said)
-    assert {name: len(ms) for name, ms in found.steps_ms.items()} == {"first": 2, "second": 2}
+    assert {name: len(ms) for name, ms in found.times_ms.items()} == {"first": 2, "second": 2}
 
 
 def test_a_card_that_is_too_small_for_all_leaves_all_out(setting: Setting, task: Task) -> None:
@@ -220,10 +228,10 @@ def test_a_card_that_is_too_small_for_all_leaves_all_out(setting: Setting, task:
         raise torch.OutOfMemoryError("no")
 
     said: list[dict[str, object]] = []
-    found = card.measure_on_card(setting, task, 1, {OWN: too_large}, said.append)
-    assert (found.steps_ms, found.left_out) == ({}, {OWN: "out of memory"})
+    found = measure_steps(setting, task, 1, {OWN: too_large}, said.append)
+    assert (found.times_ms, found.left_out) == ({}, {OWN: "out of memory"})
     assert said == [{"side": OWN, "left_out": "out of memory"}]
-    assert OWN in training_step.card_table(found)
+    assert OWN in training_step.table(Measured({"s": found}))
 
 
 def test_without_a_card_the_command_says_so(
@@ -238,5 +246,5 @@ def test_without_a_card_the_command_says_so(
 
 def test_peak_memory_is_of_a_process_of_its_own(tmp_path: Path) -> None:
     ballast = torch.ones(2**28)  # 1 GiB, which the other process must not take over
-    imports_mib, peak_mib = measure_memory(save_tiny(tmp_path), CACHED, 2, 8)
-    assert 50 < imports_mib <= peak_mib < ballast.nbytes / MIB  # more than an interpreter
+    peak_mib, added_mib = process_memory(save_tiny(tmp_path), CACHED, Size(2, 8))
+    assert 0 <= added_mib < peak_mib - 50 < ballast.nbytes / MIB - 50  # more than an interpreter

@@ -1,30 +1,13 @@
-"""The sets of cases: what they must hold, and what their time may be."""
+"""The sets of cases: what they must hold."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from benchmarks.cases.case import OPS
 from benchmarks.cases.catalogue import SUBSETS, lines, plans
-from benchmarks.cases.estimate import case_s
-from benchmarks.cases.plan import EAGER, HEADS, OURS, RELEASED, SMALL, Plan, make_case, title
-from benchmarks.measuring.entries import Entry, entries
-from benchmarks.peers.registry import PEERS, peers_for
-
-ON_A_CPU = (  # those that run there once they are installed
-    OURS,
-    EAGER,
-    RELEASED,
-    "torch.compile",
-    "torch linear_cross_entropy",
-    "cut-cross-entropy",
-    "TRL",
-    "peer CE + released KL",
-    "peer CE + KL of K columns",
-    "TRL full-vocabulary KL",
-)
-NEEDS_A_CARD_TO_TELL = ("peer CE + released KL", "peer CE + KL of K columns")
+from benchmarks.cases.plan import HEADS, OURS, RELEASED, SMALL, make_case, title
+from benchmarks.peers.registry import PEERS
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
@@ -41,37 +24,6 @@ def test_no_case_is_planned_twice_and_every_name_is_a_peers(subset: str) -> None
 def test_another_subset_is_an_error() -> None:
     with pytest.raises(ValueError, match="one of cpu, cpu-large, gpu, quick, got 'tpu'"):
         plans("tpu")
-
-
-def expected_s(planned: list[Plan], device: str, names: set[str]) -> float:
-    total_s = 0.0
-    for plan in planned:
-        found = entries(plan, peers_for(plan.case))
-        willing = [each for each in found if each.is_floor or each.name in names]
-        total_s += case_s(plan.case, willing, torch.device(device))
-    return total_s
-
-
-def test_the_cpu_set_is_expected_to_take_nine_minutes_at_most() -> None:
-    assert 240 < expected_s(plans("cpu"), "cpu", set(ON_A_CPU)) < 540
-
-
-def test_the_gpu_set_is_expected_to_take_nine_minutes_at_most() -> None:
-    names = {peer.name for peer in PEERS} - set(NEEDS_A_CARD_TO_TELL)
-    assert 240 < expected_s(plans("gpu"), "cuda", names) < 480  # and a minute for those
-
-
-def test_an_estimate_grows_with_whoever_takes_part() -> None:
-    plan = plans("cpu")[0]
-    everyone = [
-        each
-        for each in entries(plan, peers_for(plan.case))
-        if each.is_floor or each.name in ON_A_CPU
-    ]
-    alone: list[Entry] = everyone[:1]
-    cpu = torch.device("cpu")
-    assert 0.0 == case_s(plan.case, [], cpu) < case_s(plan.case, alone, cpu)
-    assert case_s(plan.case, alone, cpu) < case_s(plan.case, everyone, cpu)
 
 
 def test_the_gpu_set_varies_what_it_says() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import OPS_CSV
+from benchmarks import OPS_CSV, harness
 from benchmarks import __main__ as shell
 from benchmarks.cases.catalogue import quick_plans
 from benchmarks.cases.plan import EAGER, OURS, Plan
 from benchmarks.harness import Bench
-from benchmarks.measuring import memory, run
+from benchmarks.measuring import memory
 from benchmarks.measuring.floors import GEMMS
 from benchmarks.measuring.machine import circumstances
 from benchmarks.peers import registry
@@ -38,55 +38,25 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "level", logging.root.level)
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """The plans that were measured; each writes one line."""
-    seen: list[Plan] = []
+def test_each_case_is_measured_when_the_one_before_is_kept_and_none_past_the_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned, kept, measured = quick_plans()[:4], [], []
 
     def measure(plan: Plan, bench: Bench) -> list[Result]:
-        seen.append(plan)
+        assert kept == measured
+        measured.append(plan.case)
         return [Result(case=plan.case, device="cpu", machine="m", implementation="ours")]
 
-    monkeypatch.setattr(run, "measure", measure)
-    return seen
-
-
-def test_each_case_is_in_the_file_before_the_next_begins(
-    measured: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, lengths = tmp_path / "ops.csv", []
-    real = run.measure
-
-    def counting(plan: Plan, bench: Bench) -> list[Result]:
-        lengths.append(len(load_results(path)))
-        return real(plan, bench)
-
-    monkeypatch.setattr(run, "measure", counting)
-    assert run.run(quick_plans(), BENCH, path) == []
-    assert lengths == list(range(len(quick_plans())))
-    assert [line.case for line in load_results(path)] == [plan.case for plan in quick_plans()]
-
-
-def test_what_does_not_fit_is_left_out_and_said(
-    measured: list[Plan], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    planned = quick_plans()[:4]
-    times_s = dict(zip((plan.case for plan in planned), (50.0, 80.0, 60.0, 15.0), strict=True))
-
     def now_s() -> float:
-        return sum(times_s[plan.case] for plan in measured)
+        return 70.0 * len(measured)
 
+    monkeypatch.setattr(harness, "measure", measure)
     with caplog.at_level(logging.WARNING):
-        left_out = run.run(
-            planned,
-            BENCH,
-            tmp_path / "ops.csv",
-            minutes=2,
-            estimate_s=lambda plan: times_s[plan.case],
-            now_s=now_s,
-        )
-    # 50 s, then 80 would make 130 of 120; 60 fit; 15 more would make 125
-    assert measured == [planned[0], planned[2]] and left_out == [planned[1], planned[3]]
+        for (line,) in harness.measure_all(planned, BENCH, minutes=2, now_s=now_s):
+            kept.append(line.case)
+    # 0 and 70 s are before the end; 140 are not
+    assert kept == [plan.case for plan in planned[:2]]
     assert caplog.text.count("left out, no time: ") == 2
 
 
@@ -96,7 +66,7 @@ def test_a_true_run_is_measured_listed_and_reported(
     monkeypatch.setattr(registry, "PEERS", (Ours(), Eager()))  # no minutes of compiling
     monkeypatch.setattr(memory, "preload_compiler", lambda: None)
     path = tmp_path / "ops.csv"
-    chosen = ["--device", "cpu", "--subset", "quick", "--op", "pact_kl"]
+    chosen = ["--device", "cpu", "--subset", "quick", "--match", "pact_kl"]
     shell.main(["list", *chosen])
     listed = capsys.readouterr().out
     assert "pact_kl, 2 x 12, 25 % prompt, 24 x 301" in listed and "1 cases" in listed
@@ -107,15 +77,14 @@ def test_a_true_run_is_measured_listed_and_reported(
     for line in lines.values():
         assert line.measured and line.rounds == 2 and line.reason == ""
         assert line.command == (
-            "python -m benchmarks run --device cpu --subset quick --op pact_kl --rounds 2"
+            "python -m benchmarks run --device cpu --subset quick --match pact_kl --rounds 2"
         )
         assert line.threads == torch.get_num_threads() and line.torch == torch.__version__
     ours = lines[OURS]
     assert ours.error_share is not None and 0 < ours.error_share <= 1
     assert ours.extra_mib is not None and ours.extra_mib < 64  # a case of kilobytes
-    shell.main(["plot", "--results", str(path)])
-    assert capsys.readouterr().out == ""  # this op has no picture
     shell.main(["report", "--results", str(path), "--output", str(tmp_path / "report")])
+    assert [file.name for file in (tmp_path / "report").iterdir()] == ["ops.md"]  # no picture
     text = (tmp_path / "report" / "ops.md").read_text(encoding="utf-8")
     assert "### pact_kl" in text and str(tmp_path) not in text
 
@@ -128,15 +97,14 @@ def test_rounds_and_minutes_are_positive(text: str, capsys: pytest.CaptureFixtur
         assert f"must be positive, got {text}" in capsys.readouterr().err
 
 
-def test_a_match_chooses_by_title() -> None:
+def test_a_match_chooses_by_op_and_title() -> None:
+    assert {plan.case.op for plan in shell.List(match="token_sc").planned()} == {"token_scores"}
     chosen = shell.List(device="cpu", subset="quick", match="selection").planned()
     assert [plan.case.over for plan in chosen] == ["selection"]
     assert chosen[0] == replace(chosen[0], case=replace(chosen[0].case, op="pact_loss"))
 
 
-def test_an_op_or_a_peer_that_is_not_there_is_refused() -> None:
-    with pytest.raises(SystemExit, match="--op: no matmul; there are linear_cross_entropy"):
-        shell.List(op="matmul").planned()
+def test_a_peer_that_is_not_there_is_refused() -> None:
     case = quick_plans()[0].case
     with pytest.raises(SystemExit, match="--peers: no theirs; there are pact-kernels, eager"):
         shell.List(peers=(EAGER, "theirs")).peers_of(case)

@@ -1,0 +1,181 @@
+"""Steps of every side on one batch: times in turn, peaks, and how near sides of one meaning are.
+
+On a GPU the model has 8B parameters in bfloat16, randomly initialised: weights that mean nothing
+cost what others do, and nothing is read but code. Memory is the allocator's peak over a side's
+second step there, the model and all else that the side needs included; elsewhere it is that of a
+process a side, loading included. A side that does not fit is left out, and said to be.
+
+Legend: B sequences, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.measuring.clock import take_turns, time_ms
+from benchmarks.measuring.process import MIB, in_own_process, peak_mib
+from benchmarks.training.sides import (
+    CACHED,
+    FUSED,
+    LIVE,
+    OWN,
+    RELEASED,
+    SIDES,
+    LossOf,
+    Setting,
+    Task,
+    apart,
+    make_setting,
+    random_task,
+    take_step,
+)
+from pact.loading import load_model
+
+EQUALS = {(RELEASED, LIVE): 1e-4, (CACHED, LIVE): 5e-3, (OWN, FUSED): 1e-4}
+"""Sides with one meaning, and how far apart their gradients may be in fp32. The second one is of a
+cache in 16 bits. Losses may differ by MOST_APART."""
+MOST_APART = 1e-4
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+    tie_word_embeddings=False,
+)
+
+
+class Size(NamedTuple):
+    """Size of a batch."""
+
+    sequences: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.sequences} x {self.length}"
+
+
+class Memory(NamedTuple):
+    """What the process of a side held at most."""
+
+    peak_mib: float
+    added_mib: float
+    """Beyond the interpreter and its libraries."""
+
+
+class Steps(NamedTuple):
+    """What was measured of one batch, by side."""
+
+    times_ms: dict[str, list[float]]
+    peak_mib: dict[str, float]
+    left_out: dict[str, str]
+    """Why."""
+    differences: dict[str, float]
+    """Relative differences between the gradients of sides with one meaning."""
+    added_mib: Mapping[str, float] = {}
+    """The peak beyond that of a process's imports; none on a GPU."""
+
+
+def random_model(config: LlamaConfig, device: torch.device | str) -> Any:
+    """In bfloat16, made where it is used."""
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def measure_steps(
+    setting: Setting,
+    task: Task,
+    runs: int,
+    sides: Mapping[str, Callable[[Setting, Task], LossOf]],
+    say: Callable[[dict[str, Any]], None],
+    beside: Mapping[str, Callable[[], object]] | None = None,
+) -> Steps:
+    """Two steps of every side, then all that fit in turn.
+
+    Args:
+        setting: with the model where it is measured.
+        task: one batch.
+        runs: how often all take their turn.
+        sides: by name, those that matter most first.
+        say: is told of each side when its second step is done, and of each difference.
+        beside: what else takes turns with them.
+
+    Raises:
+        AssertionError: in fp32 sides of one meaning have another loss or gradient.
+    """
+    losses: dict[str, LossOf] = {}
+    peaks: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for name, make in sides.items():
+        try:
+            losses[name], found = _first_steps(setting, make, task)
+            peaks |= {name: found["peak_mib"]} if "peak_mib" in found else {}
+            say({"side": name, **found})
+        except torch.OutOfMemoryError:
+            left_out[name] = "out of memory"
+            _forget(setting)
+            say({"side": name, "left_out": left_out[name]})
+    differences: dict[str, float] = {}
+    for (name, same), most in EQUALS.items():
+        if {name, same} <= set(losses):
+            pair, off = f"{name} / {same}", apart(setting, losses[name], losses[same])
+            if not (setting.in_16_bits or (off.loss <= MOST_APART and off.gradient <= most)):
+                raise AssertionError(f"{pair} must be alike, got {off}")
+            differences[pair] = off.gradient
+            say({"gradients_apart": pair, "value": off.gradient})
+    calls = {name: partial(_step, setting, loss) for name, loss in losses.items()}
+    turns = {**calls, **(beside or {})}
+    times_ms = take_turns([turns] * runs, warm_up=0) if turns else {}
+    return Steps(times_ms, peaks, left_out, differences)
+
+
+def process_memory(model: Path, side: str, size: Size) -> Memory:
+    """Of one side that loads the model and takes two steps in a process of its own."""
+    return in_own_process(_peaks, model, side, size)
+
+
+def _peaks(model: Path, side: str, size: Size) -> Memory:
+    imports_mib, setting = peak_mib(), make_setting(load_model(model))
+    loss = SIDES[side](setting, random_task(setting.student, *size))
+    for _ in range(2):
+        take_step(setting, loss)
+    peak = peak_mib()
+    return Memory(peak, peak - imports_mib)
+
+
+def _first_steps(
+    setting: Setting, make: Callable[[Setting, Task], LossOf], task: Task
+) -> tuple[LossOf, dict[str, float]]:
+    """A side's loss; of its second step milliseconds and, on a GPU, the allocator's peak."""
+    loss = make(setting, task)
+    _step(setting, loss)  # compiles, and makes the optimiser's state
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    found = {"second_step_ms": time_ms(partial(_step, setting, loss))}
+    if torch.cuda.is_available():
+        found["peak_mib"] = torch.cuda.max_memory_allocated() / MIB
+    return loss, found
+
+
+def _step(setting: Setting, loss: LossOf) -> None:
+    """To the end of what the card does."""
+    take_step(setting, loss)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _forget(setting: Setting) -> None:
+    """The second model, and what was left of a step."""
+    setting.__dict__.pop("frozen", None)
+    setting.optimizer.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
