@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -35,13 +35,6 @@ CIRCUMSTANCES = {
     "commit": "commit",
 }
 """Columns, and what they are called."""
-
-
-class Place(NamedTuple):
-    """Where results come from."""
-
-    device: str
-    machine: str
 
 
 def number(value: float | None) -> str:
@@ -71,10 +64,10 @@ def render(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the report and its pictures into a folder."""
     pictures: list[Path] = []
     sections: list[dict[str, Any]] = []
-    for place in places(results):
-        here = [result for result in results if (result.device, result.machine) == place]
-        drawn = plot_all(place.device, place.machine, here, folder)
-        sections.append({**section(place, here), "pictures": [path.name for path in drawn]})
+    for (device, machine), here in places(results).items():
+        drawn = plot_all(device, machine, here, folder)
+        told = section(device, machine, here)
+        sections.append({**told, "pictures": [path.name for path in drawn]})
         pictures += drawn
     text = TEMPLATES.get_template(f"{REPORT}.j2").render(sections=sections)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,25 +76,27 @@ def render(results: Sequence[Result], folder: Path) -> list[Path]:
     return [report, *pictures]
 
 
-def places(results: Iterable[Result]) -> list[Place]:
-    """Machines in the order of the file; a GPU is named where none has been measured on."""
-    found = list(dict.fromkeys(Place(each.device, each.machine) for each in results))
-    if not any(place.device == "cuda" for place in found):
-        found.append(Place("cuda", NO_GPU))
+def places(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by device and machine; a GPU is named where none has been measured on."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for each in results:
+        found.setdefault((each.device, each.machine), []).append(each)
+    if not any(device == "cuda" for device, _ in found):
+        found["cuda", NO_GPU] = []
     return found
 
 
-def section(place: Place, results: Sequence[Result]) -> dict[str, Any]:
+def section(device: str, machine: str, results: Sequence[Result]) -> dict[str, Any]:
     """All that is said of one machine."""
     everything = frame_of(results)
     measured = everything[everything.p50_ms.notna()]
     lacking = everything[everything.p50_ms.isna()]
-    nowhere = place.device == "cuda" and measured.empty
+    nowhere = device == "cuda" and measured.empty
     remarked = measured[measured.remark != ""]
     ways = measured[(measured.device == "cpu") & (measured.dtype == "bfloat16")].bf16.unique()
-    figures = targets(place.device, results)
+    figures = targets(device, results)
     return {
-        "name": f"a GPU ({place.machine})" if nowhere else place.machine,
+        "name": f"a GPU ({machine})" if nowhere else machine,
         "told": circumstances(measured),
         "needed": NEEDS_A_GPU,
         "figures": [each for each in figures if each.measured or each.target],
@@ -109,9 +104,7 @@ def section(place: Place, results: Sequence[Result]) -> dict[str, Any]:
         "bf16": " or ".join(
             "widening to fp32" if way == "through fp32" else f"{way} instructions" for way in ways
         ),
-        "tracks": [
-            (line, track) for line in lines(place.device) for track in tracks(line, results)
-        ],
+        "tracks": [(line, track) for line in lines(device) for track in tracks(line, results)],
         "remarks": list(remarked.groupby(REMARK, sort=False).size().items()),
         "reasons": [
             (key, rows.implementation.value_counts(sort=False))

@@ -9,7 +9,8 @@ Legend: N rows, V vocabulary, K selected tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,11 @@ from benchmarks.reporting.figures import Figure
 from benchmarks.reporting.results import Result
 from benchmarks.reporting.scaling import tracks
 
-FLOORS = (GEMMS, CROSS_ENTROPY_ALONE)
+NO_PEERS = (OURS, GEMMS, CROSS_ENTROPY_ALONE)
 PREFERRED_TOKENS = 50
 """K at which the KL is to be free."""
 FLAT = 1.1
 """The most that memory beyond inputs and outputs may grow from the smallest N to the largest."""
-NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,30 +49,32 @@ class Sheet:
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = list(results)
-        self.lines = {(result.case, result.implementation): result for result in self.results}
+        self.of: dict[Case, dict[str, Result]] = defaultdict(dict)
+        for result in self.results:
+            self.of[result.case][result.implementation] = result
 
-    def value(self, case: Case, column: str, implementation: str = OURS) -> float | None:
-        """One value of a line; None where it was not measured."""
-        return getattr(self.lines.get((case, implementation)), column, None)
+    def fastest(self, case: Case) -> Result | None:
+        """The fastest peer's line."""
+        lines = self.of[case].values()
+        peers = [line for line in lines if line.measured and line.implementation not in NO_PEERS]
+        return min(peers, key=lambda line: line.p50_ms or math.inf, default=None)
 
-    def figure(
-        self, name: str, case: Case, needed: Sequence[tuple[str, float | None]], **bound: Any
-    ) -> Target:
-        """A value, or the ratio of two, or why there is none.
+    def target(self, name: str, value: float | None, case: Case, who: str, **bound: Any) -> Target:
+        """A figure; without a value the line of `who` says why."""
+        if value is not None:
+            return Target(name=name, value=value, **bound)
+        line = self.of[case].get(who)
+        reason = (line.reason or line.remark) if line else ""
+        return Target(name=name, value=math.nan, reason=reason or "not run yet", **bound)
 
-        Args:
-            name: of the figure.
-            case: that it is about, for the reason why it is missing.
-            needed: an implementation and its value; a second one divides the first.
-            bound: `at_most` or `at_least`.
-        """
-        missing = [implementation for implementation, value in needed if value is None]
-        if missing:
-            line = self.lines.get((case, missing[0]))
-            reason = (line.reason or line.remark) if line else ""
-            return Target(name=name, value=math.nan, reason=reason or NOT_RUN, **bound)
-        value, *divisor = (value for _, value in needed if value is not None)
-        return Target(name=name, value=value / divisor[0] if divisor else value, **bound)
+    def figure(self, name: str, case: Case, column: str, *who: str, **bound: Any) -> Target:
+        """A value of one implementation, or its ratio to that of a second one."""
+        values = [getattr(self.of[case].get(each), column, None) for each in who]
+        for each, value in zip(who, values, strict=True):
+            if value is None:
+                return self.target(name, None, case, each, **bound)
+        value, *divisor = values
+        return self.target(name, value / divisor[0] if divisor else value, case, OURS, **bound)
 
 
 def targets(device: str, results: Iterable[Result]) -> list[Target]:
@@ -100,28 +102,19 @@ def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[
         if plan.varied in (BASE, "head"):
             wanted = 0.90 if on_gpu else 0.85 if case.trainable_head else 0.80
             bound = {} if on_gpu and case.trainable_head else {"at_least": wanted}
-            speed = (OURS, sheet.value(case, "of_gemms"))
-            yield sheet.figure(f"{name}: speed / that of its GEMMs", case, [speed], **bound)
+            label = f"{name}: speed / that of its GEMMs"
+            yield sheet.figure(label, case, "of_gemms", OURS, **bound)
         if on_gpu and case == base:
-            floor = sheet.value(case, "tflop_per_s", GEMMS)
+            floor = getattr(sheet.of[case].get(GEMMS), "tflop_per_s", None)
             beside = "" if floor is None else f" (GEMMs alone {floor:.0f})"
-            speed = (OURS, sheet.value(case, "tflop_per_s"))
-            yield sheet.figure(f"{name}: TFLOP/s{beside}", case, [speed], at_least=700)
-        yield _against_fastest(sheet, case, name)
-
-
-def _against_fastest(sheet: Sheet, case: Case, name: str) -> Target:
-    """Time of the fastest peer by ours."""
-    times_ms = {
-        result.implementation: result.p50_ms
-        for result in sheet.results
-        if result.case == case and result.p50_ms is not None
-    }
-    peers = [name for name in times_ms if name not in (OURS, *FLOORS)]
-    fastest = min(peers, key=lambda peer: times_ms[peer], default=None)
-    pair = [(fastest or OURS, times_ms.get(fastest or "")), (OURS, times_ms.get(OURS))]
-    other = fastest or "the fastest peer"
-    return sheet.figure(f"{name}: time of {other} / ours", case, pair, at_least=1.0)
+            yield sheet.figure(f"{name}: TFLOP/s{beside}", case, "tflop_per_s", OURS, at_least=700)
+        if (fastest := sheet.fastest(case)) is None:
+            label = f"{name}: time of the fastest peer / ours"
+            yield sheet.target(label, None, case, OURS, at_least=1.0)
+        else:
+            peer = fastest.implementation
+            label = f"{name}: time of {peer} / ours"
+            yield sheet.figure(label, case, "p50_ms", peer, OURS, at_least=1.0)
 
 
 def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
@@ -134,7 +127,7 @@ def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]
         bounded = free and not case.trainable_head
         bound = {"at_most": 1.01 if on_gpu else 1.03} if bounded else {}
         name = f"loss with KL, {title(case)}: time / cross-entropy alone"
-        yield sheet.figure(name, case, [(OURS, sheet.value(case, "of_cross_entropy"))], **bound)
+        yield sheet.figure(name, case, "of_cross_entropy", OURS, **bound)
 
 
 def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
@@ -147,22 +140,19 @@ def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterat
         small = (case.hidden, case.vocabulary) == HEADS[SMALL]
         faster = 8.0 if case.prompt_share > 0.5 else 4.0 if small else 3.5
         bounded = not on_gpu and plan.varied == "prompt share"
-        times, peaks = (
-            [(each, sheet.value(case, column, each)) for each in (RELEASED, OURS)]
-            for column in ("p50_ms", "extra_mib")
-        )
         bound = {"at_least": faster} if bounded else {}
-        yield sheet.figure(f"{name}: time of released / ours", case, times, **bound)
+        label = f"{name}: time of released / ours"
+        yield sheet.figure(label, case, "p50_ms", RELEASED, OURS, **bound)
         bound = {"at_most": 0.1} if bounded else {}
         label = f"{name}: peak extra memory of ours / released"
-        yield sheet.figure(label, case, peaks[::-1], **bound)
+        yield sheet.figure(label, case, "extra_mib", OURS, RELEASED, **bound)
 
 
 def _logsumexp(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
     case = _base(planned, "linear_logsumexp")
     name = f"log-sum-exp, {title(case)}: speed / that of its GEMM"
     bound = {"at_least": 0.65} if on_gpu else {}
-    yield sheet.figure(name, case, [(OURS, sheet.value(case, "of_gemms"))], **bound)
+    yield sheet.figure(name, case, "of_gemms", OURS, **bound)
 
 
 def _along_lines(sheet: Sheet, device: str) -> Iterator[Target]:
@@ -177,10 +167,10 @@ def _along_lines(sheet: Sheet, device: str) -> Iterator[Target]:
         )
         own = next(whole, None)
         slope, growth = (own.time_exponent, own.memory_growth) if own else (None, None)
-        yield sheet.figure(f"{name}: exponent of time", largest, [(OURS, slope)])
+        yield sheet.target(f"{name}: exponent of time", slope, largest, OURS)
         if line.size == "N":
             label = f"{name}: growth of memory beyond inputs and outputs"
-            yield sheet.figure(label, largest, [(OURS, growth)], at_most=FLAT)
+            yield sheet.target(label, growth, largest, OURS, at_most=FLAT)
 
 
 def _base(planned: list[Plan], op: str) -> Case:
