@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel, for GPUs that need not be there.
 
-    python -m benchmarks.kernel_report [--check] [--all] [--json FILE] [--targets sm_80 ...]
+    python -m benchmarks.kernel_report [--check] [--all] [--targets sm_80 ...] [--ops pact_kl ...]
 
 The launchers run on meta tensors and name what they would launch; that is compiled for each target,
 and its machine code read. A roofline time is a bound from the datasheet of the card that is named,
@@ -16,22 +16,13 @@ argparse and a table by hand, not tyro and pandas.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
-from typing import Any
-
-import torch
-import triton
-from triton.backends.nvidia.compiler import get_ptxas_version
 
 from benchmarks.kernels.cases import CASES
+from benchmarks.kernels.gpus import has_tensor_operation
 from benchmarks.kernels.readings import Reading, problems, readings
 from pact_kernels.kernels._launch.runtime import KIB, TARGETS
 
@@ -62,36 +53,37 @@ COLUMNS = {
 
 def cells(reading: Reading) -> list[str]:
     """One line of the table."""
-    compiled, occupancy, cost = reading.compiled, reading.occupancy, reading.cost
-    others = len(reading.cases) - 1
+    compiled, cost, options = reading.compiled, reading.cost, reading.configuration.options
+    first, *others = reading.cases
     left = [
         reading.target,
-        reading.dtype,
-        reading.cases[0].replace(f" {reading.dtype} ", " ")
-        + (f" +{others}" if others else "")
+        first.dtype_name,
+        f"{first.op} {first.variant}"
+        + (f" +{len(others)}" if others else "")
         + (": does not compile" if compiled is None else ""),
-        f"{reading.warps}",
-        f"{reading.stages}",
+        f"{options.warps}",
+        f"{options.stages}",
     ]
-    if compiled is None or occupancy is None:
+    if compiled is None:
         return left + [""] * (len(COLUMNS) - len(left))
-    code, limit = compiled.code, reading.shared_limit_bytes
-    older = code.tensor_operations and not reading.fastest_matrix_class
+    code, occupancy = compiled.code, reading.occupancy(compiled)
+    operations = code.tensor_operations
+    older = operations and not has_tensor_operation(reading.gpu, operations, fastest=True)
     return [
         *left,
         f"{code.registers}",
         f"{code.spills}",
-        f"{compiled.shared_bytes / KIB:.1f}/{limit // KIB}",
+        f"{compiled.shared_bytes / KIB:.1f}/{reading.shared_limit_bytes // KIB}",
         f"{occupancy.programs}",
         f"{occupancy.fraction:.0%}",
-        _counted(code.tensor_operations) + ("*" if older else ""),
+        _counted(operations) + ("*" if older else ""),
         _counted(code.copies),
         f"{code.widest_load_bytes or '-'}",
         f"{code.widest_store_bytes or '-'}",
         f"{cost.flops / cost.row_tiles / 1e6:,.1f}",
         f"{cost.bytes / cost.row_tiles / KIB:,.1f}",
         f"{cost.logit_bytes or '-'}",
-        f"{reading.roofline_us:,.1f}",
+        f"{reading.roofline_us(compiled):,.1f}",
     ]
 
 
@@ -111,21 +103,9 @@ def table(found: Sequence[Reading]) -> str:
     blocks: list[str] = []
     for kernel, block in groupby(zip(found, lines, strict=True), lambda pair: pair[0].kernel):
         blocks += [kernel, aligned(COLUMNS), *(aligned(line) for _, line in block), ""]
-    cards = ", ".join(dict.fromkeys(f"{reading.target} {reading.card}" for reading in found))
+    cards = ", ".join(dict.fromkeys(f"{reading.target} {reading.gpu.card}" for reading in found))
     legend = [f"{name:10s}{meaning}" for name, meaning in COLUMNS.items() if meaning]
     return "\n".join([*blocks, f"limits and peaks of: {cards}", *legend])
-
-
-def report(found: Sequence[Reading], targets: Sequence[str]) -> dict[str, Any]:
-    """All readings and what they were made with, ready for JSON."""
-    ptxas = {name: TARGETS[name].arch for name in targets if TARGETS[name].backend == "cuda"}
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "ptxas": {name: _version(get_ptxas_version(arch)) for name, arch in ptxas.items()},
-        "readings": [asdict(reading) for reading in found],
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,17 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (args.all or case.default) and (args.ops is None or case.op in args.ops)
     ]
     found = readings(cases, [TARGETS[name] for name in targets], args.jobs)
-    # JSON on stdout stands there alone.
-    print(table(found), file=sys.stderr if args.json == "-" else sys.stdout)
-    if args.json is not None:
-        text = json.dumps(report(found, targets), indent=1) + "\n"
-        if args.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(args.json).write_text(text, encoding="utf-8")
-    complaints = (
-        [problem for reading in found for problem in problems(reading)] if args.check else []
-    )
+    print(table(found))
+    complaints = [x for reading in found for x in problems(reading)] if args.check else []
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0
@@ -161,7 +132,6 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", metavar="FILE", help="write all readings too; - is stdout")
     parser.add_argument("--check", action="store_true", help="print every problem, exit with 1")
     parser.add_argument("--all", action="store_true", help="every variant of every op and target")
     contract = " ".join(CONTRACT)
@@ -182,12 +152,6 @@ def _positive(text: str) -> int:
 
 def _counted(count: dict[str, int]) -> str:
     return " ".join(f"{name} {number}" for name, number in count.items()) or "-"
-
-
-def _version(text: str) -> str:
-    """13.1.80 of what `ptxas --version` prints."""
-    found = re.search(r"\bV(\d[\d.]*)", text)
-    return found[1] if found else text.strip()
 
 
 if __name__ == "__main__":

@@ -37,10 +37,6 @@ class Gpu:
     """One card of a target: what its processors hold, and its peak rates."""
 
     card: str
-    warps: int
-    """Most warps (wavefronts) resident on a processor."""
-    programs: int
-    """Most programs (blocks, workgroups) resident on a processor."""
     shared_bytes: int
     """Shared memory (LDS) of a processor."""
     tensor_operations: tuple[str, ...]
@@ -52,6 +48,10 @@ class Gpu:
     vector_tflops: float
     """fp32 outside the matrix units."""
     bandwidth_tb_per_s: float
+    warps: int = 64
+    """Most warps (wavefronts) resident on a processor."""
+    programs: int = 32
+    """Most programs (blocks, workgroups) resident on a processor."""
     single_products: int = 3
     """Such products per product of fp32 operands."""
     shared_granule: int = 128
@@ -72,8 +72,6 @@ class Occupancy:
 GPUS = {
     "sm_80": Gpu(
         card="A100 80GB SXM",
-        warps=64,
-        programs=32,
         shared_bytes=164 * KIB,
         tensor_operations=("HMMA",),
         half_tflops=312.0,
@@ -94,8 +92,6 @@ GPUS = {
     ),
     "sm_90": Gpu(
         card="H100 SXM",
-        warps=64,
-        programs=32,
         shared_bytes=228 * KIB,
         # wgmma multiplies 64 rows at least; smaller row tiles take the older instruction.
         tensor_operations=("HGMMA", "HMMA"),
@@ -106,8 +102,6 @@ GPUS = {
     ),
     "sm_100": Gpu(
         card="B200",
-        warps=64,
-        programs=32,
         shared_bytes=228 * KIB,
         tensor_operations=("UTC*MMA", "HMMA"),
         half_tflops=2250.0,
@@ -118,7 +112,6 @@ GPUS = {
     "gfx942": Gpu(
         card="MI300X",
         warps=32,
-        programs=32,
         shared_bytes=64 * KIB,
         shared_granule=512,
         shared_reserved_bytes=0,

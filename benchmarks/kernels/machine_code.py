@@ -18,34 +18,19 @@ from dataclasses import dataclass
 class Spills:
     """Registers that the compiler had to put into memory; any of them is too many."""
 
-    stack_bytes: int
-    """Per thread: NVIDIA's stack, AMD's scratch (private segment)."""
-    local_bytes: int
-    """Per thread: NVIDIA's local memory."""
-    loads: int
-    """Instructions that read them back (LDL, scratch_load)."""
-    stores: int
-    """Instructions that put them there (STL, scratch_store)."""
-    vector_registers: int
-    """AMD's vgpr_spill_count."""
-    scalar_registers: int
-    """AMD's sgpr_spill_count."""
-
-    @property
-    def bytes(self) -> int:
-        """Per thread."""
-        return self.stack_bytes + self.local_bytes
+    bytes: int = 0
+    """Per thread: NVIDIA's stack and local memory, AMD's scratch (private segment)."""
+    moves: int = 0
+    """Instructions that put them there and read them back (STL and LDL, scratch_...)."""
+    registers: int = 0
+    """AMD's vgpr_spill_count and sgpr_spill_count."""
 
     def __bool__(self) -> bool:
-        counts = self.bytes, self.loads, self.stores, self.vector_registers, self.scalar_registers
-        return any(counts)
+        return any((self.bytes, self.moves, self.registers))
 
     def __str__(self) -> str:
-        if not self:
-            return "-"
-        registers = self.vector_registers + self.scalar_registers
-        moved = f"{registers} registers" if registers else f"{self.loads + self.stores} moves"
-        return f"{self.bytes} B, {moved}"
+        moved = f"{self.registers} registers" if self.registers else f"{self.moves} moves"
+        return f"{self.bytes} B, {moved}" if self else "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +62,7 @@ def read_nvidia(text: str) -> MachineCode:
     count = Counter(name.partition(".")[0] for name in names)
     return MachineCode(
         registers=registers,
-        spills=Spills(
-            stack_bytes=stack_bytes,
-            local_bytes=local_bytes,
-            loads=count["LDL"],
-            stores=count["STL"],
-            vector_registers=0,
-            scalar_registers=0,
-        ),
+        spills=Spills(bytes=stack_bytes + local_bytes, moves=count["LDL"] + count["STL"]),
         tensor_operations=_matching(count, r"HMMA|[HIQ]GMMA|UTC[A-Z]*MMA"),
         copies=_matching(count, r"UTMALDG|UTMASTG|UBLKCP|LDGSTS"),
         widest_load_bytes=_widest(names, r"LDG|LDGSTS"),
@@ -101,12 +79,9 @@ def read_amd(text: str) -> MachineCode:
     return MachineCode(
         registers=_amd_field(text, "vgpr_count"),  # agpr_count is a part of it
         spills=Spills(
-            stack_bytes=_amd_field(text, "private_segment_fixed_size"),
-            local_bytes=0,
-            loads=count["scratch_load"],
-            stores=count["scratch_store"],
-            vector_registers=_amd_field(text, "vgpr_spill_count"),
-            scalar_registers=_amd_field(text, "sgpr_spill_count"),
+            bytes=_amd_field(text, "private_segment_fixed_size"),
+            moves=count["scratch"],
+            registers=sum(_amd_field(text, f"{kind}gpr_spill_count") for kind in "vs"),
         ),
         tensor_operations=_matching(count, r"MFMA|SMFMAC"),
         copies=_matching(count, r"LOAD_LDS"),
@@ -144,8 +119,8 @@ def _amd_class(instruction: list[str]) -> str:
     name = instruction[0]
     if found := re.match(r"v_(mfma|smfmac)_", name):
         return found[1].upper()
-    if found := re.match(r"scratch_(load|store)_", name):
-        return f"scratch_{found[1]}"
+    if re.match(r"scratch_(load|store)_", name):
+        return "scratch"
     loads = re.match(r"(buffer|global)_load_", name)
     if loads and ("_lds_" in name or instruction[-1] == "lds"):
         return "LOAD_LDS"

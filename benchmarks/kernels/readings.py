@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.compiled import Compiled, Configuration, compile_all, specialise
-from benchmarks.kernels.gpus import GPUS, Occupancy, has_tensor_operation, occupancy, roofline_us
+from benchmarks.kernels.gpus import GPUS, Gpu, Occupancy, has_tensor_operation, occupancy
+from benchmarks.kernels.gpus import roofline_us as least_us
 from pact_kernels.kernels._launch.runtime import TARGETS, Cost, Target, recording
 
 Distinct = tuple[Configuration, Cost, torch.dtype]
 """What tells one line of the report from another."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reading:
-    """One compiled kernel and what is to be known of it."""
+    """One compiled kernel, and what follows from it."""
 
-    cases: tuple[str, ...]
-    """Whose launches these are."""
-    kernel: str
-    target: str
-    card: str
-    """Whose limits and peaks are used."""
-    dtype: str
-    warps: int
-    stages: int
+    configuration: Configuration
     cost: Cost
-    shared_limit_bytes: int
-    error: str | None = None
-    """Why there is nothing below."""
-    compiled: Compiled | None = None
-    fastest_matrix_class: bool | None = None
-    """Whether it uses the matrix instructions of the target's fastest class."""
-    occupancy: Occupancy | None = None
-    roofline_us: float | None = None
-    """Least time of the whole launch, at the card's peaks."""
+    dtype: torch.dtype
+    cases: tuple[Case, ...]
+    """Whose launches these are."""
+    result: Compiled | str
+    """What the compiler made of it, or its complaint."""
+
+    @property
+    def compiled(self) -> Compiled | None:
+        return None if isinstance(self.result, str) else self.result
+
+    @property
+    def kernel(self) -> str:
+        return self.configuration.kernel
+
+    @property
+    def target(self) -> str:
+        return self.configuration.target
+
+    @property
+    def gpu(self) -> Gpu:
+        """The card whose limits and peaks are used."""
+        return GPUS[self.target]
+
+    @property
+    def shared_limit_bytes(self) -> int:
+        return TARGETS[self.target].shared_bytes
+
+    def occupancy(self, compiled: Compiled) -> Occupancy:
+        return occupancy(
+            self.gpu,
+            warps=self.configuration.options.warps,
+            registers=compiled.code.registers,
+            shared_bytes=compiled.shared_bytes,
+            tensor_memory_columns=compiled.tensor_memory_columns,
+        )
+
+    def roofline_us(self, compiled: Compiled) -> float:
+        """Least time of the whole launch, at the card's peaks."""
+        return least_us(self.gpu, self.cost, self.dtype, product=compiled.has_product)
 
 
 def record(cases: Iterable[Case], targets: Iterable[Target]) -> dict[Distinct, list[Case]]:
@@ -65,43 +88,6 @@ def record(cases: Iterable[Case], targets: Iterable[Target]) -> dict[Distinct, l
     return launches
 
 
-def read(
-    configuration: Configuration,
-    cost: Cost,
-    dtype: torch.dtype,
-    cases: Sequence[Case],
-    result: Compiled | str,
-) -> Reading:
-    """All that follows from a compiled configuration."""
-    gpu, options = GPUS[configuration.target], configuration.options
-    launched = Reading(
-        cases=tuple(map(str, cases)),
-        kernel=configuration.kernel,
-        target=configuration.target,
-        card=gpu.card,
-        dtype=cases[0].dtype_name,
-        warps=options.warps,
-        stages=options.stages,
-        cost=cost,
-        shared_limit_bytes=TARGETS[configuration.target].shared_bytes,
-    )
-    if isinstance(result, str):
-        return replace(launched, error=result)
-    return replace(
-        launched,
-        compiled=result,
-        fastest_matrix_class=has_tensor_operation(gpu, result.code.tensor_operations, fastest=True),
-        occupancy=occupancy(
-            gpu,
-            warps=options.warps,
-            registers=result.code.registers,
-            shared_bytes=result.shared_bytes,
-            tensor_memory_columns=result.tensor_memory_columns,
-        ),
-        roofline_us=roofline_us(gpu, cost, dtype, product=result.has_product),
-    )
-
-
 def readings(cases: Iterable[Case], targets: Iterable[Target], jobs: int) -> list[Reading]:
     """Readings of every distinct launch, by kernel."""
     launches = record(cases, targets)
@@ -109,7 +95,7 @@ def readings(cases: Iterable[Case], targets: Iterable[Target], jobs: int) -> lis
     print(f"compiling {len(configurations)} kernels in {jobs} processes", file=sys.stderr)
     results = compile_all(configurations, jobs)
     found = [
-        read(configuration, cost, dtype, makers, results[configuration])
+        Reading(configuration, cost, dtype, tuple(makers), results[configuration])
         for (configuration, cost, dtype), makers in launches.items()
     ]
     kernels = list(dict.fromkeys(reading.kernel for reading in found))
@@ -118,20 +104,17 @@ def readings(cases: Iterable[Case], targets: Iterable[Target], jobs: int) -> lis
 
 def problems(reading: Reading) -> list[str]:
     """What `--check` does not let pass."""
-    compiled, found = reading.compiled, []
+    compiled, gpu, found = reading.compiled, reading.gpu, []
     if compiled is None:
-        found.append(f"does not compile: {reading.error}")
+        found.append(f"does not compile: {reading.result}")
     else:
-        gpu, code = GPUS[reading.target], compiled.code
-        if code.spills:
-            found.append(f"spills registers: {code.spills}")
-        if compiled.has_product and not has_tensor_operation(gpu, code.tensor_operations):
-            wanted = " or ".join(gpu.tensor_operations)
-            found.append(f"forms a product without {wanted}")
-        if compiled.shared_bytes > reading.shared_limit_bytes:
-            found.append(
-                f"asks for {compiled.shared_bytes} bytes of shared memory, "
-                f"{reading.shared_limit_bytes} are there"
-            )
-    where = f"{reading.kernel} on {reading.target} ({', '.join(reading.cases)})"
+        operations, limit = compiled.code.tensor_operations, reading.shared_limit_bytes
+        if compiled.code.spills:
+            found.append(f"spills registers: {compiled.code.spills}")
+        if compiled.has_product and not has_tensor_operation(gpu, operations):
+            found.append(f"forms a product without {' or '.join(gpu.tensor_operations)}")
+        if compiled.shared_bytes > limit:
+            asked = f"asks for {compiled.shared_bytes} bytes of shared memory"
+            found.append(f"{asked}, {limit} are there")
+    where = f"{reading.kernel} on {reading.target} ({', '.join(map(str, reading.cases))})"
     return [f"{where}: {problem}" for problem in found]

@@ -14,7 +14,7 @@ import triton.language as tl
 from benchmarks.kernels.cases import CASES, meta
 from benchmarks.kernels.compiled import Compiled, compile_all, compile_or_error, specialise
 from benchmarks.kernels.gpus import GPUS, has_tensor_operation
-from benchmarks.kernels.readings import problems, read
+from benchmarks.kernels.readings import Reading, problems
 from pact_kernels.kernels._device.operands import Matrix
 from pact_kernels.kernels._launch.runtime import (
     TARGETS,
@@ -78,7 +78,7 @@ def product(dtype: torch.dtype, precision: str, size: int = 32) -> Launch:
 def found_problems(launch: Launch, target: str) -> list[str]:
     configuration = specialise(launch, TARGETS[target])
     result = compile_or_error(configuration)
-    return problems(read(configuration, launch.cost, torch.float32, [CASE], result))
+    return problems(Reading(configuration, launch.cost, torch.float32, (CASE,), result))
 
 
 @pytest.mark.parametrize("target", CONTRACT)
