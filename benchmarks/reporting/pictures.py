@@ -11,42 +11,29 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from benchmarks.cases.catalogue import lines
 from benchmarks.cases.plan import OURS, Line, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
+from benchmarks.reporting.drawing import (
+    FAINT,
+    FIRST,
+    OTHERS,
+    TITLE,
+    Style,
+    clean,
+    legend,
+    log_scale,
+    new_figure,
+    save,
+)
 from benchmarks.reporting.results import Result, frame_of
 from benchmarks.reporting.scaling import exponent, tracks
 
 DRAWN_OPS = ("linear_cross_entropy", "pact_loss")
-INK, FAINT, GRID = "#333333", "#8a8a8a", "#e8e8e8"
-TITLE: dict[str, Any] = {"fontsize": 9.5, "color": INK, "loc": "left"}
-DPI, COLOURS = 120, 128
-
-
-class Style(NamedTuple):
-    """How an implementation is drawn, in every picture."""
-
-    colour: str
-    marker: str
-
-
-FIRST = Style("#0072b2", "o")
-OTHERS = (
-    Style("#d55e00", "X"),
-    Style("#009e73", "s"),
-    Style("#cc79a7", "^"),
-    Style("#c47f00", "v"),
-    Style("#56b4e9", "P"),
-    Style("#8c6d31", "<"),
-    Style("#7f7f7f", ">"),
-    Style("#44aa99", "p"),
-    Style("#882255", "h"),
-)
-"""Safe for colour-blind eyes (Okabe and Ito); past the last one they begin again."""
 
 
 def plot_all(device: str, machine: str, results: Sequence[Result], folder: Path) -> list[Path]:
@@ -75,7 +62,7 @@ def plot_cases(
         return None
     cases = list(dict.fromkeys(frame.case))
     frame = frame.assign(row=[cases.index(case) for case in frame.case], times=1 / frame.of_gemms)
-    figure = _figure(11.0, 1.6 + 0.3 * len(cases))
+    figure = new_figure(11.0, 1.6 + 0.3 * len(cases))
     left, right = panels = figure.subplots(1, 2, sharey=True)
     for name, own in frame.groupby("implementation", sort=False):
         _dots(left, own.times, own.row, name, style[name])
@@ -87,10 +74,10 @@ def plot_cases(
     left.set_title("Time / time of its GEMMs alone", **TITLE)
     right.set_title("Peak memory beyond the inputs, MiB", **TITLE)
     for axes in panels:
-        _log_scale(axes, "x")
-        _clean(axes)
-    _legend(figure, panels)
-    return _save(figure, path)
+        log_scale(axes, "x")
+        clean(axes)
+    legend(figure, panels)
+    return save(figure, path)
 
 
 def plot_growth(
@@ -100,7 +87,7 @@ def plot_growth(
     found = [(line, group) for line in along if (group := tracks(line, results))]
     if not found:
         return None
-    figure = _figure(11.0, 0.5 + 3.2 * len(found))
+    figure = new_figure(11.0, 0.5 + 3.2 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False)
     for (time_axes, memory_axes), (line, group) in zip(grid, found, strict=True):
         for name, points in group:
@@ -112,13 +99,13 @@ def plot_growth(
         time_axes.set_title(f"Time, ms (D {head.hidden}, {rest})", **TITLE)
         memory_axes.set_title("Memory beyond inputs and outputs, MiB", **TITLE)
         for axes in (time_axes, memory_axes):
-            _log_scale(axes, "x")
-            _log_scale(axes, "y")
+            log_scale(axes, "x")
+            log_scale(axes, "y")
             axes.set_xticks(line.sizes(), [str(size) for size in line.sizes()])
             axes.set_xlabel(line.size)
-            _clean(axes)
+            clean(axes)
             axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _dots(axes: Any, x: pd.Series, y: pd.Series, name: str, style: Style) -> None:
@@ -135,65 +122,3 @@ def _curve(axes: Any, x: pd.Series, y: pd.Series, name: str, style: Style) -> No
     look = {"color": style.colour, "marker": style.marker, "linewidth": 1.5, "markersize": 5.5}
     if above.any():
         axes.plot(x[above], y[above], label=label, **look)
-
-
-def _figure(width: float, height: float) -> Any:
-    """Drawn by Agg, without pyplot's state or a display."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _clean(axes: Any, grid: str = "both") -> None:
-    """Two spines, small labels, a faint grid behind, of both axes or of x or y alone."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=8.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(fontsize=9, color=INK)
-    axes.grid(axis=grid, color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _log_scale(axes: Any, name: str) -> None:
-    """Make the axis x or y logarithmic, with plain numbers at 1, 2 and 5 of every decade."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    getattr(axes, f"set_{name}scale")("log")
-    axis = getattr(axes, f"{name}axis")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:g}")
-
-
-def _legend(figure: Any, panels: Any, columns: int = 5) -> None:
-    """One for all panels, below them."""
-    handles = {
-        text: handle
-        for axes in panels
-        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
-        figure.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=min(columns, len(handles)),
-            frameon=False,
-            fontsize=8.5,
-        )
-
-
-def _save(figure: Any, path: Path) -> Path:
-    """A PNG of few colours, the same bytes each time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(DPI)
-    canvas.draw()
-    size = canvas.get_width_height(physical=True)
-    drawn = Image.frombytes("RGBA", size, bytes(canvas.buffer_rgba())).convert("RGB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
-    return path
