@@ -23,7 +23,7 @@ import torch
 
 import pact_kernels as pk
 from benchmarks.cases.case import Case, Inputs
-from benchmarks.cases.gpu import gpu_case
+from benchmarks.cases.catalogue import gpu_case
 from benchmarks.cases.plan import BASE, CAPPED_HEAD, GEMMA, LLAMA, OURS, SOFTCAP, Plan, title
 from benchmarks.harness import Bench, measure_all
 from benchmarks.measuring.entries import MEMORY_FRACTION
