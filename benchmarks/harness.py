@@ -22,7 +22,7 @@ from benchmarks.cases.case import Case, make_inputs
 from benchmarks.cases.plan import Plan, title
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
-from benchmarks.measuring.entries import Entry, entries, willing
+from benchmarks.measuring.entries import entries, willing
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.memory import Memory, cpu_memory, gpu_memory
@@ -108,12 +108,12 @@ def measure(plan: Plan, bench: Bench) -> list[Result]:
     for each in candidates:
         if each.name not in found:
             reason = reasons.get(each.name, "no implementation to compare with")
-            found[each.name] = _line(plan, bench, each.peer, reason=reason)
+            found[each.name] = _line(plan, bench, each, reason=reason)
     return [found[each.name] for each in candidates]
 
 
 def _measure(
-    taking_part: Sequence[Entry], plan: Plan, bench: Bench, reasons: dict[str, str]
+    taking_part: Sequence[Peer], plan: Plan, bench: Bench, reasons: dict[str, str]
 ) -> dict[str, Result]:
     """Lines of those that run and are right, by name; `reasons` is told of the others."""
     inputs = make_inputs(plan.case, bench.device)
@@ -140,16 +140,16 @@ def _measure(
 
 
 def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
-    if ready.entry.is_floor:
+    if ready.peer.is_floor:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.entry.name, ready.columns["setting"])
+    return cpu_memory(plan.case, ready.peer.name, ready.columns["setting"])
 
 
 def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench) -> Result:
-    memory, own = _memory(ready, plan, bench), times[ready.entry.name]
-    remarks = ready.entry.other_objective, ready.columns["remark"], memory.remark
+    memory, own = _memory(ready, plan, bench), times[ready.peer.name]
+    remarks = ready.peer.other_objective(plan.case), ready.columns["remark"], memory.remark
     ratios = {name: own.p50_ms / other.p50_ms for name, other in times.items()}
     columns = ready.columns | {
         **own._asdict(),
@@ -160,7 +160,7 @@ def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: B
         "of_baseline": ratios.get(plan.baseline),
         "extra_mib": memory.extra_mib,
     }
-    return _line(plan, bench, ready.entry.peer, **columns)
+    return _line(plan, bench, ready.peer, **columns)
 
 
 def _line(plan: Plan, bench: Bench, peer: Peer, **columns: Any) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -28,34 +27,14 @@ OF_ALL_POSITIONS = ("released",)
 """Those that form logits of prompts too."""
 
 
-class Entry(NamedTuple):
-    """One implementation, and what is asked of it."""
-
-    peer: Peer
-    other_objective: str = ""
-    """What it computes in place of the case's objective; empty where its result must equal the
-    oracle's."""
-    is_floor: bool = False
-    """Whether it is there to divide by: its memory is not measured."""
-
-    @property
-    def compared(self) -> bool:
-        return not self.is_floor and not self.other_objective
-
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-
-def entries(plan: Plan, peers: Sequence[Peer]) -> list[Entry]:
+def entries(plan: Plan, peers: Sequence[Peer]) -> list[Peer]:
     """Those of a plan, the package's own first, the floors last."""
-    taking_part = [peer for peer in peers if not plan.only or peer.name in plan.only]
-    taking_part.sort(key=lambda peer: peer.name != OURS)
-    found = [Entry(peer, peer.other_objective(plan.case) or "") for peer in taking_part]
+    found = [peer for peer in peers if not plan.only or peer.name in plan.only]
+    found.sort(key=lambda peer: peer.name != OURS)
     floors: list[Peer] = [Gemms()]
     if plan.case.op == "pact_loss":
-        floors += [CrossEntropyAlone(peer) for peer in taking_part if peer.name == OURS]
-    return [*found, *(Entry(peer, is_floor=True) for peer in floors)]
+        floors += [CrossEntropyAlone(peer) for peer in found if peer.name == OURS]
+    return [*found, *floors]
 
 
 def needed_bytes(name: str, case: Case) -> int:
@@ -65,21 +44,20 @@ def needed_bytes(name: str, case: Case) -> int:
 
 
 def willing(
-    candidates: Sequence[Entry], case: Case, device: torch.device, limit_bytes: int
-) -> tuple[list[Entry], dict[str, str]]:
+    candidates: Sequence[Peer], case: Case, device: torch.device, limit_bytes: int
+) -> tuple[list[Peer], dict[str, str]]:
     """Who takes part, and by name why the others do not."""
     answers = [(each, refusal(each, case, device, limit_bytes)) for each in candidates]
     reasons = {each.name: reason for each, reason in answers if reason is not None}
     return [each for each, reason in answers if reason is None], reasons
 
 
-def refusal(entry: Entry, case: Case, device: torch.device, limit_bytes: int) -> str | None:
+def refusal(peer: Peer, case: Case, device: torch.device, limit_bytes: int) -> str | None:
     """Why it does not take part, before anything is tried; None where it does."""
-    peer = entry.peer
     if device.type == "cuda" and not torch.cuda.is_available():
         return NEEDS_A_GPU
     reason = peer.unavailable(case, device)
-    if reason is not None or entry.is_floor:
+    if reason is not None or peer.is_floor:
         return reason
     needed = needed_bytes(peer.name, case)
     if needed > limit_bytes:

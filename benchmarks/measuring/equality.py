@@ -38,6 +38,7 @@ MOST_ORACLE_BYTES = 2**31
 SAMPLED_ROWS = 16
 """Rows of the timed case that are compared."""
 GRADIENT = "gradient of {}"
+OF_HIDDEN = GRADIENT.format("hidden")
 
 
 class Verdict(NamedTuple):
@@ -59,38 +60,36 @@ class Verdict(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The oracle's results for a case."""
+    """One of the oracle's results."""
 
-    tensors: Mapping[str, Tensor]
-    """By name, in float64."""
-    bounds: Mapping[str, float]
-    """Bounds of the relative error, by name."""
-    steps: Mapping[str, float]
-    """Rounding step of the dtype in which eager returns it, by name."""
+    tensor: Tensor
+    """In float64."""
+    bound: float
+    """Of the relative error."""
+    step: float
+    """Rounding step of the dtype in which eager returns it."""
 
 
-def truth_of(case: Case, inputs: Inputs) -> Truth:
+def truths_of(case: Case, inputs: Inputs) -> dict[str, Truth]:
     """By the oracle in float64, and bounds by eager torch in the case's dtype."""
-    tensors = {name: tensor.double() for name, tensor in named(oracle(case, inputs)).items()}
-    eager = Eager()
-    setting = eager.settings(case, inputs.hidden.device)[0]
-    rounded = named(eager.prepare(case, inputs, setting)())
-    floor = FLOORS[case.dtype]
-    bounds = {
-        name: FACTOR * relative_error(rounded[name], tensor) + floor
-        for name, tensor in tensors.items()
-    }
-    return Truth(tensors, bounds, {name: _step(tensor) for name, tensor in rounded.items()})
+    rounded = named(Eager().prepare(case, inputs, {})())
+
+    def truth(name: str, tensor: Tensor) -> Truth:
+        bound = FACTOR * relative_error(rounded[name], tensor) + FLOORS[case.dtype]
+        return Truth(tensor, bound, _step(rounded[name]))
+
+    exact = named(oracle(case, inputs))
+    return {name: truth(name, tensor.double()) for name, tensor in exact.items()}
 
 
-def judge(outputs: Mapping[str, Tensor], truth: Truth) -> Verdict:
+def judge(outputs: Mapping[str, Tensor], truths: Mapping[str, Truth]) -> Verdict:
     """The verdict on what a call returned; what it lacks, or has in another shape, is wrong."""
     verdicts = []
-    for name, tensor in truth.tensors.items():
-        if name not in outputs or outputs[name].shape != tensor.shape:
+    for name, truth in truths.items():
+        if name not in outputs or outputs[name].shape != truth.tensor.shape:
             return Verdict(float("inf"), float("inf"), name)
-        error, step = relative_error(outputs[name], tensor), _step(outputs[name])
-        bound = truth.bounds[name] + (step if step > truth.steps[name] else 0.0)
+        error, step = relative_error(outputs[name], truth.tensor), _step(outputs[name])
+        bound = truth.bound + (step if step > truth.step else 0.0)
         verdicts.append(Verdict(error, error / bound, name))
     worst = max(verdicts, key=lambda verdict: verdict.fraction)
     return worst._replace(error=max(verdict.error for verdict in verdicts))
@@ -138,7 +137,7 @@ class Sample:
         """What a call on the whole case says of these rows, as a call on them alone would."""
         if self.case.op in TRAINED:
             gradient = outputs.gradients["hidden"][self.positions]  # (R, D)
-            return {GRADIENT.format("hidden"): gradient.double() * (self.rows / len(self.picked))}
+            return {OF_HIDDEN: gradient.double() * (self.rows / len(self.picked))}
         return {
             name: tensor[self.positions if len(tensor) == self.num_positions else self.picked]
             for name, tensor in outputs.values.items()
@@ -159,29 +158,22 @@ class Checker:
         self.whole = self.case == case
         """Whether it is the timed case itself that is compared."""
         self.inputs = inputs if self.whole else make_inputs(self.case, inputs.hidden.device)
-        self.truth = truth_of(self.case, self.inputs)
+        self.truths = truths_of(self.case, self.inputs)
         self.sample: Sample | None = None
         if not self.whole and case.op != "token_scores":  # whose results are means over rows
             self.sample = Sample(case, inputs)
-            truth = truth_of(self.sample.case, self.sample.inputs)
-            if case.op in TRAINED:
-                name = GRADIENT.format("hidden")
-                truth = Truth(
-                    {name: truth.tensors[name]},
-                    {name: truth.bounds[name]},
-                    {name: truth.steps[name]},
-                )
-            self.sample_truth = truth
+            truths = truths_of(self.sample.case, self.sample.inputs)
+            self.sample_truths = {OF_HIDDEN: truths[OF_HIDDEN]} if case.op in TRAINED else truths
 
     def judge(self, outputs: Outputs) -> Verdict:
         """All that a call on the smaller case returned."""
-        return judge(named(outputs), self.truth)
+        return judge(named(outputs), self.truths)
 
     def judge_sample(self, outputs: Outputs) -> Verdict | None:
         """Some rows of what a call on the timed case returned; None where there is no sample."""
         if self.sample is None:
             return None
-        verdict = judge(self.sample.of(outputs), self.sample_truth)
+        verdict = judge(self.sample.of(outputs), self.sample_truths)
         return verdict._replace(name=f"{verdict.name} in some rows")
 
 

@@ -39,6 +39,7 @@ class Gemms(Peer):
 
     name = GEMMS
     ops = OPS
+    is_floor = True
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
         itemsize = getattr(torch, case.dtype).itemsize
@@ -115,6 +116,7 @@ class CrossEntropyAlone(Peer):
 
     name = CROSS_ENTROPY_ALONE
     ops = ("pact_loss",)
+    is_floor = True
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer

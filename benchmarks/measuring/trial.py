@@ -11,10 +11,9 @@ import torch
 
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.measuring.clock import Clock
-from benchmarks.measuring.entries import Entry
 from benchmarks.measuring.equality import Checker, Verdict
 from benchmarks.measuring.memory import output_mib
-from benchmarks.peers.peer import Call, Outputs, Setting
+from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 
 PROMISING = 1.5
 """Settings run a second time where their first is within this factor of the fastest first."""
@@ -23,9 +22,9 @@ MOST_OF_A_REASON = 300
 
 
 class Ready(NamedTuple):
-    """An entry that takes part."""
+    """An implementation that takes part."""
 
-    entry: Entry
+    peer: Peer
     call: Call
     quick_ms: float
     columns: dict[str, Any]
@@ -45,18 +44,18 @@ class Trial:
     checker: Checker
     clock: Clock
 
-    def best(self, entry: Entry) -> Ready:
+    def best(self, peer: Peer) -> Ready:
         """The fastest right one of its settings.
 
         Raises:
             Refused: none runs and is right.
         """
-        settings = entry.peer.settings(self.case, self.inputs.hidden.device)
+        settings = peer.settings(self.case, self.inputs.hidden.device)
         ready: list[Ready] = []
         refused: list[str] = []
         for setting in settings:
             try:
-                ready.append(self._run(entry, setting))
+                ready.append(self._run(peer, setting))
             except Exception as error:  # another's code: it may raise what it likes
                 if self.inputs.hidden.is_cuda:
                     torch.cuda.empty_cache()
@@ -79,11 +78,11 @@ class Trial:
         ]
         return min(again, key=lambda each: each.quick_ms)
 
-    def _run(self, entry: Entry, setting: Setting) -> Ready:
+    def _run(self, peer: Peer, setting: Setting) -> Ready:
         """Compare it, and time a call."""
-        peer, checker = entry.peer, self.checker
+        checker, compared = self.checker, peer.compared(self.case)
         verdicts: list[Verdict] = []
-        if entry.compared and not checker.whole:
+        if compared and not checker.whole:
             smaller = peer.prepare(checker.case, checker.inputs, setting)
             verdicts.append(_refuse_wrong(checker.judge(smaller())))
         call = peer.prepare(self.case, self.inputs, setting)
@@ -92,16 +91,16 @@ class Trial:
         kept: list[Outputs] = []
         quick_ms = self.clock(lambda: kept.append(call()))
         outputs = kept.pop()
-        if entry.compared and checker.whole:
+        if compared and checker.whole:
             verdicts.append(_refuse_wrong(checker.judge(outputs)))
-        elif entry.compared and (of_rows := checker.judge_sample(outputs)) is not None:
+        elif compared and (of_rows := checker.judge_sample(outputs)) is not None:
             verdicts.append(_refuse_wrong(of_rows))
         columns = {"setting": written(setting), "output_mib": output_mib(outputs)}
         if verdicts:
             worst = max(verdicts, key=lambda verdict: verdict.fraction)
             columns |= {"error": worst.error, "error_share": worst.fraction}
             columns["checked_rows"] = checker.case.rows
-        return Ready(entry, call, quick_ms, columns)
+        return Ready(peer, call, quick_ms, columns)
 
 
 def written(setting: Setting) -> str:

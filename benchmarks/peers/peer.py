@@ -40,6 +40,8 @@ class Peer(ABC):
     """What it has an implementation of, or an answer to."""
     distribution: str = "torch"
     """What has to be installed for it, as a package index calls it."""
+    is_floor: bool = False
+    """Whether it is there to divide by: it is not compared, and its memory is not measured."""
 
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
@@ -70,6 +72,10 @@ class Peer(ABC):
         stands for a price, and its results are compared with nothing. None where they are equal.
         """
         return None
+
+    def compared(self, case: Case) -> bool:
+        """Whether its result must equal the oracle's."""
+        return not self.is_floor and self.other_objective(case) is None
 
 
 def installed_version(distribution: str) -> str | None:

@@ -32,7 +32,7 @@ def outputs_of(peer: Peer, case: Case, checker_inputs: object) -> Outputs:
 
 
 def test_an_error_is_of_norms_and_a_share_of_its_bound() -> None:
-    truth = Truth({"loss": torch.tensor([3.0, 4.0]).double()}, {"loss": 0.5}, {"loss": 2.0**-23})
+    truth = {"loss": Truth(torch.tensor([3.0, 4.0]).double(), 0.5, 2.0**-23)}
     verdict = judge({"loss": torch.tensor([3.0, 5.0])}, truth)
     assert (verdict.error, verdict.fraction, verdict.name) == (0.2, 0.4, "loss")
     assert verdict.right
@@ -42,11 +42,11 @@ def test_an_error_is_of_norms_and_a_share_of_its_bound() -> None:
 def test_a_result_of_fewer_bits_than_eagers_may_be_off_by_a_rounding_step() -> None:
     step = 2.0**-7  # of bfloat16
     loss = torch.tensor(1.0 + step, dtype=torch.bfloat16)
-    truth = Truth({"loss": torch.tensor(1.0).double()}, {"loss": 1e-6}, {"loss": 2.0**-23})
+    truth = {"loss": Truth(torch.tensor(1.0).double(), 1e-6, 2.0**-23)}
     assert judge({"loss": loss}, truth).right
     assert not judge({"loss": loss.float()}, truth).right
     assert not judge({"loss": loss + step}, truth).right
-    coarse = truth._replace(steps={"loss": step})  # as of a gradient, which eager rounds too
+    coarse = {"loss": truth["loss"]._replace(step=step)}  # as of a gradient, which eager rounds too
     assert not judge({"loss": loss}, coarse).right
 
 
@@ -62,7 +62,7 @@ def test_a_result_of_fewer_bits_than_eagers_may_be_off_by_a_rounding_step() -> N
 def test_what_is_missing_misshapen_or_not_finite_is_wrong(
     outputs: dict[str, torch.Tensor],
 ) -> None:
-    truth = Truth({"loss": torch.tensor([3.0, 4.0]).double()}, {"loss": 1e9}, {"loss": 1.0})
+    truth = {"loss": Truth(torch.tensor([3.0, 4.0]).double(), 1e9, 1.0)}
     assert not judge(outputs, truth).right
 
 
