@@ -27,6 +27,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.kernels.machine_code import MachineCode, read_amd, read_nvidia
+from benchmarks.measuring.process import in_own_process
 from pact_kernels.kernels._launch.runtime import TARGETS, Launch, Options, Target
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -130,7 +131,7 @@ def compile_all(
     """Each once, in `jobs` processes."""
     results: dict[Configuration, Compiled | str] = {}
     unfinished: list[Configuration] = []
-    with _pool(jobs) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {
             each: pool.submit(compile_or_error, each) for each in dict.fromkeys(configurations)
         }
@@ -139,18 +140,13 @@ def compile_all(
                 results[configuration] = future.result()
             except BrokenProcessPool:
                 unfinished.append(configuration)
-    # A compiler that aborts takes its process and the pool along: find which by one pool for each.
+    # A compiler that aborts takes its process and the pool along: find which by a process for each.
     for configuration in unfinished:
-        with _pool(1) as pool:
-            try:
-                results[configuration] = pool.submit(compile_or_error, configuration).result()
-            except BrokenProcessPool:
-                results[configuration] = "the compiler aborted; its complaint is on stderr"
+        try:
+            results[configuration] = in_own_process(compile_or_error, configuration)
+        except BrokenProcessPool:
+            results[configuration] = "the compiler aborted; its complaint is on stderr"
     return results
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _complaint(error: BaseException) -> str:

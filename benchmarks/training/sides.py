@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import pact_kernels as pk
+from benchmarks.cases.case import Inputs
 from benchmarks.peers.liger import DISTRIBUTION, Liger
 from benchmarks.peers.peer import installed_version
-from benchmarks.training.released_step import released_step_loss
+from benchmarks.peers.released import released_loss
 from pact import PactConfig
 from pact.data.collate import Collator
 from pact.data.spans import IGNORE
@@ -187,10 +189,43 @@ def fill(
 
 
 def released_side(setting: Setting, task: Task) -> LossOf:
-    """The released algorithm with its default gate."""
-    gate, batch, frozen = pk.GateConfig(), task.batch(), setting.frozen
-    ids, weights = setting.token_ids, setting.token_weights
-    return lambda: released_step_loss(setting.student, frozen, batch, ids, weights, gate)
+    """The released algorithm: a second model in memory, two live forwards, full logits.
+
+    Raises:
+        ValueError: the head is more than a matrix.
+    """
+    head, gate, batch = output_head(setting.student), pk.GateConfig(), task.batch()
+    if head.bias is not None or head.softcap is not None or head.logit_scale != 1.0:
+        raise ValueError(
+            "the released side needs a head that is a matrix alone, got one with a bias, a soft "
+            "cap or a logit scale: choose another model"
+        )
+    frozen = setting.frozen
+    target = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE).flatten()
+    post_rows = batch["post_sequence"] * batch["post_input_ids"].shape[1] + batch["post_position"]
+
+    def states(model: Any, kind: str = "") -> Tensor:
+        ids, mask = batch[f"{kind}input_ids"], batch[f"{kind}attention_mask"]
+        return hidden_states(model, ids, mask).flatten(0, 1)  # (B L, D)
+
+    def forward() -> Tensor:
+        hidden = states(setting.student)
+        with torch.no_grad():
+            full, post = states(frozen), states(frozen, "post_")
+        inputs = Inputs(
+            hidden=hidden,
+            weight=head.weight,
+            target=target,
+            reference_hidden=full,
+            reference_post=post,
+            reference_weight=output_head(frozen).weight,
+            step=batch["row_step"],
+            token_ids=setting.token_ids,
+            token_weights=setting.token_weights,
+        )
+        return released_loss(inputs, gate, post_rows)
+
+    return forward
 
 
 OWN, FUSED = "plain, transformers", "plain, fused"
