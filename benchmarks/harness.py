@@ -144,7 +144,7 @@ def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
         return Memory(None)
     if bench.device.type == "cuda":
         return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.peer.name, ready.columns["setting"])
+    return cpu_memory(plan.case, ready.peer, ready.setting)
 
 
 def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench) -> Result:

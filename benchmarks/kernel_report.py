@@ -18,12 +18,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.gpus import has_tensor_operation
 from benchmarks.kernels.readings import Reading, problems, readings
+from benchmarks.reporting.figures import align
 from pact_kernels.kernels._launch.runtime import KIB, TARGETS
 
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -49,6 +50,7 @@ COLUMNS = {
     "bound us": "roofline of the launch, from datasheet peaks",
 }
 """The table's columns, with what needs saying of them."""
+LEFT_ALIGNED = ("target", "dtype", "case", "tensor", "copies")
 
 
 def cells(reading: Reading) -> list[str]:
@@ -89,20 +91,11 @@ def cells(reading: Reading) -> list[str]:
 
 def table(found: Sequence[Reading]) -> str:
     """All readings, aligned, a block for each kernel."""
-    lines = [cells(reading) for reading in found]
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
-    left_aligned = {"target", "dtype", "case", "tensor", "copies"}
-
-    def aligned(line: Iterable[str]) -> str:
-        padded = (
-            cell.ljust(width) if name in left_aligned else cell.rjust(width)
-            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
+    left = [place for place, name in enumerate(COLUMNS) if name in LEFT_ALIGNED]
+    header, *lines = align([list(COLUMNS), *map(cells, found)], left).splitlines()
     blocks: list[str] = []
     for kernel, block in groupby(zip(found, lines, strict=True), lambda pair: pair[0].kernel):
-        blocks += [kernel, aligned(COLUMNS), *(aligned(line) for _, line in block), ""]
+        blocks += [kernel, header, *(line for _, line in block), ""]
     cards = ", ".join(dict.fromkeys(f"{reading.target} {reading.gpu.card}" for reading in found))
     legend = [f"{name:10s}{meaning}" for name, meaning in COLUMNS.items() if meaning]
     return "\n".join([*blocks, f"limits and peaks of: {cards}", *legend])

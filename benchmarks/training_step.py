@@ -1,6 +1,6 @@
 """What a training step with PACT costs, beside plain fine-tuning and the released algorithm.
 
-    python -m benchmarks.training_step [--model FOLDER] [--runs 5] [--json FILE] [--quick]
+    python -m benchmarks.training_step [--model FOLDER] [--runs 5] [--json FILE]
     python -m benchmarks.training_step --device cuda [--runs 5] [--json FILE]
 
 All sides train the same LoRA adapters on the same batch of random tokens, half of each sequence a
@@ -62,17 +62,9 @@ from pact.demo.config import DemoConfig
 from pact.demo.shipped import shipped_model
 from pact.loading import load_model, load_tokenizer
 
-
-class Plan(NamedTuple):
-    """How much is measured."""
-
-    sizes: tuple[Size, ...]
-    memory_sides: tuple[str, ...]
-    filling_examples: int
-
-
-FULL = Plan((Size(4, 128), Size(2, 512)), tuple(SIDES), 48)
-QUICK = Plan((Size(2, 16),), (CACHED, RELEASED), 4)
+SIZES = (Size(4, 128), Size(2, 512))
+"""The batches on a processor."""
+FILLING_EXAMPLES = 48
 CARD = Size(4, 2048)
 """The batch on a GPU."""
 Goal = tuple[str, str, str, dict[str, float]]
@@ -118,15 +110,12 @@ class Measured(NamedTuple):
 EXAMPLE, REFERENCE = "example of the demo's data", "reference of some of the demo's examples"
 
 
-def measure(model: Path, plan: Plan, runs: int) -> Measured:
+def measure(model: Path, runs: int) -> Measured:
     """Every measurement on a processor, with one model folder."""
-    memory = {
-        size: {side: process_memory(model, side, size) for side in plan.memory_sides}
-        for size in plan.sizes
-    }
+    memory = {size: {side: process_memory(model, side, size) for side in SIDES} for size in SIZES}
     setting, data = make_setting(load_model(model)), DemoData(load_tokenizer(model))
     steps = {}
-    for size in plan.sizes:
+    for size in SIZES:
         task = random_task(setting.student, *size)
         reference, batch = cached_reference(setting, task, "selection", True), task.batch()
         reading = {READING: lambda reference=reference, batch=batch: reference(batch)}
@@ -137,7 +126,7 @@ def measure(model: Path, plan: Plan, runs: int) -> Measured:
         )
     data_ms = {
         EXAMPLE: example_times_ms(setting, data, runs),
-        REFERENCE: filling_times_ms(setting, data, plan.filling_examples, runs),
+        REFERENCE: filling_times_ms(setting, data, FILLING_EXAMPLES, runs),
     }
     cache = cached_reference(setting, data.task(0, 1), "selection", True).cache
     return Measured(steps, data_ms, cache.bytes_per_row)
@@ -205,10 +194,9 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
-    plan, runs = (QUICK, 1) if args.quick else (FULL, args.runs)
-    on_card = args.device == "cuda"
-    if on_card and (args.model or args.quick):
-        parser.error("--model and --quick are of --device cpu: a GPU runs a random model")
+    on_card, runs = args.device == "cuda", args.runs
+    if on_card and args.model:
+        parser.error("--model is of --device cpu: a GPU runs a random model")
     if on_card and not torch.cuda.is_available():
         parser.error("--device cuda needs an NVIDIA or AMD GPU, and torch sees none")
     folder = None if on_card else args.model or _shipped()
@@ -218,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runs": runs,
     }
     print(", ".join(f"{name} {value}" for name, value in made_with.items() if value), flush=True)
-    measured = measure(folder, plan, runs) if folder else measure_on_card(runs)
+    measured = measure(folder, runs) if folder else measure_on_card(runs)
     figures: list[Figure] = []
     for size, steps in measured.steps.items():
         figures += step_figures(size, steps, GOALS[args.device])
@@ -245,7 +233,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="default: the demo's, converted on first use")
     parser.add_argument("--runs", type=_positive, default=5, help="recorded rounds (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time too")
-    parser.add_argument("--quick", action="store_true", help="one round, a small batch")
     return parser
 
 

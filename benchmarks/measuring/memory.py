@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 from concurrent.futures.process import BrokenProcessPool
-from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -26,7 +24,7 @@ from benchmarks.measuring.process import (
     reset_peak,
     resident_mib,
 )
-from benchmarks.peers.peer import Call, Outputs, Peer
+from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 
 REGISTRY = "benchmarks.peers.registry"
 COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
@@ -64,20 +62,13 @@ def gpu_memory(call: Call, device: torch.device) -> Memory:
     return Memory((torch.cuda.max_memory_allocated(device) - before) / MIB)
 
 
-def cpu_memory(case: Case, peer: str, setting: str, registry: str = REGISTRY) -> Memory:
-    """In a process of its own.
-
-    Args:
-        case: whose inputs it makes.
-        peer: the name of one of the registry's PEERS.
-        setting: one of the peer's, as JSON.
-        registry: a module.
-    """
+def cpu_memory(case: Case, peer: Peer, setting: Setting) -> Memory:
+    """In a process of its own, which makes the case's inputs."""
     if not STATUS.exists():
         return Memory(None, "this system does not say what is resident")
     preload(__name__, REGISTRY)
     try:
-        return in_own_process(_measure, case, peer, setting, registry)
+        return in_own_process(_measure, case, peer, setting)
     except BrokenProcessPool:
         return Memory(None, "the process that measures memory was killed")
     except Exception as error:  # what another's code raised there
@@ -92,10 +83,8 @@ def preload_compiler() -> None:
     preload(*COMPILER)
 
 
-def _measure(case: Case, name: str, setting: str, registry: str) -> Memory:
-    peers: tuple[Peer, ...] = import_module(registry).PEERS
-    peer = next(each for each in peers if each.name == name)
-    call = peer.prepare(case, make_inputs(case), json.loads(setting))
+def _measure(case: Case, peer: Peer, setting: Setting) -> Memory:
+    call = peer.prepare(case, make_inputs(case), setting)
     call()
     _give_back_freed_memory()
     before_mib, permitted = resident_mib(), reset_peak()

@@ -26,6 +26,7 @@ class Ready(NamedTuple):
 
     peer: Peer
     call: Call
+    setting: Setting
     quick_ms: float
     columns: dict[str, Any]
     """What is known of its line already; its remark is of the settings that were refused."""
@@ -100,7 +101,7 @@ class Trial:
             worst = max(verdicts, key=lambda verdict: verdict.fraction)
             columns |= {"error": worst.error, "error_share": worst.fraction}
             columns["checked_rows"] = checker.case.rows
-        return Ready(peer, call, quick_ms, columns)
+        return Ready(peer, call, setting, quick_ms, columns)
 
 
 def written(setting: Setting) -> str:

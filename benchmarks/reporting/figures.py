@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -16,6 +16,12 @@ class Figure:
     """Its target where less is better."""
     at_least: float | None = None
     """Its target where more is better; without either the figure is stated only."""
+    reason: str = ""
+    """Why it was not measured: then its value is no number."""
+
+    @property
+    def measured(self) -> bool:
+        return not self.reason
 
     @property
     def met(self) -> bool | None:
@@ -32,7 +38,8 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        return {True: "met", False: "missed", None: ""}[self.met]
+        told = {True: "met", False: "missed", None: ""}[self.met]
+        return told if self.measured else f"not measured: {self.reason}"
 
     def record(self) -> dict[str, str | float | bool | None]:
         """Ready for JSON."""
@@ -46,12 +53,12 @@ def figure_table(figures: Sequence[Figure]) -> str:
     return align(cells)
 
 
-def align(cells: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first to the left, the others to the right."""
+def align(cells: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Columns of equal width, some to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
-    def aligned(first: str, *others: str) -> str:
-        right = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        return "  ".join([first.ljust(widths[0]), *right]).rstrip()
+    def aligned(line: Sequence[str]) -> str:
+        ways = [str.ljust if place in left else str.rjust for place in range(len(line))]
+        return "  ".join(map(lambda way, *cell: way(*cell), ways, line, widths)).rstrip()
 
-    return "\n".join(aligned(*line) for line in cells)
+    return "\n".join(map(aligned, cells))

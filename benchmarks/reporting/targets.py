@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cases.case import Case
@@ -29,21 +28,6 @@ FLAT = 1.1
 """The most that memory beyond inputs and outputs may grow from the smallest N to the largest."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target(Figure):
-    """A figure, or why there is none: then its value is no number."""
-
-    reason: str = ""
-
-    @property
-    def measured(self) -> bool:
-        return not self.reason
-
-    @property
-    def verdict(self) -> str:
-        return f"not measured: {self.reason}" if self.reason else super().verdict
-
-
 class Sheet:
     """Results of one machine, by case and implementation, and figures taken from them."""
 
@@ -59,15 +43,15 @@ class Sheet:
         peers = [line for line in lines if line.measured and line.implementation not in NO_PEERS]
         return min(peers, key=lambda line: line.p50_ms or math.inf, default=None)
 
-    def target(self, name: str, value: float | None, case: Case, who: str, **bound: Any) -> Target:
+    def target(self, name: str, value: float | None, case: Case, who: str, **bound: Any) -> Figure:
         """A figure; without a value the line of `who` says why."""
         if value is not None:
-            return Target(name=name, value=value, **bound)
+            return Figure(name=name, value=value, **bound)
         line = self.of[case].get(who)
         reason = (line.reason or line.remark) if line else ""
-        return Target(name=name, value=math.nan, reason=reason or "not run yet", **bound)
+        return Figure(name=name, value=math.nan, reason=reason or "not run yet", **bound)
 
-    def figure(self, name: str, case: Case, column: str, *who: str, **bound: Any) -> Target:
+    def figure(self, name: str, case: Case, column: str, *who: str, **bound: Any) -> Figure:
         """A value of one implementation, or its ratio to that of a second one."""
         values = [getattr(self.of[case].get(each), column, None) for each in who]
         for each, value in zip(who, values, strict=True):
@@ -77,7 +61,7 @@ class Sheet:
         return self.target(name, value / divisor[0] if divisor else value, case, OURS, **bound)
 
 
-def targets(device: str, results: Iterable[Result]) -> list[Target]:
+def targets(device: str, results: Iterable[Result]) -> list[Figure]:
     """All of a device's, measured or not."""
     sheet = Sheet(results)
     on_gpu = device == "cuda"
@@ -91,7 +75,7 @@ def targets(device: str, results: Iterable[Result]) -> list[Target]:
     ]
 
 
-def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
+def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
     """Against the same products alone, and against the fastest peer at every case."""
     base = _base(planned, "linear_cross_entropy")
     for plan in planned:
@@ -117,7 +101,7 @@ def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[
             yield sheet.figure(label, case, "p50_ms", peer, OURS, at_least=1.0)
 
 
-def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
+def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
     """What the KL adds to the cross-entropy; a bound is on a cached reference alone."""
     for plan in planned:
         case = plan.case
@@ -130,7 +114,7 @@ def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]
         yield sheet.figure(name, case, "of_cross_entropy", OURS, **bound)
 
 
-def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
+def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
     """Bounds are on the released step's own sizes, on a CPU."""
     for plan in planned:
         case = plan.case
@@ -148,14 +132,14 @@ def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterat
         yield sheet.figure(label, case, "extra_mib", OURS, RELEASED, **bound)
 
 
-def _logsumexp(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Target]:
+def _logsumexp(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
     case = _base(planned, "linear_logsumexp")
     name = f"log-sum-exp, {title(case)}: speed / that of its GEMM"
     bound = {"at_least": 0.65} if on_gpu else {}
     yield sheet.figure(name, case, "of_gemms", OURS, **bound)
 
 
-def _along_lines(sheet: Sheet, device: str) -> Iterator[Target]:
+def _along_lines(sheet: Sheet, device: str) -> Iterator[Figure]:
     """Exponents, and memory that must not grow with N."""
     for line in lines(device):
         largest = line.cases[-1]

@@ -1,4 +1,4 @@
-"""Peers that misbehave in known ways; a process that measures memory finds them by name."""
+"""Peers that misbehave in known ways."""
 
 from __future__ import annotations
 
@@ -127,4 +127,3 @@ MISSING, FAILING, CHOOSY, HUNGRY = (
     Hungry("hungry"),
 )
 OTHER = OtherObjective("other", louder)
-PEERS = (RIGHT, WRONG, LATE, SILENT, MISSING, FAILING, CHOOSY, HUNGRY, OTHER)

@@ -38,7 +38,7 @@ from benchmarks.training.steps import (
     process_memory,
     random_model,
 )
-from benchmarks.training_step import GOALS, QUICK, Measured, step_figures
+from benchmarks.training_step import GOALS, Measured, step_figures
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 
@@ -150,17 +150,19 @@ def test_memory_is_compared_with_and_without_the_imports() -> None:
     assert (added.value, added.met) == (2.0, None)
 
 
-def test_a_quick_run_prints_and_writes_every_figure(
+def test_a_run_prints_and_writes_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_step, "process_memory", lambda *_: Memory(100.0, 40.0))
+    monkeypatch.setattr(training_step, "SIZES", (Size(2, 16),))
+    monkeypatch.setattr(training_step, "FILLING_EXAMPLES", 4)
     file = tmp_path / "report.json"
-    training_step.main(["--quick", "--model", str(save_tiny(tmp_path)), "--json", str(file)])
+    training_step.main(["--runs", "1", "--model", str(save_tiny(tmp_path)), "--json", str(file)])
     report = json.loads(file.read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
     assert all(figure["name"] in printed for figure in report["figures"])
     assert all(figure["value"] > 0 for figure in report["figures"])
-    assert list(report["steps"]) == [str(size) for size in QUICK.sizes]
+    assert list(report["steps"]) == ["2 x 16"]
     assert report["cache_bytes_per_row"] == 200  # 2 contexts of 50 tokens in 16 bits
 
 
@@ -238,7 +240,7 @@ def test_without_a_card_the_command_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for given, said in (([], "torch sees none"), (["--quick"], "are of --device cpu")):
+    for given, said in (([], "torch sees none"), (["--model", "."], "is of --device cpu")):
         with pytest.raises(SystemExit):
             training_step.main(["--device", "cuda", *given])
         assert said in capsys.readouterr().err

@@ -22,15 +22,12 @@ MIB = 2**20
 @pytest.mark.skipif(not process.STATUS.exists(), reason="needs Linux's /proc")
 def test_a_process_sees_what_a_call_holds_for_a_moment() -> None:
     torch.ones(2**28)  # 1 GiB here, which the other process must not take over
-    held, right = (
-        cpu_memory(CASE, name, "{}", registry=fakes.__name__).extra_mib
-        for name in ("hungry", "right")
-    )
+    held, right = (cpu_memory(CASE, x, {}).extra_mib for x in (fakes.HUNGRY, fakes.RIGHT))
     assert held is not None and right is not None
     assert fakes.BALLAST_MIB - 1 < held < fakes.BALLAST_MIB + 8  # whose own logits are 2 MiB each
     assert 4 < right < 16  # logits, their softmax, a gradient; no imports or inputs
     longer = replace(CASE, length=1024)  # logits of 32 MiB, which the heap might keep
-    grown = cpu_memory(longer, "right", "{}", registry=fakes.__name__).extra_mib
+    grown = cpu_memory(longer, fakes.RIGHT, {}).extra_mib
     assert grown is not None and 64 <= grown < 160
 
 
@@ -41,7 +38,7 @@ def test_a_peak_that_may_not_be_reset_is_told_from_the_calls_own(
     monkeypatch.setattr(memory, "reset_peak", lambda: False)
     monkeypatch.setattr(memory, "resident_mib", lambda: 700.0)
     monkeypatch.setattr(memory, "peak_mib", lambda: next(peaks_mib))
-    hidden, seen = (memory._measure(CASE, "right", "{}", fakes.__name__) for _ in range(2))
+    hidden, seen = (memory._measure(CASE, fakes.RIGHT, {}) for _ in range(2))
     assert hidden.extra_mib is None and "may not be reset" in hidden.remark
     assert seen == (250.0, "")
 
@@ -65,7 +62,7 @@ def test_a_process_that_ends_early_is_a_remark(
 
     monkeypatch.setattr(process, "ProcessPoolExecutor", Ending)
     monkeypatch.setattr(memory, "_measure", fail)
-    assert cpu_memory(CASE, "right", "{}") == (None, remark)
+    assert cpu_memory(CASE, fakes.RIGHT, {}) == (None, remark)
 
 
 def test_outputs_that_share_memory_count_once() -> None:
