@@ -106,7 +106,7 @@ def sides(case: Case) -> list[Peer]:
 def figures(name: str, goal: Goal, ms: Mapping[str, float]) -> list[Figure]:
     """Figures of one case, from its medians; those of sides that did not run are left out."""
 
-    def ratio(label: str, over: str, under: str, **bound: float | None) -> list[Figure]:
+    def ratio(label: str, over: str, under: str, **bound: Any) -> list[Figure]:
         if over not in ms or under not in ms:
             return []
         return [Figure(name=f"{name}: {label}", value=ms[over] / ms[under], **bound)]

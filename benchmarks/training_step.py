@@ -67,7 +67,7 @@ SIZES = (Size(4, 128), Size(2, 512))
 FILLING_EXAMPLES = 48
 CARD = Size(4, 2048)
 """The batch on a GPU."""
-Goal = tuple[str, str, str, dict[str, float]]
+Goal = tuple[str, str, str, dict[str, Any]]
 """What is compared, a side, the one that divides it, and the bound of their ratio."""
 TIME, MEMORY, ADDED = "time", "memory", "memory beyond imports"
 GOALS: dict[str, tuple[Goal, ...]] = {

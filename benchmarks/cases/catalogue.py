@@ -72,8 +72,8 @@ def lines(device: str) -> list[Line]:
 
 def quick_plans() -> list[Plan]:
     """One tiny case for each op, for tests and a first look; the sizes are odd on purpose."""
-    sizes = {"sequences": 2, "length": 12, "hidden": 24, "vocabulary": 301, "tokens": 7}
-    base = Case(op=OPS[0], prompt_share=0.25, **sizes)
+    sizes: dict[str, Any] = {"sequences": 2, "length": 12, "hidden": 24, "vocabulary": 301}
+    base = Case(op=OPS[0], prompt_share=0.25, tokens=7, **sizes)
     others = ("pact_kl", "linear_logsumexp", "selected_confidences", "token_scores")
     return [
         planned(base, BASE),
@@ -145,7 +145,8 @@ def gpu_plans() -> list[Plan]:
     few take part in the longest. The released algorithm has 8192 positions and fewer, so that its
     logits fit.
     """
-    op, half = "linear_cross_entropy", {"over": "selection", "prompt_share": 0.5}
+    op = "linear_cross_entropy"
+    half: dict[str, Any] = {"over": "selection", "prompt_share": 0.5}
     base, logsumexp = gpu_case(op), gpu_case("linear_logsumexp")
     cached, kl = gpu_case("pact_loss", cached=True), gpu_case("pact_kl", over="selection")
     confidences, everyone = gpu_case("selected_confidences"), (*FUSED, EAGER)

@@ -17,7 +17,7 @@ and LLVM's AMDGPU usage guide. Peaks: datasheets, dense, at boost clocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import torch
@@ -32,7 +32,7 @@ TENSOR_MEMORY_COLUMNS = 512
 """Columns that a processor with tcgen05 has."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gpu:
     """One card of a target: what its processors hold, and its peak rates."""
 
@@ -70,57 +70,17 @@ class Occupancy:
 
 
 GPUS = {
-    "sm_80": Gpu(
-        card="A100 80GB SXM",
-        shared_bytes=164 * KIB,
-        tensor_operations=("HMMA",),
-        half_tflops=312.0,
-        single_tflops=156.0,
-        vector_tflops=19.5,
-        bandwidth_tb_per_s=2.039,
-    ),
-    "sm_89": Gpu(
-        card="RTX 4090",
-        warps=48,
-        programs=24,
-        shared_bytes=100 * KIB,
-        tensor_operations=("HMMA",),
-        half_tflops=165.2,
-        single_tflops=82.6,
-        vector_tflops=82.6,
-        bandwidth_tb_per_s=1.008,
-    ),
-    "sm_90": Gpu(
-        card="H100 SXM",
-        shared_bytes=228 * KIB,
-        # wgmma multiplies 64 rows at least; smaller row tiles take the older instruction.
-        tensor_operations=("HGMMA", "HMMA"),
-        half_tflops=989.4,
-        single_tflops=494.7,
-        vector_tflops=66.9,
-        bandwidth_tb_per_s=3.35,
-    ),
-    "sm_100": Gpu(
-        card="B200",
-        shared_bytes=228 * KIB,
-        tensor_operations=("UTC*MMA", "HMMA"),
-        half_tflops=2250.0,
-        single_tflops=1100.0,
-        vector_tflops=75.0,
-        bandwidth_tb_per_s=8.0,
-    ),
-    "gfx942": Gpu(
-        card="MI300X",
-        warps=32,
-        shared_bytes=64 * KIB,
+    # card, shared memory, matrix instructions; half, single, vector Tflop/s; TB/s
+    "sm_80": Gpu("A100 80GB SXM", 164 * KIB, ("HMMA",), 312.0, 156.0, 19.5, 2.039),
+    "sm_89": Gpu("RTX 4090", 100 * KIB, ("HMMA",), 165.2, 82.6, 82.6, 1.008, warps=48, programs=24),
+    # wgmma multiplies 64 rows at least; smaller row tiles take the older instruction.
+    "sm_90": Gpu("H100 SXM", 228 * KIB, ("HGMMA", "HMMA"), 989.4, 494.7, 66.9, 3.35),
+    "sm_100": Gpu("B200", 228 * KIB, ("UTC*MMA", "HMMA"), 2250.0, 1100.0, 75.0, 8.0),
+    "gfx942": replace(
+        Gpu("MI300X", 64 * KIB, ("MFMA", "SMFMAC"), 1307.4, 163.4, 163.4, 5.3, warps=32),
+        single_products=1,
         shared_granule=512,
         shared_reserved_bytes=0,
-        tensor_operations=("MFMA", "SMFMAC"),
-        half_tflops=1307.4,
-        single_tflops=163.4,
-        single_products=1,
-        vector_tflops=163.4,
-        bandwidth_tb_per_s=5.3,
     ),
 }
 """By the name of the target."""

@@ -95,7 +95,7 @@ def _methods(asked: Mapping[str, tuple[str, str]]) -> list[Sequence[str]]:
         (line.group, line.label): line for line in lines_of(records, grid.recommended, {})["main"]
     }
     released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
-    rows = []
+    rows: list[Sequence[str]] = []
     ours = grid.recommended, methods.ANCHORED_LABEL
     for label in dict.fromkeys([*EVIDENCE, released, *ours]):
         if missing := [group for group, _ in asked.values() if (group, label) not in lines]:

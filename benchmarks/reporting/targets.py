@@ -53,12 +53,14 @@ class Sheet:
 
     def figure(self, name: str, case: Case, column: str, *who: str, **bound: Any) -> Figure:
         """A value of one implementation, or its ratio to that of a second one."""
-        values = [getattr(self.of[case].get(each), column, None) for each in who]
-        for each, value in zip(who, values, strict=True):
+        values: list[float] = []
+        for each in who:
+            value = getattr(self.of[case].get(each), column, None)
             if value is None:
                 return self.target(name, None, case, each, **bound)
-        value, *divisor = values
-        return self.target(name, value / divisor[0] if divisor else value, case, OURS, **bound)
+            values.append(value)
+        first, divisor = values[0], values[1] if len(values) > 1 else 1.0
+        return self.target(name, first / divisor, case, OURS, **bound)
 
 
 def targets(device: str, results: Iterable[Result]) -> list[Figure]:

@@ -132,8 +132,10 @@ def measure_steps(
                 raise AssertionError(f"{pair} must be alike, got {off}")
             differences[pair] = off.gradient
             say({"gradients_apart": pair, "value": off.gradient})
-    calls = {name: partial(_step, setting, loss) for name, loss in losses.items()}
-    turns = {**calls, **(beside or {})}
+    turns: dict[str, Callable[[], object]] = {
+        name: partial(_step, setting, loss) for name, loss in losses.items()
+    }
+    turns.update(beside or {})
     times_ms = take_turns([turns] * runs, warm_up=0) if turns else {}
     return Steps(times_ms, peaks, left_out, differences)
 
