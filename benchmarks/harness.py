@@ -70,14 +70,7 @@ def measure_all(
     minutes: float | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[Result]]:
-    """The lines of case after case, as each is done.
-
-    Args:
-        planned: in the order of their importance.
-        bench: how they are measured.
-        minutes: after which no case begins.
-        now_s: a clock.
-    """
+    """The lines of case after case, as each is done; after so many minutes none begins."""
     start_s = now_s()
     for number, plan in enumerate(planned):
         before_s = now_s()

@@ -33,7 +33,7 @@ from benchmarks.peers.calls import Operands, make_call
 from benchmarks.peers.liger import Liger
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.peer import Call, Peer, Setting
-from benchmarks.reporting.figures import Figure, align
+from benchmarks.reporting.figures import Figure, align, ratio
 from benchmarks.reporting.results import Result
 
 EXPONENTIALS, LOGITS = "exponential chunks", "chunks of logits"
@@ -105,18 +105,13 @@ def sides(case: Case) -> list[Peer]:
 
 def figures(name: str, goal: Goal, ms: Mapping[str, float]) -> list[Figure]:
     """Figures of one case, from its medians; those of sides that did not run are left out."""
-
-    def ratio(label: str, over: str, under: str, **bound: Any) -> list[Figure]:
-        if over not in ms or under not in ms:
-            return []
-        return [Figure(name=f"{name}: {label}", value=ms[over] / ms[under], **bound)]
-
     if goal.added is not None:
-        return ratio("time / cross-entropy", OURS, CROSS_ENTROPY_ALONE, at_most=goal.added)
+        label = f"{name}: time / cross-entropy"
+        return ratio(label, ms, OURS, CROSS_ENTROPY_ALONE, at_most=goal.added)
     return [
-        *ratio("speed / products", GEMMS, OURS, at_least=goal.speed),
-        *ratio("speed / Liger", Liger.name, OURS, at_least=1.0),
-        *ratio("speed / chunks of logits", LOGITS, EXPONENTIALS),
+        *ratio(f"{name}: speed / products", ms, GEMMS, OURS, at_least=goal.speed),
+        *ratio(f"{name}: speed / Liger", ms, Liger.name, OURS, at_least=1.0),
+        *ratio(f"{name}: speed / chunks of logits", ms, LOGITS, EXPONENTIALS),
     ]
 
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.measuring.clock import medians
 from benchmarks.measuring.machine import circumstances
-from benchmarks.reporting.figures import Figure, align, figure_table
+from benchmarks.reporting.figures import Figure, align, figure_table, ratio
 from benchmarks.training.data import (
     BACKBONE,
     FILLING,
@@ -141,33 +141,29 @@ def measure_on_card(runs: int) -> Measured:
 
 def step_figures(size: str, steps: Steps, goals: Iterable[Goal]) -> list[Figure]:
     """Ratios of a step's sides; one that was left out has none."""
-    times = medians(steps.times_ms)
-    values = {TIME: times, MEMORY: steps.peak_mib, ADDED: steps.added_mib}
-    ratios = [
-        Figure(name=f"{kind} {size}: {side} / {base}", value=of[side] / of[base], **bound)
-        for kind, side, base, bound in goals
-        if {side, base} <= (of := values[kind]).keys()
-    ]
+    values: dict[str, Mapping[str, float]] = {
+        TIME: medians(steps.times_ms),
+        MEMORY: steps.peak_mib,
+        ADDED: steps.added_mib,
+    }
+    figures = []
+    for kind, side, base, bound in goals:
+        figures += ratio(f"{kind} {size}: {side} / {base}", values[kind], side, base, **bound)
     apart = steps.differences.items()
-    return ratios + [Figure(name=f"gradients apart {size}: {pair}", value=x) for pair, x in apart]
+    return figures + [Figure(name=f"gradients apart {size}: {pair}", value=x) for pair, x in apart]
 
 
 def data_figures(measured: Measured) -> list[Figure]:
     """On the demo's data: time per example, and the cache."""
     examples, filling = (medians(measured.data_ms[of]) for of in (EXAMPLE, REFERENCE))
-    ratios = {
-        side: Figure(
-            name=f"time per example: {PADDED_TO_512} / {side}",
-            value=examples[PADDED_TO_512] / examples[side],
-            at_least=4.0,
-        )
-        for side in (PACKED, PADDED)
-    }
-    speed, name = filling[BACKBONE] / filling[FILLING], f"speed: {FILLING} / {BACKBONE}"
     assert measured.cache_bytes_per_row is not None
+    figures = []
+    for side in (PACKED, PADDED):
+        name = f"time per example: {PADDED_TO_512} / {side}"
+        figures += ratio(name, examples, PADDED_TO_512, side, at_least=4.0)
     return [
-        *ratios.values(),
-        Figure(name=name, value=speed, at_least=0.8),
+        *figures,
+        *ratio(f"speed: {FILLING} / {BACKBONE}", filling, BACKBONE, FILLING, at_least=0.8),
         Figure(name="cache: bytes per row", value=measured.cache_bytes_per_row),
     ]
 

@@ -219,22 +219,16 @@ def _token_scores(
     token_scores(*model, *model, share, mode=mode, limit_bytes=GPU_WORKSPACE_BYTES)
 
 
-def _cases_of(op: str, launch: Callable[..., None]) -> Callable[..., Case]:
-    """A maker of an op's cases: a variant's name, and what its launch is told."""
-
-    def case(
-        variant: str, dtype: torch.dtype = BF16, *, default: bool = False, **options: Any
-    ) -> Case:
-        call = partial(launch, dtype, **options)
-        return Case(op=op, dtype=dtype, variant=variant, default=default, launch=call)
-
-    return case
+def _case(
+    launch: Any, variant: str, dtype: torch.dtype = BF16, *, default: bool = False, **options: Any
+) -> Case:
+    """A case of the op that a function launches, and what that is told."""
+    op, call = launch.__name__.removeprefix("_"), partial(launch, dtype, **options)
+    return Case(op=op, dtype=dtype, variant=variant, default=default, launch=call)
 
 
-_kl, _loss = _cases_of("pact_kl", _pact_kl), _cases_of("head_loss", _head_loss)
-_lse = _cases_of("linear_logsumexp", _linear_logsumexp)
-_logits = _cases_of("selected_logits", _selected_logits)
-_scores = _cases_of("token_scores", _token_scores)
+_kl, _loss, _lse = (partial(_case, each) for each in (_pact_kl, _head_loss, _linear_logsumexp))
+_logits, _scores = partial(_case, _selected_logits), partial(_case, _token_scores)
 _CAPPED_HEAD = {"trained": True, "softcap": SOFTCAP}
 
 CASES: tuple[Case, ...] = (

@@ -66,7 +66,7 @@ def take_turns(
 
     Args:
         rounds: calls under the same names in each; every round begins with another one.
-        clock: what times a call.
+        clock: times a call.
         warm_up: rounds at the start that are not recorded.
     """
     times_ms: dict[str, list[float]] = {}

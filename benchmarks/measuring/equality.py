@@ -145,12 +145,7 @@ class Sample:
 
 
 class Checker:
-    """Judges the results of one case's implementations.
-
-    Args:
-        case: that is timed.
-        inputs: that it is timed with.
-    """
+    """Judges the results of the implementations of one case, timed with these inputs."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case = fewer_rows(case, checked_rows(case))

@@ -89,10 +89,8 @@ def reference_states(case: Case, inputs: Inputs, rows: Tensor | None) -> pk.Refe
 
 @torch.no_grad()
 def cached_logits(case: Case, inputs: Inputs, ops: Any = pk) -> pk.ReferenceLogits:
-    """K logits and, over the vocabulary, a log-sum-exp for each row: formed ahead of the call.
-
-    Args:
-        ops: whose `selected_logits` and `linear_logsumexp` form them.
+    """K logits and, over the vocabulary, a log-sum-exp for each row, formed by `ops` ahead of the
+    call.
     """
     full, post, weight, _ = reference_states(case, inputs, answer_rows(case, inputs))
 
@@ -110,12 +108,8 @@ def cached_logits(case: Case, inputs: Inputs, ops: Any = pk) -> pk.ReferenceLogi
 class Operands:
     """What a case's op is called with. The package, its oracle and `dense` agree in it.
 
-    Args:
-        case: whose op it is.
-        inputs: of the case.
-        ops: that form what a cache holds.
-        batched: losses with a target take all positions, (B, L, D) as a backbone returns them, and
-            drop prompts themselves; else every op is given answer rows.
+    Every op is given answer rows. `batched`, losses with a target take all positions, (B, L, D) as
+    a backbone returns them, and drop prompts themselves. What a cache holds is formed by `ops`.
     """
 
     def __init__(self, case: Case, inputs: Inputs, *, ops: Any = pk, batched: bool = False) -> None:

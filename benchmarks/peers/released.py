@@ -20,12 +20,12 @@ from benchmarks.peers.peer import Call, Peer, Setting
 from pact_kernels import GateConfig
 from pact_kernels.naive.pact_kl import gate_value, selection_target
 
+TEMPERATURE = 2.0
+"""Of the KL."""
+
 
 def released_loss(
-    inputs: Inputs,
-    gate: GateConfig,
-    post_rows: Tensor | slice = slice(None),
-    temperature: float = 2.0,
+    inputs: Inputs, gate: GateConfig, post_rows: Tensor | slice = slice(None)
 ) -> Tensor:
     """Cross-entropy + KL, both means over the answer rows, as the released step forms them.
 
@@ -33,7 +33,6 @@ def released_loss(
         inputs: of a batch; `reference_post` may have positions beside the answer rows' (B P).
         gate: of the mixture of both references.
         post_rows: (N,) the answer rows' positions there, in the order of the target.
-        temperature: of the KL.
     """
     ids = inputs.token_ids
     logits = functional.linear(inputs.hidden, inputs.weight).float()  # (B L, V)
@@ -44,9 +43,9 @@ def released_loss(
     keep = inputs.target != IGNORE
     u, f, p = logits[:, ids][keep], full[:, ids][keep], post[:, ids][post_rows]  # (N, K)
     c = gate_value(u.detach(), p, inputs.step, gate)[:, None]  # (N, 1)
-    q = selection_target((1 - c) * f + c * p, inputs.token_weights, temperature)
-    log_student = torch.log_softmax(u / temperature, -1)
-    kl = temperature**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1)
+    q = selection_target((1 - c) * f + c * p, inputs.token_weights, TEMPERATURE)
+    log_student = torch.log_softmax(u / TEMPERATURE, -1)
+    kl = TEMPERATURE**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1)
     return cross_entropy + kl.mean()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,13 @@ class Figure:
     def record(self) -> dict[str, str | float | bool | None]:
         """Ready for JSON."""
         return {"name": self.name, "value": self.value, "target": self.target, "met": self.met}
+
+
+def ratio(name: str, of: Mapping[str, float], over: str, under: str, **bound: Any) -> list[Figure]:
+    """The figure of two values by their names; none where one of them is lacking."""
+    if over not in of or under not in of:
+        return []
+    return [Figure(name=name, value=of[over] / of[under], **bound)]
 
 
 def figure_table(figures: Sequence[Figure]) -> str:

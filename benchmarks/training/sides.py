@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,21 +54,14 @@ class Task(NamedTuple):
     device: torch.device | str = "cpu"
     """Where the batch is, but for the examples' places."""
 
+    def collated(self, examples: Sequence[Mapping[str, Any]], gate: bool) -> dict[str, Tensor]:
+        """A batch, without post-only inputs where the gate is off."""
+        batch = self.collate(examples).items()
+        return {name: value for name, value in batch if gate or not name.startswith("post_")}
+
     def batch(self, gate: bool = True) -> dict[str, Tensor]:
-        batch = (self if gate else self.without_post()).collate(self.examples)
-        return {
-            name: value if name == "example" else value.to(self.device)
-            for name, value in batch.items()
-        }
-
-    def without_post(self) -> Task:
-        """As it is where the gate is off."""
-
-        def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-            batch = self.collate(examples)
-            return {name: value for name, value in batch.items() if not name.startswith("post_")}
-
-        return self._replace(collate=collate)
+        batch = self.collated(self.examples, gate).items()
+        return {name: x if name == "example" else x.to(self.device) for name, x in batch}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +173,7 @@ def fill(
         task.examples,
         AdaptersOff(setting.student),
         setting.objective(over, gate),
-        (task if gate else task.without_post()).collate,
+        partial(task.collated, gate=gate),
         folder=folder,
         progress=False,
         compute_dtype="bf16" if setting.in_16_bits else "fp32",

@@ -99,15 +99,9 @@ def measure_steps(
     say: Callable[[dict[str, Any]], None],
     beside: Mapping[str, Callable[[], object]] | None = None,
 ) -> Steps:
-    """Two steps of every side, then all that fit in turn.
+    """Two steps of every side, then `runs` turns of all that fit, and of what is to stand beside.
 
-    Args:
-        setting: with the model where it is measured.
-        task: one batch.
-        runs: how often all take their turn.
-        sides: by name, those that matter most first.
-        say: is told of each side when its second step is done, and of each difference.
-        beside: what else takes turns with them.
+    `say` is told of each side when its second step is done, and of each difference.
 
     Raises:
         AssertionError: in fp32 sides of one meaning have another loss or gradient.
