@@ -29,7 +29,7 @@ from benchmarks.harness import Bench, measure_all
 from benchmarks.measuring.entries import MEMORY_FRACTION
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import circumstances, total_memory_bytes
-from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.calls import op_call
 from benchmarks.peers.liger import Liger
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.peer import Call, Peer, Setting
@@ -78,7 +78,7 @@ class Side(Ours):
         self.name, self.exponentials = name, exponentials
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        call = make_call(case, inputs, Operands(case, inputs).forward(getattr(pk, case.op)))
+        call = op_call(case, inputs, getattr(pk, case.op))
         return call if self.exponentials is None else taking(self.exponentials)(call)
 
 

@@ -53,6 +53,11 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
     return call
 
 
+def op_call(case: Case, inputs: Inputs, function: Callable[..., Any], **options: Any) -> Call:
+    """The call of a function that has the op's public signature; options are of `Operands`."""
+    return make_call(case, inputs, Operands(case, inputs, **options).forward(function))
+
+
 @torch.no_grad()
 def _values(forward: Forward) -> Outputs:
     return Outputs({name: value.detach() for name, value in forward().items()}, {})

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.cases.case import OPS, Case, Inputs
 from benchmarks.peers import dense
-from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.calls import op_call
 from benchmarks.peers.peer import Call, Peer, Setting
 
 MOST_VERSIONS = 256
@@ -41,8 +41,7 @@ class Compiled(Peer):
         function = torch.compile(
             getattr(dense, case.op), fullgraph=True, dynamic=False, backend=self.backend, mode=mode
         )
-        forward = Operands(case, inputs).forward(function)
-        return compile_now(make_call(case, inputs, forward))
+        return compile_now(op_call(case, inputs, function))
 
 
 def cannot_compile(device: torch.device) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.cases.case import OPS, Case, Inputs
 from benchmarks.peers import dense
-from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.calls import op_call
 from benchmarks.peers.peer import Call, Peer, Setting
 
 
@@ -15,5 +15,4 @@ class Eager(Peer):
     ops = OPS
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        forward = Operands(case, inputs).forward(getattr(dense, case.op))
-        return make_call(case, inputs, forward)
+        return op_call(case, inputs, getattr(dense, case.op))

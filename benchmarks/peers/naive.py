@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from benchmarks.cases.case import OPS, Case, Inputs
-from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.calls import op_call
 from benchmarks.peers.peer import Outputs
 
 NAIVE = SimpleNamespace(
@@ -29,8 +29,7 @@ NAIVE = SimpleNamespace(
 def oracle(case: Case, inputs: Inputs) -> Outputs:
     """The truth of a case: values and gradients in float64."""
     exact = Inputs(*(_upcast(tensor) for tensor in inputs))
-    forward = Operands(case, exact, ops=NAIVE).forward(getattr(NAIVE, case.op))
-    return make_call(case, exact, forward)()
+    return op_call(case, exact, getattr(NAIVE, case.op), ops=NAIVE)()
 
 
 def fewer_rows(case: Case, limit: int) -> Case:

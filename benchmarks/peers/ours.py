@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pact_kernels as pk
 from benchmarks.cases.case import OPS, Case, Inputs
-from benchmarks.peers.calls import Operands, make_call
+from benchmarks.peers.calls import op_call
 from benchmarks.peers.peer import Call, Peer, Setting
 
 
@@ -24,5 +24,4 @@ class Ours(Peer):
         return super().version() or "not installed, from its source"
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        operands = Operands(case, inputs, batched=True)
-        return make_call(case, inputs, operands.forward(getattr(pk, case.op)))
+        return op_call(case, inputs, getattr(pk, case.op), batched=True)
