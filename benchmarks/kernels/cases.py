@@ -229,7 +229,7 @@ def _case(
 
 _kl, _loss, _lse = (partial(_case, each) for each in (_pact_kl, _head_loss, _linear_logsumexp))
 _logits, _scores = partial(_case, _selected_logits), partial(_case, _token_scores)
-_CAPPED_HEAD = {"trained": True, "softcap": SOFTCAP}
+_CAPPED_HEAD: dict[str, Any] = {"trained": True, "softcap": SOFTCAP}
 
 CASES: tuple[Case, ...] = (
     *(

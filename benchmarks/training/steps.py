@@ -112,13 +112,14 @@ def measure_steps(
     for name, make in sides.items():
         try:
             losses[name], found = _first_steps(setting, make, task)
-            peaks |= {name: found["peak_mib"]} if "peak_mib" in found else {}
+            if "peak_mib" in found:
+                peaks[name] = found["peak_mib"]
             say({"side": name, **found})
         except torch.OutOfMemoryError:
             left_out[name] = "out of memory"
             _forget(setting)
             say({"side": name, "left_out": left_out[name]})
-    differences: dict[str, float] = {}
+    differences: dict[str, float] = {}  # of adapters that are not the identity any more
     for (name, same), most in EQUALS.items():
         if {name, same} <= set(losses):
             pair, off = f"{name} / {same}", apart(setting, losses[name], losses[same])
