@@ -25,8 +25,8 @@ from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turn
 from benchmarks.measuring.entries import entries, willing
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.measuring.memory import Memory, cpu_memory, gpu_memory
-from benchmarks.measuring.trial import MOST_OF_A_REASON, Ready, Refused, Trial
+from benchmarks.measuring.memory import MOST_OF_A_REASON, Memory, cpu_memory, gpu_memory
+from benchmarks.measuring.trial import Ready, Refused, Trial
 from benchmarks.peers.peer import Peer
 from benchmarks.reporting.results import Result
 

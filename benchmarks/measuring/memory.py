@@ -29,8 +29,8 @@ from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 REGISTRY = "benchmarks.peers.registry"
 COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
 """Seconds of imports for every process that compiles."""
-MOST_OF_A_REMARK = 300
-"""Characters."""
+MOST_OF_A_REASON = 300
+"""Characters of another's error."""
 
 
 class Memory(NamedTuple):
@@ -73,7 +73,7 @@ def cpu_memory(case: Case, peer: Peer, setting: Setting) -> Memory:
         return Memory(None, "the process that measures memory was killed")
     except Exception as error:  # what another's code raised there
         text = f"the process that measures memory failed: {type(error).__name__}: {error}"
-        return Memory(None, text[:MOST_OF_A_REMARK])
+        return Memory(None, text[:MOST_OF_A_REASON])
 
 
 def preload_compiler() -> None:

@@ -12,13 +12,11 @@ import torch
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.measuring.clock import Clock
 from benchmarks.measuring.equality import Checker, Verdict
-from benchmarks.measuring.memory import output_mib
+from benchmarks.measuring.memory import MOST_OF_A_REASON, output_mib
 from benchmarks.peers.peer import Call, Outputs, Peer, Setting
 
 PROMISING = 1.5
 """Settings run a second time where their first is within this factor of the fastest first."""
-MOST_OF_A_REASON = 300
-"""Characters of another's error."""
 
 
 class Ready(NamedTuple):

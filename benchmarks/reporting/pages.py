@@ -90,18 +90,17 @@ def _methods(asked: Mapping[str, tuple[str, str]]) -> list[Sequence[str]]:
     from benchmarks.experiment.grid import full_grid
 
     grid = full_grid()
-    records = read_records(grid, RESULTS / "experiment", "")
-    lines = {
-        (line.group, line.label): line for line in lines_of(records, grid.recommended, {})["main"]
-    }
+    found = lines_of(read_records(grid, RESULTS / "experiment"), grid.recommended, {})
+    main = found[found.section == "main"]
+    lines = {(line.group, line.label): line for line in main.itertuples()}
     released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
     rows: list[Sequence[str]] = []
     ours = grid.recommended, methods.ANCHORED_LABEL
     for label in dict.fromkeys([*EVIDENCE, released, *ours]):
         if missing := [group for group, _ in asked.values() if (group, label) not in lines]:
             raise ValueError(f"{label} must have records of {missing[0]}, got none: name another")
-        name = lines["benign only", label]["name"]
-        rows.append((name, *(lines[group, label].show(key) for group, key in asked.values())))
+        measures = (str(getattr(lines[group, label], key)) for group, key in asked.values())
+        rows.append((lines["benign only", label].name, *measures))
     return rows
 
 
@@ -129,16 +128,13 @@ def _known() -> dict[str, Any]:
     steps = {x["side"]: x for x in _lines("training_step_8b.jsonl") if x.get("shape") == "4 x 2048"}
     card = _lines("second_day.jsonl")
 
-    def values(column: str, between: str = ", ") -> str:
-        """Those that a column has; of dates the first and the last day."""
-        found = sorted({getattr(each, column).split(" ")[0] for each in results})
-        return between.join(found if between == ", " else dict.fromkeys((found[0], found[-1])))
-
+    days = sorted({each.date.split(" ")[0] for each in results})
     return {
         "num_seeds": len(SEEDS),
         "methods": _methods,
         "machine": machine,
-        "values": values,
+        "values": lambda column: ", ".join(sorted({getattr(each, column) for each in results})),
+        "days": " to ".join(dict.fromkeys((days[0], days[-1]))),
         "of": partial(_entries, Sheet(results)),
         "cross_entropies": CROSS_ENTROPIES,
         "against_released": AGAINST_RELEASED,
