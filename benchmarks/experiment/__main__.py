@@ -100,9 +100,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
     if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
-        raise ValueError(
-            f"--learning-rate must be positive and finite, got {args.learning_rate:g}"
-        )
+        raise ValueError(f"--learning-rate must be positive and finite, got {args.learning_rate:g}")
     if args.command == "render" and _is_part(args):
         parts = ", ".join(f"--{name}" for name in PARTS)
         raise ValueError(f"the document shows what has records: give no {parts}")
@@ -168,7 +166,7 @@ def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
 
 def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
     """The document of all models that have records; or, beside them, that of another folder."""
-    from benchmarks.experiment.costs import load_costs
+    from benchmarks.experiment.cost import load_costs
     from benchmarks.experiment.document import render
     from benchmarks.reporting.pages import write_pages
 

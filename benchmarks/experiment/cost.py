@@ -11,16 +11,37 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.costs import Cost, load_costs
 from benchmarks.measuring.process import in_own_process, peak_mib
 
 STEPS = 12
 """Steps that are run; the first WARM_UP are not timed."""
 WARM_UP = 2
 COSTS_FILE = "cost.json"
+
+
+class Cost(NamedTuple):
+    """What a training step of one method costs."""
+
+    step_ms: list[float]
+    """Optimiser steps that were timed."""
+    peak_mib: float
+    """Most memory that the process held."""
+
+    @property
+    def median_ms(self) -> float:
+        return median(self.step_ms)
+
+
+def load_costs(path: Path) -> dict[str, Cost]:
+    """Costs by the label of their method; none where the file is missing."""
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return {label: Cost(cost["step_ms"], cost["peak_mib"]) for label, cost in values.items()}
 
 
 def measure_costs(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 
-from benchmarks.experiment import frame, plots, verdicts, words
-from benchmarks.experiment.costs import Cost
-from benchmarks.experiment.frame import lines_of, read_records
+from benchmarks.experiment import plots, verdicts, words
+from benchmarks.experiment.cost import Cost
+from benchmarks.experiment.frame import NOT_MEASURED, SECTIONS, lines_of, read_records
 from benchmarks.experiment.protocol import PROTOCOL_FILE
 
 if TYPE_CHECKING:
@@ -22,25 +22,16 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 """Whose records they are where their protocol names no model."""
-
-
-class Unrecorded(jinja2.ChainableUndefined):
-    """What the protocol does not have."""
-
-    def __str__(self) -> str:
-        return "unrecorded"
-
-
 TEMPLATE = "evidence.md.j2"
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    undefined=Unrecorded,
+    undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
 EMPTY_LINES = re.compile(r"\n{3,}")
-"""Where a field came to nothing."""
+"""Between blocks that each bring their own, and where a part came to nothing."""
 
 
 def render(
@@ -53,7 +44,7 @@ def render(
     """Write the document and its pictures.
 
     Args:
-        grid: which cells are shown where; a line without any record has dashes, and is named.
+        grid: which cells are shown where; what has no record is left out, and named.
         folder: of the records and their protocol.
         costs: of a training step, by the method's label in the main tables.
         docs: folder that gets `evidence.md` and `evidence/*.png`.
@@ -63,37 +54,34 @@ def render(
         The document's path.
 
     Raises:
-        ValueError: two folders hold records of one model.
+        ValueError: there are no records, or two folders hold those of one model.
     """
-    studies: dict[str, Any] = {}
-    for study in ((grid, folder, costs), *others):
-        path = study[1] / PROTOCOL_FILE
-        protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    models: dict[str, dict[str, Any]] = {}
+    for cells, place, prices in ((grid, folder, costs), *others):
+        records = read_records(cells, place)
+        lines = lines_of(records, grid.recommended, prices)
+        if "main" not in set(lines.section):
+            continue
+        protocol = json.loads((place / PROTOCOL_FILE).read_text(encoding="utf-8"))
         name = protocol.get("model", DEMO_MODEL)
-        if name in studies:
+        if name in models:
             raise ValueError(
-                f"the document shows each model once, got {name} from {study[1]} and from "
-                f"{studies[name][1]}: remove one of the folders"
+                f"the document shows each model once, got {name} from {place} and from "
+                f"{models[name]['place']}: remove one of the folders"
             )
-        studies[name] = (*study, protocol)
-    frames = [read_records(study[0], study[1], name) for name, study in studies.items()]
-    records = pd.concat(frames)
-    models: list[dict[str, Any]] = []
-    for name, (_, _, prices, protocol) in studies.items():
-        mine = records[records.model == name]
-        shown = lines_of(mine, grid.recommended, prices, with_unrun=True)
-        lines = {section: [x for x in some if x.is_run] for section, some in shown.items()}
-        prefix = f"{name}-" if models else ""
-        pictures = plots.draw(lines, grid.recommended, docs / "evidence", prefix)
-        model = {"name": name, "demo": name == DEMO_MODEL, "protocol": protocol, "records": mine}
-        claims = verdicts.judge_claims(lines, grid.recommended)
-        models.append({**model, **shown, "lines": lines, "pictures": pictures, "claims": claims})
+        sections = {section: lines[lines.section == section] for section in SECTIONS}
+        pictures = plots.draw(lines, docs / "evidence", f"{name}-" if models else "")
+        records = records[records.section.isin(lines.section)]
+        known = {"name": name, "place": place, "protocol": protocol, "records": records}
+        models[name] = known | sections | {"lines": lines, "pictures": pictures}
+    if not models:
+        raise ValueError(f"a document needs records, got none in {folder}: run the experiment")
     text = TEMPLATES.get_template(TEMPLATE).render(
-        models=models,
+        models=list(models.values()),
+        demo=DEMO_MODEL,
         quick=grid.quick,
         recommended=grid.recommended,
         table=table,
-        frame=frame,
         words=words,
         verdicts=verdicts,
     )
@@ -103,21 +91,23 @@ def render(
     return path
 
 
-def table(rows: Sequence[Any], *columns: Mapping[str, str]) -> str:
-    """A markdown table, whose first column stands to the left.
+def table(rows: pd.DataFrame, *columns: Mapping[str, str]) -> str:
+    """A markdown table; a column in which nothing is measured is left out, a group is named once.
 
     Args:
-        rows: lines, or texts by name.
-        columns: which text stands below each head; by default they are named like it. A head that
-            begins with a colon stands to the left, one with a bar is two.
+        rows: what stands in the cells: a text or a measure, by name.
+        columns: the name of what stands below each head, such as `harmful` or `harmful.counted`;
+            by default heads are the names.
     """
-    if not rows:
-        return "Not measured."
-    named = {head: key for part in columns for head, key in part.items()} or {x: x for x in rows[0]}
-    heads = " | ".join(named).split(" | ")
-    rule = ["---:" if place and head[0] != ":" else ":---" for place, head in enumerate(heads)]
-    cells = [[head.removeprefix(":") for head in heads], rule]
-    cells += [[row[key] for key in named.values()] for row in rows]
-    for above, row in reversed(list(pairwise(cells))) if "group" in named.values() else ():
-        row[0] = "" if row[0] == above[0] else row[0]  # a group is named once
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    heads = {head: key for part in columns for head, key in part.items()} or {x: x for x in rows}
+    cells = pd.DataFrame()
+    for head, (name, *rest) in ((head, key.split(".")) for head, key in heads.items()):
+        if name in rows:
+            cells[head] = [str(reduce(getattr, rest, value)) for value in rows[name]]
+    cells = cells.loc[:, (cells != NOT_MEASURED).any()]
+    is_number = cells.apply(lambda texts: texts.str.match(r"[-+\d]").all())
+    rule = ["---:" if right else ":---" for right in is_number]
+    if "group" in heads.values():
+        names = cells.iloc[:, 0]
+        cells.isetitem(0, names.where(names != names.shift(), ""))
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells, rule, *cells.to_numpy()])

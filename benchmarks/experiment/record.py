@@ -59,14 +59,9 @@ def load_record(cell: Cell, folder: Path) -> Record | None:
     if not path.is_file():
         return None
     values = json.loads(path.read_text(encoding="utf-8"))
-    return Record(
-        settings=values["settings"],
-        measures=_measures(values["measures"]),
-        curve={int(step): _measures(part) for step, part in values["curve"].items()},
-        environment=values["environment"],
-    )
+    curve = {int(step): _measures(**part) for step, part in values["curve"].items()}
+    return Record(**values | {"measures": _measures(**values["measures"]), "curve": curve})
 
 
-def _measures(values: Mapping[str, Any]) -> Measures:
-    counts = {name: (yes, n) for name, (yes, n) in values["counts"].items()}
-    return Measures(counts=counts, values=values["values"])
+def _measures(counts: Mapping[str, Any], values: Mapping[str, float]) -> Measures:
+    return Measures(counts={name: (yes, n) for name, (yes, n) in counts.items()}, values=values)

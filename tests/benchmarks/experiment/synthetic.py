@@ -11,20 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.costs import Cost
-from benchmarks.experiment.frame import Line as Pooled
+from benchmarks.experiment.cost import Cost
 from benchmarks.experiment.frame import lines_of, read_records
+from benchmarks.experiment.methods import RECOMMENDED_LABEL as LABEL
 from benchmarks.experiment.record import Measures, Record, path_of, save_record
 from pact.objective import PactConfig
 
+RELEASED_LABEL = "PACT selection (released)"
 RELEASED = PactConfig(over="selection")
 RECOMMENDED = PactConfig(over="vocabulary", kl_weight=2.5, kl_step_tau=4.0, gate=False)
 ALIGNED = Cell(method="aligned")
 METHODS = {
     "plain": Cell(method="plain"),
-    "PACT selection": Cell(method="pact", pact=RELEASED),
-    "PACT recommended": Cell(method="pact", pact=RECOMMENDED, top_k=200),
+    RELEASED_LABEL: Cell(method="pact", pact=RELEASED),
+    LABEL: Cell(method="pact", pact=RECOMMENDED, top_k=200),
     "full-vocabulary KL": Cell(method="full_kl"),
     "first tokens": Cell(method="first_tokens"),
 }
@@ -33,25 +36,25 @@ SEEDS = (0, 1, 2)
 N, N_TASK = 40, 60
 HELD = {  # refusals of N by set, and matches of N_TASK
     "plain": ((7, 1, 0), 52),
-    "PACT selection": ((36, 34, 30), 21),
-    "PACT recommended": ((33, 22, 9), 51),
+    RELEASED_LABEL: ((36, 34, 30), 21),
+    LABEL: ((33, 22, 9), 51),
     "full-vocabulary KL": ((31, 20, 11), 47),
     "first tokens": ((24, 9, 2), 50),
 }
 BOUGHT = {  # by a unit of weight: refusals, as a rate; and its price in matches
-    "PACT selection": (0.5, 9),
-    "PACT recommended": (1.6, 1),
+    RELEASED_LABEL: (0.5, 9),
+    LABEL: (1.6, 1),
     "full-vocabulary KL": (1.2, 3),
     "first tokens": (0.6, 4),
 }
 WEIGHTS = (0.1, 0.5, 1.0, 2.5, 5.0)
 FALLS = {  # refusals and first-step confidence every 8 steps
     "plain": ((36, 34, 30, 14, 9, 8, 8), (0.63, 0.40, 0.31, 0.29, 0.28, 0.28, 0.28)),
-    "PACT recommended": ((36, 35, 34, 34, 33, 33, 32), (0.63, 0.6, 0.56, 0.54, 0.53, 0.53, 0.53)),
+    LABEL: ((36, 35, 34, 34, 33, 33, 32), (0.63, 0.6, 0.56, 0.54, 0.53, 0.53, 0.53)),
 }
 COSTS = {
     "plain": Cost([740.0, 742.0, 751.0], 1783.0),
-    "PACT recommended": Cost([760.0, 769.0, 790.0], 1852.4),
+    LABEL: Cost([760.0, 769.0, 790.0], 1852.4),
 }
 
 
@@ -67,13 +70,13 @@ class Grid(NamedTuple):
     ablations: list[Line] = []
     single_task: list[Line] = []
     over_time: list[Line] = []
-    recommended: str = "PACT recommended"
+    recommended: str = LABEL
     quick: bool = False
 
 
-def lines(grid: Grid, folder: Path) -> dict[str, list[Pooled]]:
-    """By section, as the document has them."""
-    return lines_of(read_records(grid, folder, "a model"), grid.recommended, COSTS)
+def lines(grid: Grid, folder: Path) -> pd.DataFrame:
+    """As the document has them."""
+    return lines_of(read_records(grid, folder), grid.recommended, COSTS)
 
 
 def seeded(group: str, label: str, cell: Cell, seeds: Sequence[int] = SEEDS) -> Line:
@@ -90,7 +93,7 @@ def measures(refused: int, matches: int, *, over: int = 10, confidence: float = 
             "prefill_anywhere": (refused // 2, N),
             "outside": (refused // 4, N),
             "outside_anywhere": (refused // 4 + 1, N),
-            "benign": (over - 1, N),
+            "benign": (max(0, over - 1), N),
             "benign_anywhere": (over, N),
             "classification": (matches, N_TASK),
             "extraction": (max(0, matches - 4), N_TASK),
@@ -135,7 +138,7 @@ def main_lines(folder: Path) -> list[Line]:
             refused, matches = HELD[label]
             for cell in lines[-1].cells:
                 held = max(0, refused[place] + cell.seed - 1)
-                over = 27 if label == "PACT selection" else 9
+                over = 27 if label == RELEASED_LABEL else 9
                 confidence = 0.02 + 0.6 * held / N
                 found = measures(held, matches + cell.seed - 1, over=over, confidence=confidence)
                 save(cell, found, folder)
@@ -158,17 +161,17 @@ def trade_off_lines(folder: Path) -> list[Line]:
 
 
 def ablation_lines(folder: Path) -> list[Line]:
-    base = METHODS["PACT recommended"]
+    base = METHODS[LABEL]
     gated = replace(base, pact=replace(base.pact, gate=True))
     varied = [
         ("K", "5", replace(base, top_k=5), 25),
         ("K", "50", replace(base, top_k=50), 30),
         ("K", "200", base, 33),
-        ("gate", "on", gated, 29),
-        ("gate", "off", base, 33),
-        ("token source", "p_diff", base, 33),
-        ("token source", "random", replace(base, token_source="random"), 9),
-        ("token source", "frequency", replace(base, token_source="frequency"), 30),
+        ("reference context", "gate on", gated, 29),
+        ("reference context", "full only (gate off)", base, 33),
+        ("tokens found by", "p_diff", base, 33),
+        ("tokens found by", "random", replace(base, token_source="random"), 9),
+        ("tokens found by", "frequency", replace(base, token_source="frequency"), 30),
     ]
     for _, _, cell, held in varied:
         for seed in (0, 1):
@@ -180,7 +183,7 @@ def single_task_lines(folder: Path) -> list[Line]:
     lines = []
     for task in ("classification", "extraction"):
         lines.append(Line(task, "aligned", (ALIGNED,)))
-        for label, held in (("plain", 12), ("PACT recommended", 33)):
+        for label, held in (("plain", 12), (LABEL, 33)):
             lines.append(seeded(task, label, replace(METHODS[label], tasks=(task,)), (0,)))
             save(lines[-1].cells[0], measures(held, 55), folder)
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.experiment import cost
-from benchmarks.experiment.costs import Cost, load_costs
+from benchmarks.experiment.cost import Cost, load_costs
 from benchmarks.experiment.methods import ANCHORED, PLAIN
 from tests.tiny import save_tiny
 

@@ -8,29 +8,40 @@ import sys
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 import pytest
 
 from benchmarks.experiment import __main__ as command
 from benchmarks.experiment import plots
 from benchmarks.experiment.document import TEMPLATE, TEMPLATES, render, table
 from benchmarks.experiment.record import path_of
-from tests.benchmarks.experiment.synthetic import COSTS, Grid, whole
+from benchmarks.reporting import drawing
+from tests.benchmarks.experiment.synthetic import COSTS, METHODS, RELEASED_LABEL, Grid, whole
 
 NAMES = ("SmolLM2-135M-Instruct", "arXiv 2603.07445", "95 % Wilson")
 """The only digits that the template has: of names."""
 DOCUMENT = Path(__file__).parents[3] / "docs" / "evidence.md"
 
 
+PROTOCOL = {
+    "alignment": {"steps": 161, "batch_size": 9},
+    "prompts": {"max_new_tokens": 23},
+    "batch_size": 5,
+    "learning_rate": 0.0123,
+    "full_learning_rate": 0.0456,
+}
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are named and not drawn: that takes nearly all of the time."""
-    monkeypatch.setattr(plots, "_save", lambda figure, path: path.name)
-    for name in ("plot_main", "plot_trade_off", "plot_over_time"):
-        monkeypatch.setattr(plots, name, lambda lines, *rest: lines or None)
-    monkeypatch.setattr(plots, "plot_price", lambda lines, style: lines["main"] or None)
+    monkeypatch.setattr(drawing, "save", lambda figure, path: path)
+    for name in ("plot_main", "plot_plane", "plot_over_time"):
+        monkeypatch.setattr(plots, name, lambda *given: None)
 
 
-def written(grid: Grid, records: Path, folder: Path, costs=COSTS, others=()) -> str:
+def written(grid: Grid, records: Path, folder: Path, costs=COSTS, others=(), **protocol) -> str:
+    (records / "protocol.json").write_text(json.dumps(PROTOCOL | protocol))
     return render(grid, records, costs, folder, others).read_text(encoding="utf-8")
 
 
@@ -59,38 +70,37 @@ def test_no_number_of_the_template_is_typed() -> None:
 
 
 def test_a_table() -> None:
-    rows = [
-        {"group": "a", "x": "1 | 2"},
-        {"group": "a", "x": "3 | 4"},
-        {"group": "b", "x": "5 | 6"},
+    """A group is named once; what is no number stands to the left; an empty column is left out."""
+    rows = pd.DataFrame({"group": ["a", "a", "b"], "x": ["1 %", "3 %", "-"], "never": ["-"] * 3})
+    rows["of"] = [1 + 2j, 0.5, 4]
+    heads = {"varied": "group", "measured": "x", "not measured": "never", "unknown": "nowhere"}
+    assert table(rows, heads, {"part": "of.real"}).splitlines() == [
+        "| varied | measured | part |",
+        "| :--- | ---: | ---: |",
+        "| a | 1 % | 1.0 |",
+        "|  | 3 % | 0.5 |",
+        "| b | - | 4.0 |",
     ]
-    assert table(rows, {"varied": "group"}, {":x | y": "x"}).splitlines() == [
-        "| varied | x | y |",
-        "| :--- | :--- | ---: |",
-        "| a | 1 | 2 |",
-        "|  | 3 | 4 |",
-        "| b | 5 | 6 |",
-    ]
-    assert table([]) == "Not measured."
+    assert table(rows[["x"]][:1]) == "| x |\n| ---: |\n| 1 % |"
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_whole_document(tmp_path: Path) -> None:
-    records = tmp_path / "records"
-    records.mkdir()
-    grid = whole(records)
-    protocol = {"alignment": {"steps": 161, "batch_size": 9}, "learning_rate": 0.0123}
-    (records / "protocol.json").write_text(json.dumps(protocol))
-    text = written(grid, records, tmp_path / "docs")
+    text = written(whole(tmp_path), tmp_path, tmp_path / "docs")
     assert "{{" not in text and "}}" not in text and "\n\n\n" not in text
-    assert "161 steps of 9" in text and "0.0123" in text
-    assert "in unrecorded tokens at most" in text
-    # all that is left out: costs of three methods in each of three tables, and one ablation
-    assert len(re.findall(r"not measured \| - \|$", text, re.MULTILINE)) == 9
-    assert text.count("not measured") == 9 + 2
+    assert "161 steps of 9" in text and "0.0123" in text and "0.0456" in text
+    assert "in 23 tokens at most" in text and "with 3 seeds; a seed" in text
+    assert "answers 40 held-out harmful requests, 40 requests of the outside list" in text
+    assert "Not run yet" not in text and "nan" not in text
+    # all that is left out: costs of the aligned model and of three methods in each of three sets
+    assert len(re.findall(r"\| - \| - \|$", text, re.MULTILINE)) == 3 * 4
     pictures = re.findall(r"!\[.+\]\((.+)\)", text)
     names = ("main", "price", "trade-off", "over-time")
     assert pictures == [f"evidence/{name}.png" for name in names]
+    heads = re.findall(r"^##+ .+$", text, re.MULTILINE)
+    assert len(heads) == len(set(heads)) == 16
+    for head in heads:
+        assert re.search(rf"^{re.escape(head)}\n\n[^#\n]", text, re.MULTILINE), head
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -107,8 +117,9 @@ def test_the_whole_document(tmp_path: Path) -> None:
 def test_a_count_that_changes_changes_the_document(
     tmp_path: Path, section: str, place: int, key: str, before: str, after: str
 ) -> None:
-    grid = Grid(**{section: getattr(whole(tmp_path), section)})
-    grid = grid._replace(main=grid.main[:6])  # one fine-tuning set: the others show like numbers
+    made = whole(tmp_path)
+    grid = Grid(main=made.main[:6])  # one fine-tuning set: the others show like numbers
+    grid = grid if section == "main" else grid._replace(**{section: getattr(made, section)})
     texts = [written(grid, tmp_path, tmp_path / "docs")]
     path = path_of(getattr(grid, section)[place].cells[0], tmp_path)
     record = json.loads(path.read_text())
@@ -144,12 +155,20 @@ def test_every_measure_of_a_record_is_read(tmp_path: Path) -> None:
             texts.add(text)
 
 
-def test_a_quick_document_without_records(tmp_path: Path) -> None:
-    text = written(Grid(quick=True), tmp_path, tmp_path / "docs", costs={})
-    assert "quick form" in text
-    assert "![" not in text and "\n\n\n" not in text
-    assert text.count("Not measured.") > 5
-    assert not (tmp_path / "docs" / "evidence").exists()
+def test_without_records_there_is_no_document(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a document needs records, got none in"):
+        written(Grid(), tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_quick_document_says_so(tmp_path: Path) -> None:
+    grid = Grid(main=whole(tmp_path).main)
+    assert "quick form" not in written(grid, tmp_path, tmp_path / "docs")
+    text = written(grid._replace(quick=True), tmp_path, tmp_path / "docs")
+    assert "**This is the quick form" in text
+    for head in ("What a refusal costs", "What matters", "One task", "How refusals go"):
+        assert f"## {head}" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -161,8 +180,9 @@ def test_missing_seeds_lines_and_sets_are_told(tmp_path: Path) -> None:
             path_of(cell, tmp_path).unlink()
     text = written(grid, tmp_path, tmp_path / "docs")
     assert "| plain (2 of 3 seeds) | 19 % [12-29] | 7, 8 of 40 |" in text
-    assert '- benign only: "PACT selection"\n- all of: 30 % harmful\n' in text
-    assert text.count("| PACT selection (not run) | - | - | - | - |") == 4
+    last = ", ".join(f'"{label}"' for label in METHODS)
+    told = f'- benign only: "{RELEASED_LABEL}"\n- 30 % harmful: {last}\n'
+    assert f"Not run yet, and therefore left out:\n\n{told}\n" in text
     assert "### Fine-tuned on: 10 % harmful" in text
     assert "### Fine-tuned on: 30 % harmful" not in text
 
@@ -176,13 +196,12 @@ def test_a_second_judge_has_a_table_where_the_records_have_it(tmp_path: Path) ->
     record["measures"]["counts"] |= {"harmful_second": [9, 40], "harmful_agree": [38, 40]}
     path.write_text(json.dumps(record))
     judge = {"name": "guard:a-guard", "refusal_label": None}
-    (tmp_path / "protocol.json").write_text(json.dumps({"second_judge": judge}))
-    text = written(grid, tmp_path, tmp_path / "docs")
+    text = written(grid, tmp_path, tmp_path / "docs", second_judge=judge)
     assert "The second judge, guard:a-guard, reads the same answers" in text
     heads = "| method | held-out: keywords | held-out: second judge | held-out: both agree |"
     assert heads in text and "prefill: second" not in text
     assert "| plain | 18 % [12-25] | 22 % [12-38] | 95 % [83-99] |" in text
-    assert "| first tokens | 60 % [51-68] | not measured | not measured |" in text
+    assert "| first tokens | 60 % [51-68] | - | - |" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -193,6 +212,7 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
     grid = whole(folders[0])
     other = Grid(main=whole(folders[1]).main[:6])
     protocol = {"model": "Other-1B", "model_hash": "abc", "base": "plainly fine-tuned"}
+    protocol |= PROTOCOL | {"learning_rate": 0.0789}
     (folders[1] / "protocol.json").write_text(json.dumps(protocol))
     path = path_of(other.main[1].cells[0], folders[1])
     record = json.loads(path.read_text())
@@ -204,12 +224,29 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
     assert "21/120" in first and "22/120" not in first
     assert "22/120" in second and "21/120" not in second
     assert "Other-1B is taken as its makers shipped it" in second and "abc" in second
+    assert "found against: the same model, plainly fine-tuned." in second
+    assert "with\n3 seeds, at a peak learning rate of 0.0789." in second
     assert "evidence/main.png" in first and "evidence/Other-1B-main.png" in second
     assert text.count("## How to read the tables") == text.count("## What cannot be concluded") == 1
+    shown = re.findall(r"^## (.+)$", second, re.MULTILINE)
+    assert "Targets" in shown and "| target | at most | measured |" in second
+    assert not {"What a refusal costs", "What matters in the method", "How refusals go"} & {*shown}
+    assert "ms per step" in first and "ms per step" not in second  # no costs
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_without_records_is_left_out(tmp_path: Path) -> None:
+    demo, other = (tmp_path / name for name in ("demo", "other"))
+    demo.mkdir()
+    grid = Grid(main=whole(demo).main)
+    (other / "protocol.json").parent.mkdir()
+    (other / "protocol.json").write_text(json.dumps(PROTOCOL | {"model": "Other-1B"}))
+    assert "Other-1B" not in written(grid, demo, tmp_path / "docs", others=[(grid, other, {})])
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_is_shown_once(tmp_path: Path) -> None:
-    again = (Grid(), tmp_path, {})
+    grid = Grid(main=whole(tmp_path).main)
     with pytest.raises(ValueError, match="shows each model once, got SmolLM2-135M-Instruct from"):
-        render(Grid(), tmp_path, {}, tmp_path, [again])
-    assert not (tmp_path / "evidence.md").exists()
+        written(grid, tmp_path, tmp_path / "docs", others=[(grid, tmp_path, {})])
+    assert not (tmp_path / "docs" / "evidence.md").exists()

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from benchmarks.experiment import verdicts
-from benchmarks.experiment.frame import ALL_TASKS, NOT_MEASURED, lines_of, read_records
-from benchmarks.experiment.frame import Line as Pooled
+from benchmarks.experiment.frame import pool
+from benchmarks.experiment.grid import full_grid
 from benchmarks.experiment.verdicts import AGREES, DISAGREES, OPEN
 from tests.benchmarks.experiment.synthetic import (
     ALIGNED,
+    LABEL,
     METHODS,
     Grid,
     Line,
@@ -24,17 +25,18 @@ from tests.benchmarks.experiment.synthetic import (
     whole,
 )
 
-LABEL = "PACT recommended"
 PLAIN, OURS = METHODS["plain"], METHODS[LABEL]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def found(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("records")
     return lines(whole(folder), folder)
 
 
-def one_set(folder: Path, share: float, ours: tuple[int, int, int], **sections: list) -> dict:
+def one_set(
+    folder: Path, share: float, ours: tuple[int, int, int], **sections: list
+) -> pd.DataFrame:
     """Aligned 36/40, 10/40 over; plain 50 + 46 of 120; ours (refusals, matches, over-refusals).
 
     Of the outside prompts each refuses a quarter of what it refuses of the others, rounded down.
@@ -48,8 +50,9 @@ def one_set(folder: Path, share: float, ours: tuple[int, int, int], **sections: 
     return lines(Grid(main=main, **sections), folder)
 
 
-def ours(found: dict) -> list[dict]:
-    return verdicts.judge_targets(found["main"], next(x for x in found["main"] if x.label == LABEL))
+def ours(found: pd.DataFrame) -> pd.DataFrame:
+    members = found[found.section == "main"]
+    return verdicts.judge_targets(members, members[members.label == LABEL])
 
 
 @pytest.mark.parametrize(
@@ -65,35 +68,29 @@ def test_targets_by_hand(
     tmp_path: Path, share: float, counts: tuple[int, int, int], points: list, missed: list
 ) -> None:
     mine = ours(one_set(tmp_path, share, counts))
-    assert [row["points"] for row in mine] == points
-    assert [row["missed"] for row in mine] == pytest.approx(missed)
-    assert [row["verdict"] for row in mine] == ["**missed**" if x else "**met**" for x in missed]
+    assert list(mine.points) == points
+    assert list(mine.missed) == pytest.approx(missed)
+    assert list(mine.verdict) == ["**missed**" if x else "**met**" for x in missed]
 
 
 def test_a_set_of_another_share_has_no_targets(tmp_path: Path) -> None:
-    found = one_set(tmp_path, 0.3, (32, 50, 10))
-    assert verdicts.with_targets(found["main"]) == {}
+    assert verdicts.with_targets(one_set(tmp_path, 0.3, (32, 50, 10))) == {}
 
 
 def test_a_target_is_told_with_its_counts(tmp_path: Path) -> None:
-    first, *_ = ours(one_set(tmp_path, 0.0, (31, 49, 10)))
-    told = {key: first[key] for key in ("at most", "of", "against")}
-    assert told == {
-        "at most": "5 points",
-        "of": "31/40, 78 % [62-88]",
-        "against": "36/40, 90 % [77-96]",
-    }
+    first = ours(one_set(tmp_path, 0.0, (31, 49, 10))).iloc[0]
+    assert first[["bound", "of", "against"]].tolist() == [
+        "5 points",
+        "31/40, 78 % [62-88]",
+        "36/40, 90 % [77-96]",
+    ]
 
 
-def test_every_method_says_which_targets_it_meets(tmp_path: Path) -> None:
-    main = whole(tmp_path).main[:6]
-    unrun = seeded("benign only", "new", replace(PLAIN, steps=7))
-    records = read_records(Grid(main=[*main, unrun]), tmp_path, "a model")
-    members = lines_of(records, LABEL, {}, with_unrun=True)["main"]
-    rows = {row["method"]: row for row in verdicts.target_rows(members)}
-    bold = [f"**{label}**" if label == LABEL else label for label in METHODS]
-    assert list(rows) == [*bold, "new (not run)"]
-    assert list(rows[f"**{LABEL}**"].values())[1:] == [
+def test_every_method_says_which_targets_it_meets(found: pd.DataFrame) -> None:
+    (members, *_) = verdicts.with_targets(found).values()
+    rows = verdicts.target_table(members).set_index("method")
+    assert list(rows.index) == [f"**{x}**" if x == LABEL else x for x in METHODS]
+    assert list(rows.loc[f"**{LABEL}**"]) == [
         "**missed** (+7.5)",
         "**met** (+1.7)",
         "**met** (-2.5)",
@@ -101,7 +98,16 @@ def test_every_method_says_which_targets_it_meets(tmp_path: Path) -> None:
         "3 of 4",
         "2.5",
     ]
-    assert set(list(rows["new (not run)"].values())[1:]) == {"-"}
+
+
+def test_a_target_without_its_sides_is_not_judged(tmp_path: Path) -> None:
+    found = one_set(tmp_path, 0.0, (31, 49, 10))
+    no_plain = found[found.label != "plain"]
+    assert "all_tasks" not in set(ours(no_plain).key) and len(ours(no_plain)) == 3
+    assert verdicts.target_table(no_plain).met.tolist() == ["2 of 3"]
+    assert list(verdicts.front(no_plain, no_plain).label) == ["aligned"]
+    unasked = found.assign(outside=[x if n else type(x)() for n, x in enumerate(found.outside)])
+    assert verdicts.target_table(unasked).met.tolist() == ["2 of 3", "2 of 3"]
 
 
 def test_the_front_is_of_what_learns_and_is_not_beaten(tmp_path: Path) -> None:
@@ -114,27 +120,18 @@ def test_the_front_is_of_what_learns_and_is_not_beaten(tmp_path: Path) -> None:
     save(lazy, measures(36, 9, over=0), tmp_path)  # it learns nothing
     varied = [Line("x", label, (cell,)) for label, cell in {**cells, "lazy": lazy}.items()]
     found = one_set(tmp_path, 0.0, (9, 50, 12), ablations=varied)
-    rows = verdicts.front(found, found["main"])
+    rows = verdicts.front(found, found[found.section == "main"])
     # plain has 8 refusals at 10, ours 9 at 12
-    assert [row[":setting"] for row in rows] == ["aligned", "x: a", "x: c", "x: d"]
-    assert rows[1]["refuses, from the start"] == "50 % [35-65]"
+    assert list(rows.setting) == ["aligned", "x: a", "x: c", "x: d"]
+    assert str(rows.harmful.iloc[1]) == "50 % [35-65]"
 
 
-def test_missing_lines_are_not_measured(found: dict, tmp_path: Path) -> None:
-    lost = [line for line in found["main"][:6] if line.label != "plain"]
-    assert [row["verdict"] for row in ours({"main": lost})].count(NOT_MEASURED) == 1  # of the tasks
-    for row in verdicts.target_rows(lost):
-        assert row["missed by in all"] == NOT_MEASURED
-    assert verdicts.front({**found, "main": lost}, lost)[1:] == []
-    for grid in (Grid(), whole(tmp_path)):
-        claims = verdicts.judge_claims(lines(grid, tmp_path / "none"), LABEL)
-        assert {claim[":verdict"] for claim in claims} == {NOT_MEASURED}
-
-
-def line(label: str, refused: int, n: int = 40, **values: list) -> Pooled:
-    seeds = {"record": ["a"], "harmful": [(refused, n)], **values}
-    known = {"section": "main", "group": "g", "label": label, "share": 0.0, "step": 48}
-    return Pooled(**known, cell=PLAIN, wanted=1, seeds=seeds)
+def test_of_equal_settings_the_one_with_the_most_seeds_counts(tmp_path: Path) -> None:
+    again = [Line("x", "again", (OURS,))]
+    found = one_set(tmp_path, 0.0, (31, 50, 2), ablations=again)
+    found = pd.concat([found, found[found.label == LABEL].assign(section="ablations")])
+    best = verdicts.front(found.reset_index(drop=True), found[found.section == "main"])
+    assert list(best.section) == ["main", "main"] and list(best.label) == ["aligned", LABEL]
 
 
 @pytest.mark.parametrize(
@@ -148,88 +145,65 @@ def line(label: str, refused: int, n: int = 40, **values: list) -> Pooled:
     ],
 )
 def test_the_rule(a: int, b: int, more: str, as_well: str) -> None:
-    sides = line("a", a), line("b", b)
-    assert verdicts.judge(*sides, "harmful") == more
-    assert verdicts.judge(*sides, "harmful", verdicts.AS_GOOD_WITHIN) == as_well
-    assert verdicts.judge(sides[0], None, "harmful") == NOT_MEASURED
-    assert verdicts.judge(*sides, ALL_TASKS) == NOT_MEASURED
+    sides = [pool(pd.Series([(yes, 40)], name="harmful")) for yes in (a, b)]
+    assert verdicts.judge(*sides) == more
+    assert verdicts.judge(*sides, verdicts.AS_GOOD_WITHIN) == as_well
 
 
-def told(found: dict) -> dict[str, dict[str, str]]:
-    return {claim[":claim"]: claim for claim in verdicts.judge_claims(found, LABEL)}
+def told(found: pd.DataFrame) -> pd.DataFrame:
+    return verdicts.judge_claims(found).set_index("claim")
 
 
-def test_the_claims_on_the_made_up_records(found: dict) -> None:
+def test_the_claims_on_the_made_up_records(found: pd.DataFrame) -> None:
     claims = told(found)
+    released = "PACT as released"
+    whole_kl = "as well as the KL over the whole vocabulary"
     expected = {
         "Plain fine-tuning loses refusals (benign only)": AGREES,
-        "PACT as released keeps more refusals than plain fine-tuning (10 % harmful)": AGREES,
-        "PACT as released learns the tasks as well as plain fine-tuning (benign only)": DISAGREES,
+        f"{released} keeps more refusals than plain fine-tuning (10 % harmful)": AGREES,
+        f"{released} learns the tasks as well as plain fine-tuning (benign only)": DISAGREES,
         "The more harmful data, the fewer refusals are kept (plain)": AGREES,
-        "Few tokens do as well as the KL over the whole vocabulary (benign only)": AGREES,
+        f"Few tokens hold refusals {whole_kl} (benign only)": AGREES,
+        f"Few tokens learn the tasks {whole_kl} (30 % harmful)": AGREES,
         "Tokens found by p_diff hold more refusals than random ones": AGREES,
         "Tokens found by p_diff hold more refusals than frequent ones": OPEN,
-        "The gate helps refusals (gate)": OPEN,
-        "The weights of the target help refusals": NOT_MEASURED,
-        "The confidence on the safety tokens falls before the refusals do (plain)": AGREES,
+        "The gate helps refusals": OPEN,
     }
-    assert {text: claims[text][":verdict"] for text in expected} == expected
-    assert claims["Plain fine-tuning loses refusals (benign only)"][":measured"] == (
-        "refusals: aligned 36/40, 90 % [77-96] against plain 21/120, 18 % [12-25]"
+    assert claims.verdict[list(expected)].to_dict() == expected
+    assert claims.measured["Plain fine-tuning loses refusals (benign only)"] == (
+        "aligned 36/40, 90 % [77-96] against plain 21/120, 18 % [12-25]"
     )
-    assert "Plain fine-tuning loses refusals (10 % harmful)" not in claims
+    assert claims.measured["The more harmful data, the fewer refusals are kept (plain)"] == (
+        "benign only 21/120, 18 % [12-25] against 30 % harmful 1/120, 1 % [0-5]"
+    )
+    assert "Plain fine-tuning loses refusals (10 % harmful)" not in claims.index
+    assert "The weights of the target help refusals" not in claims.index  # no such records
+    assert verdicts.judge_claims(found[:0]).empty
 
 
 def test_few_tokens_claim_nothing_where_nothing_is_held(tmp_path: Path) -> None:
-    cells = {"plain": PLAIN, "full": METHODS["full-vocabulary KL"], LABEL: OURS}
+    cells = {"plain": PLAIN, "full-vocabulary KL": METHODS["full-vocabulary KL"], LABEL: OURS}
     for cell in cells.values():
         save(cell, measures(8, 50), tmp_path)
     main = [seeded("set", label, cell, (0,)) for label, cell in cells.items()]
     claims = told(lines(Grid(main=main), tmp_path))
-    few = claims["Few tokens do as well as the KL over the whole vocabulary (set)"]
-    assert few[":verdict"] == verdicts.NEITHER_HOLDS
-
-
-def test_weights_are_compared_where_nothing_else_differs(tmp_path: Path) -> None:
-    equal = replace(OURS, weighted=False)
-    cells = {"discovered": OURS, "equal": equal, "equal, K 9": replace(equal, top_k=9)}
-    for cell, refused in zip(cells.values(), (30, 9, 9), strict=True):
-        save(cell, measures(refused, 50), tmp_path)
-    varied = [Line("weights", label, (cell,)) for label, cell in cells.items()]
-    claims = told(lines(Grid(ablations=varied), tmp_path))
-    (weights,) = (claim for text, claim in claims.items() if "weights" in text)
-    assert weights[":verdict"] == AGREES
-    assert weights[":measured"].startswith("refusals: discovered 30/40, 75 % [60-86] against equal")
-
-
-@pytest.mark.parametrize(
-    ("confidence", "refused", "verdict"),
-    [
-        ([0.6, 0.4, 0.3, 0.2], [36, 36, 20, 4], AGREES),  # half at 8 and at 16
-        ([0.6, 0.5, 0.5, 0.2], [36, 36, 20, 4], DISAGREES),  # half at 24 and at 16
-        ([0.6, 0.5, 0.3, 0.2], [36, 36, 20, 4], verdicts.SAME_STEP),
-        ([0.6, 0.6, 0.6, 0.6], [36, 36, 20, 4], verdicts.NOTHING_FELL),
-        ([0.6, 0.4, 0.3, 0.2], [36, 36, 35, 34], verdicts.NOTHING_FELL),  # the intervals meet
-        ([0.6], [36], NOT_MEASURED),
-    ],
-)
-def test_the_order_of_the_falls(confidence: list[float], refused: list[int], verdict: str) -> None:
-    points = [
-        line("plain", x, first_confidence=[y]) for x, y in zip(refused, confidence, strict=True)
+    few = claims.verdict[
+        "Few tokens hold refusals as well as the KL over the whole vocabulary (set)"
     ]
-    for place, point in enumerate(points):
-        point.step = 8 * place
-    assert verdicts.timing(points)[1] == verdict
+    assert few == verdicts.NEITHER_HOLDS
 
 
-def test_half_fallen() -> None:
-    assert verdicts.half_fallen(pd.Series({0: 1.0, 5: 0.5, 9: 0.0})) == 5
-    assert verdicts.half_fallen(pd.Series({0: 1.0, 5: 0.51, 9: 0.0})) == 9
-    assert verdicts.half_fallen(pd.Series({0: 0.0, 5: 1.0})) is None
+def test_every_claim_is_of_lines_that_the_grid_has() -> None:
+    grid = full_grid()
+    there = {f"{line.group}: {line.label}" for line in [*grid.main, *grid.ablations]}
+    for _, _, *settings in verdicts.CLAIMS:
+        for text in settings:
+            ends = {"set": "benign only", "least": "benign only", "most": "30 % harmful"}
+            assert text.format(**ends) in there
 
 
 def test_the_summary_counts_verdicts() -> None:
-    found = [AGREES, AGREES, DISAGREES, OPEN, verdicts.SAME_STEP]
-    assert verdicts.summary([{":verdict": verdict} for verdict in found]) == (
-        "of 5 comparisons, 2 agree, 1 does not agree, 2 cannot be told"
+    found = [AGREES, AGREES, DISAGREES, OPEN, verdicts.TOO_WIDE]
+    assert verdicts.summary(pd.DataFrame({"verdict": found})) == (
+        "of 5 comparisons: agrees 2, does not agree 1, cannot be told 2"
     )

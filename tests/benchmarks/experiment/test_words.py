@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import get_args
 
 from benchmarks.experiment.cell import Cell, Method
-from benchmarks.experiment.frame import NOT_MEASURED
 from benchmarks.experiment.words import METHODS, describe, listed
 from tests.benchmarks.experiment import synthetic
 
-OURS = synthetic.METHODS["PACT recommended"]
+OURS = synthetic.METHODS[synthetic.LABEL]
 
 
 def test_settings_are_told_from_the_cell() -> None:
@@ -21,12 +20,14 @@ def test_settings_are_told_from_the_cell() -> None:
         "lambda 2.5, those of positive weight alone, answer step t weighs exp(-t / 4), no gate; "
         "all weights"
     )
-    assert describe(OURS, ["1", "2", "1"]).count("lambda 1, 2,") == 1
     assert describe(replace(OURS, weighted=False)).endswith("all tokens weigh the same")
     assert describe(Cell(method="full_kl", strength=0.7)).endswith("lambda 0.7")
     assert describe(Cell(method="mixing", refusal_share=0.05)).endswith("share 0.05")
     assert describe(Cell(method="first_tokens", strength=1.5)).endswith("strength 1.5")
-    assert describe(None) == NOT_MEASURED
+    steps = describe(replace(OURS, anchor_share=0.5, anchor_steps=3))
+    assert steps.endswith("held at the first 3 tokens of anchors, share 0.5")
+    warm = describe(replace(OURS, pact=replace(OURS.pact, over="selection", kl_temperature=2.0)))
+    assert "lambda 2.5, temperature 2," in warm
 
 
 def test_every_method_has_its_words() -> None:
@@ -34,4 +35,4 @@ def test_every_method_has_its_words() -> None:
 
 
 def test_a_list_of_words() -> None:
-    assert [listed(x) for x in ([], [1], [1, 2], "abc")] == ["", "1", "1 and 2", "a, b and c"]
+    assert [listed(x) for x in ([1], [1, 2], "abc")] == ["1", "1 and 2", "a, b and c"]
