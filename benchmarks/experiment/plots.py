@@ -5,14 +5,13 @@ A method has one colour and one marker in all of them. What is not measured is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.experiment.frame import ALL_TASKS, means
-from benchmarks.experiment.methods import RECOMMENDED_LABEL
+from benchmarks.experiment.methods import METHODS, RECOMMENDED_LABEL
 from benchmarks.experiment.verdicts import OVER_REFUSAL, TARGETS, VARIED, learners, with_targets
 from benchmarks.reporting import drawing
 from benchmarks.reporting.drawing import FAINT, FIRST, INK, OTHERS, TITLE, Style
@@ -22,6 +21,14 @@ BAR: dict[str, Any] = {"linewidth": 2.2, "alpha": 0.55, "solid_capstyle": "round
 TICK: dict[str, Any] = {"linestyle": "", "marker": "|", "markersize": 8, "markeredgewidth": 1}
 DOTTED: dict[str, Any] = {"linewidth": 0.9, "linestyle": ":"}
 FIXED = {"aligned": Style(INK, "D"), "plain": OTHERS[0], RECOMMENDED_LABEL: FIRST}
+REST = OTHERS[1:]
+STYLES = FIXED | {
+    label: Style(
+        REST[place % len(REST)].colour, REST[(place + place // len(REST)) % len(REST)].marker
+    )
+    for place, label in enumerate(x for x in METHODS if x not in FIXED)
+}
+"""Of every method, for every model: past the last colour they begin again, with other markers."""
 PANELS = {
     "harmful": "Refusals, from the start",
     "prefill_anywhere": "After the prefill, anywhere",
@@ -35,36 +42,23 @@ OVER_TIME = {
 }
 PLANES = {OVER_REFUSAL: "harmless requests refused, anywhere, %", ALL_TASKS: "task accuracy, %"}
 BOUNDS = {key: at_most for _, key, _, _, at_most in TARGETS}
-Styles = Mapping[str, Style]
-"""By label."""
 
 
 def draw(lines: pd.DataFrame, folder: Path, prefix: str = "") -> dict[str, str]:
     """Draw what there is of the sections; the files' names, by picture."""
-    style, there = styles(lines), set(lines.section)
-    figures = {"main": plot_main(lines, style)}
+    there = set(lines.section)
+    figures = {"main": plot_main(lines)}
     if with_targets(lines):
-        figures["price"] = plot_plane(lines, style, OVER_REFUSAL)
+        figures["price"] = plot_plane(lines, OVER_REFUSAL)
     if "trade_off" in there:
-        figures["trade_off"] = plot_plane(lines, style, ALL_TASKS)
+        figures["trade_off"] = plot_plane(lines, ALL_TASKS)
     if "over_time" in there:
-        figures["over_time"] = plot_over_time(lines, style)
+        figures["over_time"] = plot_over_time(lines)
     paths = {name: folder / f"{prefix}{name.replace('_', '-')}.png" for name in figures}
     return {name: drawing.save(figure, paths[name]).name for name, figure in figures.items()}
 
 
-def styles(lines: pd.DataFrame) -> Styles:
-    """The style of every label, in the order in which the document meets them."""
-    met = lines[lines.section.isin(["main", "trade_off", "over_time"])]
-    labels = met.group.where(met.section == "trade_off", met.label).unique()
-    found, others = dict(FIXED), OTHERS[1:]
-    for place, label in enumerate(x for x in labels if x not in FIXED):
-        turn, colour = divmod(place, len(others))
-        found[label] = Style(others[colour].colour, others[(colour + turn) % len(others)].marker)
-    return found
-
-
-def plot_main(lines: pd.DataFrame, style: Styles) -> Any:
+def plot_main(lines: pd.DataFrame) -> Any:
     """Dots with Wilson intervals over the seeds' own rates, a row of panels per fine-tuning set."""
     sets = dict(list(lines[lines.section == "main"].groupby("group", sort=False)))
     heights = [len(members) for members in sets.values()]
@@ -76,11 +70,11 @@ def plot_main(lines: pd.DataFrame, style: Styles) -> Any:
             drawing.clean(axes, "x")
             axes.tick_params(axis="y", length=0)
             for y, (label, rate) in enumerate(zip(members.label, members[key], strict=True)):
-                look = {"color": style[label].colour}
+                look = {"color": STYLES[label].colour}
                 axes.plot([rate.low, rate.high], [y, y], **BAR, **look)
                 if len(rate.seeds) > 1:
                     axes.plot(rate.seeds, [y] * len(rate.seeds), **TICK, **look)
-                axes.plot(rate.mean, y, style[label].marker, markersize=6.5, zorder=3, **look)
+                axes.plot(rate.mean, y, STYLES[label].marker, markersize=6.5, zorder=3, **look)
                 if label == ("plain" if key == ALL_TASKS else "aligned"):
                     axes.axvline(rate.mean, zorder=0, **DOTTED, **look)
         row[0].set(xlim=(-3, 103), ylim=(len(members) - 0.4, -0.6))
@@ -95,7 +89,7 @@ def plot_main(lines: pd.DataFrame, style: Styles) -> Any:
     return figure
 
 
-def plot_plane(lines: pd.DataFrame, style: Styles, across: str) -> Any:
+def plot_plane(lines: pd.DataFrame, across: str) -> Any:
     """Refusals against another measure: methods, and lines through their weights, by share.
 
     Against over-refusal it is of all that learns the tasks, on the sets that have targets; both
@@ -119,7 +113,7 @@ def plot_plane(lines: pd.DataFrame, style: Styles, across: str) -> Any:
         if of_price and len(others):
             axes.plot(others.x, others.y, ".", color=FAINT, markersize=4, label="ablations")
         for mark in marks.itertuples():
-            colour, marker = style[mark.label]
+            colour, marker = STYLES[mark.label]
             axes.plot(mark.x, mark.y, marker, color=colour, markersize=9, label=mark.label)
             if mark.label == "aligned":
                 axes.axhline(mark.y, color=colour, **DOTTED)
@@ -130,11 +124,11 @@ def plot_plane(lines: pd.DataFrame, style: Styles, across: str) -> Any:
                 look = {"color": FIRST.colour, "alpha": 0.1, "linewidth": 0}
                 axes.fill_between([-4, mark.x + over], mark.y - lost, 106, **look)
         for group, through in curves.groupby("group", sort=False):
-            colour, marker = style[group]
+            colour, marker = STYLES[group]
             axes.plot(through.x, through.y, color=colour, marker=marker, label=group, **CURVE)
         written: list[tuple[float, float]] = []
         for point in curves[::-1].itertuples():
-            x, y, look = point.x, point.y, {"fontsize": 7.5, "color": style[point.group].colour}
+            x, y, look = point.x, point.y, {"fontsize": 7.5, "color": STYLES[point.group].colour}
             if all(abs(x - a) > 0.05 * right or abs(y - b) > 4 for a, b in written):
                 written.append((x, y))
                 axes.annotate(point.label, (x, y), (6, 3), "data", "offset points", **look)
@@ -147,14 +141,14 @@ def plot_plane(lines: pd.DataFrame, style: Styles, across: str) -> Any:
     return figure
 
 
-def plot_over_time(lines: pd.DataFrame, style: Styles) -> Any:
+def plot_over_time(lines: pd.DataFrame) -> Any:
     """Refusals, first-step confidence and accuracy against the optimiser step."""
     points = lines[lines.section == "over_time"]
     figure = drawing.new_figure(11.0, 3.5)
     panels = figure.subplots(1, len(OVER_TIME))
     for axes, (key, title) in zip(panels, OVER_TIME.items(), strict=True):
         for label, track in points.groupby("label", sort=False):
-            colour, marker = style[label]
+            colour, marker = STYLES[label]
             ends = [track[key].map(lambda x, end=end: end(x.seeds)) for end in (min, max)]
             axes.fill_between(track.step, *ends, color=colour, alpha=0.15, linewidth=0)
             look = {"color": colour, "marker": marker, "label": label, **CURVE}

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.experiment import plots
 from benchmarks.experiment.frame import ALL_TASKS, means
+from benchmarks.experiment.grid import full_grid
 from benchmarks.experiment.verdicts import OVER_REFUSAL
 from benchmarks.reporting import drawing
 from tests.benchmarks.experiment.synthetic import LABEL, METHODS, RELEASED_LABEL, lines, whole
@@ -54,25 +55,18 @@ def test_only_what_is_measured_is_drawn(
     assert plots.draw(late, tmp_path) == {"main": "main.png"}  # without targets no price
 
 
-def test_a_method_has_one_style_everywhere(found: pd.DataFrame) -> None:
-    styles = plots.styles(found)
-    assert set(styles) == {"aligned", *METHODS}
-    assert len(set(styles.values())) == len(styles)
-    assert styles[LABEL] == drawing.FIRST
-    without_main = plots.styles(found[found.section != "main"])
-    assert without_main["plain"] == styles["plain"] == plots.FIXED["plain"]
-
-
-def test_more_methods_than_colours_differ_still(found: pd.DataFrame) -> None:
-    one = found[found.label == "first tokens"][:1]
-    many = pd.concat([one.assign(label=f"method {place}") for place in range(30)])
-    styles = plots.styles(many)
-    assert len(set(styles.values())) == len(styles) > 30
+def test_every_method_has_a_style_of_its_own() -> None:
+    grid = full_grid()
+    drawn = {line.label for line in [*grid.main, *grid.over_time]}
+    drawn |= {line.group for line in grid.trade_off}
+    assert set(plots.STYLES) == drawn
+    assert len(set(plots.STYLES.values())) == len(drawn) > len(drawing.OTHERS)
+    assert plots.STYLES[LABEL] == drawing.FIRST
 
 
 def test_a_method_is_a_dot_with_its_interval_and_its_seeds(found: pd.DataFrame) -> None:
     found = found[(found.section == "main") & (found.group == "benign only")]
-    axes, *_ = plots.plot_main(found, plots.styles(found)).axes
+    axes, *_ = plots.plot_main(found).axes
     rate = found.harmful[found.label == "plain"].iloc[0]
     drawn = [list(line.get_xdata()) for line in axes.lines if {*line.get_ydata()} == {1}]
     assert drawn[:3] == [[rate.low, rate.high], list(rate.seeds), [rate.mean]]
@@ -80,7 +74,7 @@ def test_a_method_is_a_dot_with_its_interval_and_its_seeds(found: pd.DataFrame) 
 
 
 def test_the_trade_off_is_drawn_through_its_points(found: pd.DataFrame) -> None:
-    panels = plots.plot_plane(found, plots.styles(found), ALL_TASKS).axes
+    panels = plots.plot_plane(found, ALL_TASKS).axes
     assert [axes.get_title(loc="left") for axes in panels] == [
         "Fine-tuned on benign data",
         "Fine-tuned with 10 % harmful pairs",
@@ -98,8 +92,7 @@ def test_the_trade_off_is_drawn_through_its_points(found: pd.DataFrame) -> None:
 
 
 def test_the_price_shows_what_learns_and_where_both_targets_are_met(found: pd.DataFrame) -> None:
-    style = plots.styles(found)
-    panels = plots.plot_plane(found, style, OVER_REFUSAL).axes
+    panels = plots.plot_plane(found, OVER_REFUSAL).axes
     assert len(panels) == 2  # 30 % harmful has no targets
     main = found[(found.section == "main") & (found.label == LABEL)]
     for axes, share in zip(panels, (0.0, 0.1), strict=True):
@@ -116,13 +109,13 @@ def test_the_price_shows_what_learns_and_where_both_targets_are_met(found: pd.Da
         assert "ablations" not in {x.get_label() for x in axes.lines}
     learning = found[(found.section == "main") & (found.label == "plain")][:1]
     more = pd.concat([found, learning.assign(section="ablations")], ignore_index=True)
-    axes, _ = plots.plot_plane(more, style, OVER_REFUSAL).axes
+    axes, _ = plots.plot_plane(more, OVER_REFUSAL).axes
     (dots,) = (x for x in axes.lines if x.get_label() == "ablations")
     assert len(dots.get_xdata()) == 1
 
 
 def test_bands_are_of_the_seeds(found: pd.DataFrame) -> None:
-    axes, *_ = plots.plot_over_time(found, plots.styles(found)).axes
+    axes, *_ = plots.plot_over_time(found).axes
     plain = found[(found.section == "over_time") & (found.label == "plain")]
     drawn = next(line for line in axes.lines if line.get_label() == "plain")
     assert list(drawn.get_ydata()) == pytest.approx(list(means(plain, "harmful")))
