@@ -99,6 +99,8 @@ def table(rows: pd.DataFrame, *columns: Mapping[str, str]) -> str:
         columns: the name of what stands below each head, such as `harmful` or `harmful.counted`;
             by default heads are the names.
     """
+    if rows.empty:
+        return "Not measured."
     heads = {head: key for part in columns for head, key in part.items()} or {x: x for x in rows}
     cells = pd.DataFrame()
     for head, (name, *rest) in ((head, key.split(".")) for head, key in heads.items()):

@@ -61,9 +61,10 @@ with the least and the most harmful pairs. The order is that of the paper's argu
 
 
 def with_targets(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The fine-tuning sets that have targets."""
+    """The fine-tuning sets that have targets, beside the aligned model."""
     sets = lines[lines.section == "main"].groupby("group", sort=False)
-    return {str(name): members for name, members in sets if members.share.max() in TARGETS[0][-1]}
+    known = ((str(name), members) for name, members in sets if "aligned" in {*members.label})
+    return {name: members for name, members in known if members.share.max() in TARGETS[0][-1]}
 
 
 def judge_targets(members: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:

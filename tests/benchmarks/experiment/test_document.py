@@ -82,6 +82,7 @@ def test_a_table() -> None:
         "| b | - | 4.0 |",
     ]
     assert table(rows[["x"]][:1]) == "| x |\n| ---: |\n| 1 % |"
+    assert table(rows[:0], heads) == "Not measured."
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -242,6 +243,20 @@ def test_a_model_without_records_is_left_out(tmp_path: Path) -> None:
     (other / "protocol.json").parent.mkdir()
     (other / "protocol.json").write_text(json.dumps(PROTOCOL | {"model": "Other-1B"}))
     assert "Other-1B" not in written(grid, demo, tmp_path / "docs", others=[(grid, other, {})])
+
+
+def test_a_model_whose_run_has_just_begun(tmp_path: Path) -> None:
+    """The aligned model and a seed of plain fine-tuning are there; then the latter alone."""
+    grid = Grid(main=whole(tmp_path).main)
+    kept = [path_of(grid.main[place].cells[0], tmp_path) for place in (0, 1)]
+    for path in tmp_path.glob("*.json"):
+        if path not in kept:
+            path.unlink()
+    text = written(grid, tmp_path, tmp_path / "docs")
+    assert "against its targets, in percentage points:\n\nFine-tuned on: benign only\n\nNot" in text
+    assert "| plain (1 of 3 seeds) |" in text
+    kept[0].unlink()
+    assert "## Targets" not in written(grid, tmp_path, tmp_path / "docs")
 
 
 @pytest.mark.usefixtures("undrawn")
