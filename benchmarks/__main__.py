@@ -102,11 +102,12 @@ class List:
         from benchmarks.cases.catalogue import plans
         from benchmarks.cases.plan import title
 
-        return [
-            plan
-            for plan in plans(self.subset or SUBSETS[self.torch_device().type])
-            if self.match in f"{plan.case.op}, {title(plan.case)}"
-        ]
+        subset = self.subset or SUBSETS[self.torch_device().type]
+        names = [(plan, f"{plan.case.op}, {title(plan.case)}") for plan in plans(subset)]
+        found = [plan for plan, name in names if self.match in name]
+        if not found:
+            raise SystemExit(f"--match: no case of {subset} has {self.match!r}; `list` shows all")
+        return found
 
     def peers_of(self, case: Case) -> tuple[Peer, ...]:
         """The peers of a case, or those of them that were asked for."""

@@ -147,8 +147,8 @@ def table(goals: Mapping[str, Goal], records: Sequence[Mapping[str, Any]]) -> st
     for each in records:
         name, ms = each["case"], each["ms"]
         cells = [f"{ms[side]:.3f}" if side in ms else "" for side in COLUMNS]
-        ratio = figures(name, goals[name], ms)[:1]
-        told = [(f"{one.value:.3f}", one.target, one.verdict) for one in ratio] or [("", "", "")]
+        first = figures(name, goals[name], ms)[:1]
+        told = [(f"{one.value:.3f}", one.target, one.verdict) for one in first] or [("", "", "")]
         lines.append([f"{name}: {each['shape']}", *cells, *told[0]])
     return align(lines)
 

@@ -12,7 +12,7 @@ from benchmarks import training_step
 from benchmarks.measuring.clock import take_turns
 from benchmarks.measuring.process import MIB
 from benchmarks.reporting.figures import Figure, figure_table
-from benchmarks.training import sides
+from benchmarks.training import sides, steps
 from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
 from benchmarks.training.sides import (
     CACHED,
@@ -187,6 +187,7 @@ def test_on_a_card_sides_that_do_not_fit_are_left_out(
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * MIB)
+    monkeypatch.setattr(steps, "_on_card", lambda _: True)
     monkeypatch.setattr(training_step, "random_model", small)
     monkeypatch.setattr(training_step, "CARD", Size(3, 13))
     monkeypatch.setitem(SIDES, LIVE_NO_GATE, too_large)
@@ -209,7 +210,11 @@ def test_on_a_card_sides_that_do_not_fit_are_left_out(
     assert len(step["differences"]) == 3
 
 
-def test_on_a_card_a_side_is_told_before_the_next_one_begins(setting: Setting, task: Task) -> None:
+def test_a_side_is_told_before_the_next_one_begins(
+    setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor beside a card, whose allocator is not asked."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     said: list[dict[str, object]] = []
     before: list[int] = []
 
@@ -218,11 +223,17 @@ def test_on_a_card_a_side_is_told_before_the_next_one_begins(setting: Setting, t
         return SIDES[FUSED](setting, task)
 
     watching = {"first": watched, "second": watched}
-    found = measure_steps(setting, task, 2, watching, said.append)
+    read: list[None] = []
+    reading = {"reading": lambda: read.append(None)}
+    found = measure_steps(setting, task, 2, watching, said.append, reading)
+    assert len(read) == 3  # the first is in no turn
     assert before == [0, 1]
     assert [line["side"] for line in said] == ["first", "second"]
     assert all(isinstance(ms := line["second_step_ms"], float) and ms > 0 for line in said)
-    assert {name: len(ms) for name, ms in found.times_ms.items()} == {"first": 2, "second": 2}
+    assert {name: len(ms) for name, ms in found.times_ms.items()} == dict.fromkeys(
+        ("first", "second", "reading"), 2
+    )
+    assert not found.peak_mib
 
 
 def test_a_card_that_is_too_small_for_all_leaves_all_out(setting: Setting, task: Task) -> None:

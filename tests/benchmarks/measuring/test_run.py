@@ -104,6 +104,11 @@ def test_a_match_chooses_by_op_and_title() -> None:
     assert chosen[0] == replace(chosen[0], case=replace(chosen[0].case, op="pact_loss"))
 
 
+def test_a_match_without_a_case_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--match: no case of quick has 'pact_los_s'"):
+        shell.List(subset="quick", match="pact_los_s").planned()
+
+
 def test_a_peer_that_is_not_there_is_refused() -> None:
     case = quick_plans()[0].case
     with pytest.raises(SystemExit, match="--peers: no theirs; there are pact-kernels, eager"):
