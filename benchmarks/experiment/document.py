@@ -15,6 +15,7 @@ import pandas as pd
 from benchmarks.experiment import plots, verdicts, words
 from benchmarks.experiment.cost import Cost
 from benchmarks.experiment.frame import NOT_MEASURED, SECTIONS, lines_of, read_records
+from benchmarks.experiment.methods import WITH_REFUSALS_LABEL
 from benchmarks.experiment.protocol import PROTOCOL_FILE
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+ORIGIN_FILE = "ORIGIN.md"
+"""Beside a model's records: where its weights are from, in sentences for its section."""
 EMPTY_LINES = re.compile(r"\n{3,}")
 """Between blocks that each bring their own, and where a part came to nothing."""
 
@@ -72,7 +75,9 @@ def render(
         sections = {section: lines[lines.section == section] for section in SECTIONS}
         pictures = plots.draw(lines, docs / "evidence", f"{name}-" if models else "")
         records = records[records.section.isin(lines.section)]
+        origin = place / ORIGIN_FILE
         known = {"name": name, "place": place, "protocol": protocol, "records": records}
+        known["origin"] = origin.read_text(encoding="utf-8").strip() if origin.is_file() else ""
         models[name] = known | sections | {"lines": lines, "pictures": pictures}
     if not models:
         raise ValueError(f"a document needs records, got none in {folder}: run the experiment")
@@ -81,6 +86,7 @@ def render(
         demo=DEMO_MODEL,
         quick=grid.quick,
         recommended=grid.recommended,
+        in_short=("aligned", "plain", WITH_REFUSALS_LABEL, grid.recommended),
         table=table,
         words=words,
         verdicts=verdicts,

@@ -20,11 +20,11 @@ from benchmarks.experiment.methods import (
     FULL_KL,
     LEFT_OUT,
     METHODS,
-    RECOMMENDED,
-    RECOMMENDED_LABEL,
     RELEASED,
     SAFE_LORA_LABEL,
     SETS,
+    WITH_REFUSALS,
+    WITH_REFUSALS_LABEL,
 )
 from benchmarks.experiment.protocol import Prompts, Protocol
 
@@ -170,13 +170,13 @@ def full_grid() -> Grid:
         single_task=[
             _line(name, label, replace(METHODS[label], tasks=(name,)), ONE_SEED)
             for name in TASKS
-            for label in ("plain", RECOMMENDED_LABEL)
+            for label in ("plain", WITH_REFUSALS_LABEL)
         ],
         over_time=[
             _line("over time", label, replace(METHODS[label], curve_every=6), ONE_SEED)
-            for label in ("plain", RECOMMENDED_LABEL)
+            for label in ("plain", WITH_REFUSALS_LABEL)
         ],
-        recommended=RECOMMENDED_LABEL,
+        recommended=ANCHORED_LABEL,
         quick=False,
         protocol=Protocol(),
     )
@@ -189,7 +189,7 @@ def quick_grid() -> Grid:
         for label, cell in METHODS.items()
         if label not in NOT_QUICK
     }
-    some = {label: methods[label] for label in ("plain", RECOMMENDED_LABEL)}
+    some = {label: methods[label] for label in ("plain", WITH_REFUSALS_LABEL)}
     sets = {name: SETS[name] for name in ("benign only", "10 % harmful")}
     return Grid(
         main=_main(methods, sets, ONE_SEED),
@@ -200,7 +200,7 @@ def quick_grid() -> Grid:
             _line("over time", label, replace(cell, curve_every=QUICK_STEPS // 4), ONE_SEED)
             for label, cell in some.items()
         ],
-        recommended=RECOMMENDED_LABEL,
+        recommended=ANCHORED_LABEL,
         quick=True,
         protocol=Protocol(alignment=Alignment(steps=60), prompts=Prompts(outside=10, heldout=20)),
     )
@@ -254,7 +254,7 @@ def _trade_off(weights: Sequence[float]) -> Iterator[Line]:
     """With harmful pairs in the data; what holds without them, on benign data too."""
     compared = {
         "PACT selection (released)": (RELEASED, (0.1,)),
-        RECOMMENDED_LABEL: (RECOMMENDED, (0.1,)),
+        WITH_REFUSALS_LABEL: (WITH_REFUSALS, (0.1,)),
         ANCHORED_LABEL: (ANCHORED, (0.0, 0.1)),
         "full-vocabulary KL": (FULL_KL, (0.1,)),
         "first tokens": (FIRST_TOKENS, (0.1,)),

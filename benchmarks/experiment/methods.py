@@ -40,7 +40,7 @@ DEFAULT = Cell(method="pact", pact=PactConfig())
 """The package's default."""
 MARGIN = replace(DEFAULT, pact=PactConfig(kl_margin=1.5))
 """For data without refusals."""
-RECOMMENDED = replace(DEFAULT, refusal_share=MIXED)
+WITH_REFUSALS = replace(DEFAULT, refusal_share=MIXED)
 """The default, with some of the refusals that discovery reads in the data too."""
 ANCHORED = replace(
     DEFAULT,
@@ -55,7 +55,7 @@ FULL_KL = Cell(method="full_kl", strength=1.0)
 FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
 
 DEFAULT_LABEL = "PACT default"
-RECOMMENDED_LABEL = "PACT default, 10 % refusals"
+WITH_REFUSALS_LABEL = "PACT default, 10 % refusals"
 ANCHORED_LABEL = "PACT lambda 30, anchors"
 PATCH_LABEL = "plain, then one refusal"
 SAFE_LORA_LABEL = "SafeLoRA"
@@ -64,8 +64,8 @@ METHODS = {
     "PACT selection (released)": RELEASED,
     DEFAULT_LABEL: DEFAULT,
     "PACT default, margin": MARGIN,
-    RECOMMENDED_LABEL: RECOMMENDED,
-    "PACT lambda 30, 10 % refusals": replace(RECOMMENDED, pact=PactConfig(kl_weight=30.0)),
+    WITH_REFUSALS_LABEL: WITH_REFUSALS,
+    "PACT lambda 30, 10 % refusals": replace(WITH_REFUSALS, pact=PactConfig(kl_weight=30.0)),
     ANCHORED_LABEL: ANCHORED,
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
@@ -79,7 +79,7 @@ METHODS = {
 """By their label in the tables, each at its own default. The cosines that SafeLoRA looks at are
 from 0.05 to 0.45 after 48 steps on the demo's model, so its threshold of 0.1 projects a quarter of
 the adapters; at 0.5, the source's, all are projected, and nothing is left of the tasks."""
-AT_EVERY_SHARE = {"plain", RECOMMENDED_LABEL, "plain, 10 % refusals", PATCH_LABEL}
+AT_EVERY_SHARE = {"plain", WITH_REFUSALS_LABEL, "plain, 10 % refusals", PATCH_LABEL}
 """Methods that are tried on every set; the others, for time, at 0, 10 and 30 %."""
 LEFT_OUT = {
     "5 % harmful": set(METHODS) - AT_EVERY_SHARE,

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.experiment.frame import ALL_TASKS, means
-from benchmarks.experiment.methods import METHODS, RECOMMENDED_LABEL
+from benchmarks.experiment.methods import METHODS, WITH_REFUSALS_LABEL
 from benchmarks.experiment.verdicts import OVER_REFUSAL, TARGETS, VARIED, learners, with_targets
 from benchmarks.reporting import drawing
 from benchmarks.reporting.drawing import FAINT, FIRST, INK, OTHERS, TITLE, Style
@@ -20,7 +20,7 @@ CURVE: dict[str, Any] = {"linewidth": 1.5, "markersize": 5.5}
 BAR: dict[str, Any] = {"linewidth": 2.2, "alpha": 0.55, "solid_capstyle": "round"}
 TICK: dict[str, Any] = {"linestyle": "", "marker": "|", "markersize": 8, "markeredgewidth": 1}
 DOTTED: dict[str, Any] = {"linewidth": 0.9, "linestyle": ":"}
-FIXED = {"aligned": Style(INK, "D"), "plain": OTHERS[0], RECOMMENDED_LABEL: FIRST}
+FIXED = {"aligned": Style(INK, "D"), "plain": OTHERS[0], WITH_REFUSALS_LABEL: FIRST}
 REST = OTHERS[1:]
 STYLES = FIXED | {
     label: Style(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pandas as pd
 
 from benchmarks.experiment.frame import ALL_TASKS, NOT_MEASURED, Pooled, means
-from benchmarks.experiment.methods import RECOMMENDED_LABEL
+from benchmarks.experiment.methods import WITH_REFUSALS_LABEL
 
 OVER_REFUSAL = "benign_anywhere"
 TARGETS = (
@@ -42,11 +42,11 @@ CLAIMS = (
      ALL_TASKS, f"{{set}}: {RELEASED}", "{set}: plain"),
     *((f"The more harmful data, the fewer refusals are kept ({x})",
        "harmful", f"{{least}}: {x}", f"{{most}}: {x}")
-      for x in ("plain", RELEASED, RECOMMENDED_LABEL)),
+      for x in ("plain", RELEASED, WITH_REFUSALS_LABEL)),
     ("Few tokens hold refusals as well as the KL over the whole vocabulary ({set})",
-     "harmful", f"{{set}}: {RECOMMENDED_LABEL}", "{set}: full-vocabulary KL"),
+     "harmful", f"{{set}}: {WITH_REFUSALS_LABEL}", "{set}: full-vocabulary KL"),
     ("Few tokens learn the tasks as well as the KL over the whole vocabulary ({set})",
-     ALL_TASKS, f"{{set}}: {RECOMMENDED_LABEL}", "{set}: full-vocabulary KL"),
+     ALL_TASKS, f"{{set}}: {WITH_REFUSALS_LABEL}", "{set}: full-vocabulary KL"),
     ("Tokens found by p_diff hold more refusals than frequent ones",
      "harmful", "tokens found by: p_diff", "tokens found by: frequency"),
     ("Tokens found by p_diff hold more refusals than random ones",

@@ -95,7 +95,7 @@ def _methods(asked: Mapping[str, tuple[str, str]]) -> list[Sequence[str]]:
     lines = {(line.group, line.label): line for line in main.itertuples()}
     released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
     rows: list[Sequence[str]] = []
-    ours = grid.recommended, methods.ANCHORED_LABEL
+    ours = methods.WITH_REFUSALS_LABEL, grid.recommended
     for label in dict.fromkeys([*EVIDENCE, released, *ours]):
         if missing := [group for group, _ in asked.values() if (group, label) not in lines]:
             raise ValueError(f"{label} must have records of {missing[0]}, got none: name another")

@@ -21,9 +21,7 @@ BOUNDS = {
     "learning_rate": RATE,
     "top_k": TOKENS,
     "selection_weight": OBJECTIVE["kl_weight"],
-    "vocabulary_top_k": TOKENS,
-    "vocabulary_weight": OBJECTIVE["kl_weight"],
-    "vocabulary_step_tau": OBJECTIVE["kl_step_tau"],
+    "anchor_weight": OBJECTIVE["kl_weight"],
     "max_response_length": COUNT,
     "max_new_tokens": COUNT,
 }
@@ -51,7 +49,7 @@ class DemoConfig:
     """Share of the fine-tuning examples that are harmful requests, answered "Sure, here is how:
     [removed]"."""
     quick: bool = False
-    """A third of the steps of fine-tuning, at twice its rate, and a quarter of the prompts."""
+    """Half of the steps of fine-tuning, at a higher rate, and a quarter of the prompts."""
     seed: int = 0
     """Order of the data and the adapters' first values, in each training of this demo."""
     align_steps: int = 70
@@ -60,22 +58,19 @@ class DemoConfig:
     """Conversations of a step of refusal training; with from_scratch."""
     align_learning_rate: float = 2e-3
     """Peak learning rate of refusal training; with from_scratch."""
-    steps: int = 48
-    """Optimiser steps of each of the three fine-tunings."""
+    steps: int = 24
+    """Optimiser steps of a fine-tuning; of that with anchors twice as many, for half of its
+    examples are others."""
     batch_size: int = 4
     """Conversations of a step of fine-tuning."""
-    learning_rate: float = 5.5e-4
+    learning_rate: float = 1.5e-3
     """Peak learning rate of fine-tuning."""
     top_k: int = 50
-    """Safety tokens of the arm with the released objective, and of the table's confidence."""
+    """Safety tokens of both PACT arms, and of the table's confidence."""
     selection_weight: float = 1.0
-    """kl_weight of that arm."""
-    vocabulary_top_k: int = 200
-    """Safety tokens of the arm that matches confidences over the vocabulary."""
-    vocabulary_weight: float = 2.5
-    """kl_weight of that arm."""
-    vocabulary_step_tau: float = 4.0
-    """kl_step_tau of that arm."""
+    """kl_weight of the arm with the released objective."""
+    anchor_weight: float = 10.0
+    """kl_weight of the arm with anchors."""
     max_response_length: int = 8
     """First tokens of each refusal that discovery looks at: the demo's refusals are short, and
     their ends would make the end of turn its first safety token."""
@@ -93,7 +88,7 @@ class DemoConfig:
                 )
 
     def shortened(self) -> DemoConfig:
-        """These settings or, where the demo is quick, a third of its steps, at a higher rate."""
+        """These settings or, where the demo is quick, half of its steps, at a higher rate."""
         if not self.quick:
             return self
-        return replace(self, steps=max(1, self.steps // 3), learning_rate=2 * self.learning_rate)
+        return replace(self, steps=max(1, self.steps // 2), learning_rate=1.5 * self.learning_rate)

@@ -35,7 +35,7 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
     """Fine-tune a small aligned chat model three ways, and show what is left of its refusals.
 
     Writes to `config.output_dir`: report.html, table.txt, results.json, demo.png, config.yaml,
-    tokens-<k>.safetensors, tokens.txt, the aligned model's adapters, and a folder for each model
+    tokens.safetensors, tokens.txt, the aligned model's adapters, and a folder for each model
     with its evaluation and its generations.
 
     Returns:
@@ -62,16 +62,14 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
         aligned, tokenizer = load_model(adapters, merge_adapters=True), load_tokenizer(adapters)
     with _stage("2. safety tokens: where the aligned model differs from the shipped one"):
         tokens = safety_tokens(config, aligned, load_model(shipped), tokenizer)
-        for top_k, found in tokens.items():
-            found.save(output / f"tokens-{top_k}.safetensors")
-        shown = tokens[config.top_k]
-        listed = token_table(shown, tokenizer)
+        tokens.save(output / "tokens.safetensors")
+        listed = token_table(tokens, tokenizer)
         (output / "tokens.txt").write_text(listed, encoding="utf-8")
         print("\n".join(listed.splitlines()[:12]))
 
     results: dict[str, Result] = {}
     with _stage("3. the aligned model's refusals"):
-        evaluation = measure(config, aligned, tokenizer, shown)
+        evaluation = measure(config, aligned, tokenizer, tokens)
         results["aligned"] = Result(evaluation, [], 0.0)
         _say(evaluation)
     for number, arm in enumerate(arms(config), start=4):
@@ -79,8 +77,8 @@ def run_demo(config: DemoConfig) -> dict[str, Result]:
             before_s = time.perf_counter()
             model, records = finetune(config, arm, aligned, tokenizer, tokens)
             seconds = time.perf_counter() - before_s
-            evaluation = measure(config, model, tokenizer, shown)
-            results[arm.name] = Result(evaluation, records, seconds / config.steps)
+            evaluation = measure(config, model, tokenizer, tokens)
+            results[arm.name] = Result(evaluation, records, seconds / records[-1]["step"])
             _say(evaluation)
     minutes = (time.perf_counter() - start_s) / 60
     facts = read_facts(adapters / WEIGHTS)

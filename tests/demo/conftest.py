@@ -37,7 +37,6 @@ def small_demo(shipped: Path, tmp_path: Path) -> Callable[..., DemoConfig]:
             "steps": 2,
             "batch_size": 4,
             "top_k": 20,
-            "vocabulary_top_k": 40,
             "max_new_tokens": 4,
         }
         return DemoConfig(**defaults | settings)

@@ -21,7 +21,7 @@ from pact.evaluation.intervals import Rate
 from pact.evaluation.result import Evaluation, Generation, Refusals
 from tests.demo.browser import chromium
 
-NAMES = ["aligned", "plain", "PACT selection", "PACT vocabulary"]
+NAMES = ["aligned", "plain", "PACT selection", "PACT anchors"]
 FACTS = {
     "base_weights": "ab" * 16,
     "sha256": "cd" * 32,

@@ -14,21 +14,18 @@ from pact.demo.config import OF_ALIGNMENT
 from pact.demo.conversations import REMOVED, finetuning_set, read
 from pact.demo.stages import arms
 from pact.discovery import SafetyTokens
+from pact.objective import PactConfig
 from tests.objectives import matching
 from tests.rounding import NO_KL, SUMS
 
-NAMES = ["aligned", "plain", "PACT selection", "PACT vocabulary"]
+NAMES = ["aligned", "plain", "PACT selection", "PACT anchors"]
 
 
-def test_the_arms_say_all_of_their_settings():
-    """A new recommendation of the package changes no arm that the demo's page shows."""
-    plain, selection, vocabulary = arms(DemoConfig())
-    assert plain.pact is None
-    assert (selection.top_k, selection.pact) == (50, matching("selection"))
-    assert (vocabulary.top_k, vocabulary.pact) == (
-        200,
-        matching("vocabulary", gate=False, kl_weight=2.5, kl_step_tau=4.0),
-    )
+def test_the_arms_are_what_was_released_and_what_is_recommended():
+    plain, released, recommended = arms(DemoConfig())
+    assert (plain.pact, plain.anchor_share) == (None, 0.0)
+    assert (released.pact, released.anchor_share) == (matching("selection"), 0.0)
+    assert (recommended.pact, recommended.anchor_share) == (PactConfig(kl_weight=10.0), 0.5)
 
 
 def test_demo_in_a_reduced_form(trained, small_demo, tmp_path, capsys):
@@ -43,9 +40,8 @@ def test_demo_in_a_reduced_form(trained, small_demo, tmp_path, capsys):
     assert "aligned model as shipped" in printed
     assert printed.rstrip().endswith(str(output / "report.html"))
     assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
-    for top_k in (20, 40):
-        tokens = SafetyTokens.load(output / f"tokens-{top_k}.safetensors")
-        assert 2 <= tokens.ids.numel() <= top_k
+    tokens = SafetyTokens.load(output / "tokens.safetensors")
+    assert 2 <= tokens.ids.numel() <= 20
     summary = json.loads((output / "results.json").read_text())
     assert summary["config"]["harmful_share"] == 0.1
     assert summary["adapters"]["recipe"]["align_steps"] == 2
@@ -57,13 +53,14 @@ def test_demo_in_a_reduced_form(trained, small_demo, tmp_path, capsys):
         loss = summary["results"][name]["heldout"]["mean_nats"]
         assert loss == results[name].evaluation.heldout.mean_nats > 0
         assert summary["results"][name]["records"] == results[name].records
-    # The three arms start from one model and see the same data in the same order, so their first
-    # step's cross-entropy agrees; the PACT arms add a KL that plain does not have.
-    first = [results[name].records[0] for name in NAMES[1:]]
-    for record in first[1:]:
-        assert record["cross_entropy"] == pytest.approx(first[0]["cross_entropy"], rel=SUMS)
-    assert first[0]["kl"] == 0.0
-    assert first[1]["kl"] > 0.0
+    # Both arms without anchors start from one model and see the same data in the same order, so
+    # their first step's cross-entropy agrees; the PACT arms add a KL that plain does not have.
+    plain, released, recommended = (results[name].records for name in NAMES[1:])
+    assert released[0]["cross_entropy"] == pytest.approx(plain[0]["cross_entropy"], rel=SUMS)
+    assert plain[0]["kl"] == 0.0
+    assert released[0]["kl"] > 0.0
+    assert [len(records) for records in (plain, released, recommended)] == [2, 2, 4]
+    assert recommended[-1]["kl"] > 0.0
     # The student is the reference before its first step, and confidences that agree have no KL.
     assert results["aligned"].evaluation.drift.kl_vocabulary_nats == pytest.approx(0.0, abs=NO_KL)
 
@@ -97,8 +94,7 @@ def test_a_share_beyond_the_data_is_refused():
         {"learning_rate": float("inf")},
         {"align_learning_rate": float("nan"), "from_scratch": True},
         {"selection_weight": float("inf")},  # told by the objective after the alignment, else
-        {"vocabulary_weight": -1.0},
-        {"vocabulary_step_tau": 0.0},
+        {"anchor_weight": -1.0},
         {"max_new_tokens": 2.5},
     ],
 )
@@ -115,8 +111,8 @@ def test_settings_of_the_alignment_are_for_a_demo_from_scratch():
 
 
 def test_a_quick_demo_keeps_the_settings_that_repeat_it(small_demo, tmp_path, monkeypatch):
-    """A third of a third of the steps would be another demo."""
-    given = small_demo(quick=True, steps=3)
+    """Half of half of the steps would be another demo."""
+    given = small_demo(quick=True, steps=2)
     monkeypatch.setattr("pact.demo.run.shipped_model", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_demo(given)

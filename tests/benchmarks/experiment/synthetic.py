@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.cost import Cost
 from benchmarks.experiment.frame import lines_of, read_records
-from benchmarks.experiment.methods import RECOMMENDED_LABEL as LABEL
+from benchmarks.experiment.methods import WITH_REFUSALS_LABEL as LABEL
 from benchmarks.experiment.record import Measures, Record, path_of, save_record
 from pact.objective import PactConfig
 

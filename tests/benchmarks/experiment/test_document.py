@@ -215,6 +215,7 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
     protocol = {"model": "Other-1B", "model_hash": "abc", "base": "plainly fine-tuned"}
     protocol |= PROTOCOL | {"learning_rate": 0.0789}
     (folders[1] / "protocol.json").write_text(json.dumps(protocol))
+    (folders[1] / "ORIGIN.md").write_text("These weights came by post.\n")
     path = path_of(other.main[1].cells[0], folders[1])
     record = json.loads(path.read_text())
     record["measures"]["counts"]["harmful"][0] += 1
@@ -224,7 +225,8 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
     assert "# SmolLM2-135M-Instruct\n" in first
     assert "21/120" in first and "22/120" not in first
     assert "22/120" in second and "21/120" not in second
-    assert "Other-1B is taken as its makers shipped it" in second and "abc" in second
+    assert "Other-1B is taken as it came" in second and "abc" in second
+    assert "have one. These weights came by post. Digest" in second
     assert "found against: the same model, plainly fine-tuned." in second
     assert "with\n3 seeds, at a peak learning rate of 0.0789." in second
     assert "evidence/main.png" in first and "evidence/Other-1B-main.png" in second

@@ -15,8 +15,8 @@ from benchmarks.experiment.methods import (
     DEFAULT_LABEL,
     LEFT_OUT,
     METHODS,
-    RECOMMENDED_LABEL,
     SETS,
+    WITH_REFUSALS_LABEL,
 )
 from pact.objective import PactConfig
 
@@ -40,10 +40,11 @@ def test_the_main_table_has_every_method_on_the_sets_it_is_for() -> None:
     assert shares == {0.0: 15 * 3 + 5, 0.05: few, 0.1: 14 * 3, 0.2: few, 0.3: 10 * 3}  # 5: aligned
 
 
-def test_the_released_objective_stays_and_the_default_is_recommended() -> None:
+def test_the_released_objective_stays_and_anchors_are_recommended() -> None:
     assert METHODS["PACT selection (released)"].pact == PactConfig(over="selection")
-    assert METHODS[DEFAULT_LABEL].pact == METHODS[RECOMMENDED_LABEL].pact == PactConfig()
-    assert full_grid().recommended == RECOMMENDED_LABEL
+    assert METHODS[DEFAULT_LABEL].pact == METHODS[WITH_REFUSALS_LABEL].pact == PactConfig()
+    assert METHODS[ANCHORED_LABEL].pact == PactConfig(kl_weight=30.0)
+    assert full_grid().recommended == quick_grid().recommended == ANCHORED_LABEL
 
 
 def test_every_ablation_changes_one_thing() -> None:

@@ -14,7 +14,7 @@ from benchmarks.experiment import run
 from benchmarks.experiment.ablations import POST_ALONE
 from benchmarks.experiment.alignment import Alignment, aligned_folder, aligned_model, own_answers
 from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.methods import ANCHORED, METHODS, RECOMMENDED
+from benchmarks.experiment.methods import ANCHORED, METHODS, WITH_REFUSALS
 from benchmarks.experiment.protocol import Prompts, Protocol
 from benchmarks.experiment.record import load_record, path_of
 from benchmarks.experiment.run import run_cells
@@ -50,12 +50,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     "cell",
     [
         *(replace(cell, harmful_share=0.3) for cell in ONE_OF_EACH.values()),
-        RECOMMENDED,
-        replace(RECOMMENDED, token_source="plain"),
-        replace(RECOMMENDED, token_source="random"),
-        replace(RECOMMENDED, token_source="frequency", weighted=False),
-        replace(RECOMMENDED, pact=replace(RECOMMENDED.pact, gate=True, **POST_ALONE)),
-        replace(RECOMMENDED, full_finetuning=True),
+        WITH_REFUSALS,
+        replace(WITH_REFUSALS, token_source="plain"),
+        replace(WITH_REFUSALS, token_source="random"),
+        replace(WITH_REFUSALS, token_source="frequency", weighted=False),
+        replace(WITH_REFUSALS, pact=replace(WITH_REFUSALS.pact, gate=True, **POST_ALONE)),
+        replace(WITH_REFUSALS, full_finetuning=True),
     ],
     ids=lambda cell: cell.name,
 )
@@ -79,9 +79,9 @@ def test_every_kind_of_cell_is_trained_and_measured(
 
 def test_training_stops_the_drift_that_a_cell_does_not_hold(bench: Bench) -> None:
     """A pull of 300 towards the reference's confidences leaves the model nearer than none."""
-    pulled = replace(RECOMMENDED.pact, kl_weight=300.0, kl_margin=0.0, kl_step_tau=99.0)
+    pulled = replace(WITH_REFUSALS.pact, kl_weight=300.0, kl_margin=0.0, kl_step_tau=99.0)
     drifts = []
-    for cell in (METHODS["plain"], replace(RECOMMENDED, pact=pulled)):
+    for cell in (METHODS["plain"], replace(WITH_REFUSALS, pact=pulled)):
         model, reference = bench.finetune(replace(cell, steps=6))
         drifts.append(bench.measure(model, reference, outside=False, attacked=False))
     plain, held = (m.values["kl_vocabulary_nats"] for m in drifts)
@@ -103,7 +103,7 @@ def test_anchors_are_held_and_take_the_place_of_others(
 
 
 def test_random_tokens_are_no_special_ones_and_stay(bench: Bench) -> None:
-    cell = replace(RECOMMENDED, token_source="random", top_k=300)
+    cell = replace(WITH_REFUSALS, token_source="random", top_k=300)
     ids = bench.tokens(cell).ids
     assert len(ids) == 300
     assert not set(ids.tolist()) & set(bench.tokenizer.all_special_ids)
@@ -113,7 +113,7 @@ def test_random_tokens_are_no_special_ones_and_stay(bench: Bench) -> None:
 def test_frequent_tokens_are_those_of_the_first_steps(bench: Bench) -> None:
     """Every refusal has one first token; the commonest of them is among the two commonest."""
     first = bench.tokens(
-        replace(RECOMMENDED, token_source="frequency", top_k=1, max_response_length=1)
+        replace(WITH_REFUSALS, token_source="frequency", top_k=1, max_response_length=1)
     )
     words = bench.tokenizer.decode(first.ids)
     assert words == "I"

@@ -16,7 +16,7 @@ import torch
 from benchmarks.experiment import run, subject
 from benchmarks.experiment.cell import TASKS, Cell
 from benchmarks.experiment.conversations import attack, task
-from benchmarks.experiment.methods import ANCHORED, RECOMMENDED
+from benchmarks.experiment.methods import ANCHORED, WITH_REFUSALS
 from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Prompts, Protocol, SecondJudge
 from benchmarks.experiment.record import load_record
@@ -113,8 +113,8 @@ def test_a_model_that_refuses_too_little_is_refused_for_what_needs_more(
     model: str, tmp_path: Path
 ) -> None:
     found = named_subject(model, None, tmp_path / "cache")
-    check_refusals(found, [RECOMMENDED, Cell(method="plain")])
-    more = replace(RECOMMENDED, refusal_share=0.2)
+    check_refusals(found, [WITH_REFUSALS, Cell(method="plain")])
+    more = replace(WITH_REFUSALS, refusal_share=0.2)
     message = r"refuses 45 of 120 .*refusal_share.*by --methods"
     with pytest.raises(ValueError, match=message):
         check_refusals(found, [Cell(method="plain"), more])
@@ -127,7 +127,7 @@ def test_a_model_that_refuses_too_little_is_refused_for_what_needs_more(
 def test_the_plainly_fine_tuned_model_stands_in_for_a_base(model: str, tmp_path: Path) -> None:
     """It is trained once; records have the names; the cells see no system turn of the demo's."""
     folder, cache = tmp_path / "results", tmp_path / "cache"
-    cells = [replace(RECOMMENDED, steps=1), Cell(method="aligned")]
+    cells = [replace(WITH_REFUSALS, steps=1), Cell(method="aligned")]
     run_cells(cells, TINY, folder, cache, model=model, **COMMON)
     (plain,) = cache.glob("experiment-plain-*")
     made = (plain / "adapter_model.safetensors").stat().st_mtime_ns
@@ -204,7 +204,7 @@ def test_with_a_base_it_is_made_for_cells_that_name_it(
     model: str, tmp_path: Path, source: Any, made: int
 ) -> None:
     base, cache = str(save_tiny(tmp_path / "their-base", seed=2)), tmp_path / "cache"
-    cell = replace(RECOMMENDED, token_source=source, steps=1)
+    cell = replace(WITH_REFUSALS, token_source=source, steps=1)
     run_cells([cell], TINY, tmp_path / "results", cache, model=model, base=base, **COMMON)
     plain = list(cache.glob("experiment-plain-*"))
     assert len(plain) == made
