@@ -124,5 +124,7 @@ class Cell:
         values = {name: value for name, value in values.items() if name not in unread}
         pact = values.get("pact")
         if pact is not None:  # JSON has no infinity
+            if not pact["anchors_only"]:  # as all cells were before it was a setting
+                del pact["anchors_only"]
             values["pact"] = {n: "inf" if v == math.inf else v for n, v in pact.items()}
         return json.loads(json.dumps(values))

@@ -57,6 +57,7 @@ FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
 DEFAULT_LABEL = "PACT default"
 WITH_REFUSALS_LABEL = "PACT default, 10 % refusals"
 ANCHORED_LABEL = "PACT lambda 30, anchors"
+ANCHORS_ONLY_LABEL = "PACT lambda 30, anchors only"
 PATCH_LABEL = "plain, then one refusal"
 SAFE_LORA_LABEL = "SafeLoRA"
 METHODS = {
@@ -67,6 +68,7 @@ METHODS = {
     WITH_REFUSALS_LABEL: WITH_REFUSALS,
     "PACT lambda 30, 10 % refusals": replace(WITH_REFUSALS, pact=PactConfig(kl_weight=30.0)),
     ANCHORED_LABEL: ANCHORED,
+    ANCHORS_ONLY_LABEL: replace(ANCHORED, pact=PactConfig(kl_weight=30.0, anchors_only=True)),
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
     "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),

@@ -55,6 +55,7 @@ def describe(cell: Cell) -> str:
     parts += [
         cell.refusal_share and f"with refusals mixed into the data, share {cell.refusal_share:g}",
         cell.anchor_share and held,
+        ours and pact.anchors_only and "and at no row of the data",
     ]
     words = ", ".join(part for part in parts if part)
     return f"{words}; all weights" if cell.full_finetuning else words

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from benchmarks.cases.case import Case
 from benchmarks.cases.plan import EAGER, GEMMA, HEADS, OURS, RELEASED, SMALL, make_case
@@ -83,25 +84,51 @@ def _methods(asked: Mapping[str, tuple[str, str]]) -> list[Sequence[str]]:
     """Name and measures of each of the experiment's main methods.
 
     Args:
-        asked: by the head of a column, the fine-tuning set and the measure.
+        asked: by the head of a column, the folder of the records, "." for the demo's model, the
+            fine-tuning set and the measure. What another model has no record of is a dash.
     """
     from benchmarks.experiment import methods
+    from benchmarks.experiment.grid import full_grid
+
+    lines = {
+        (folder, line.group, line.label): line
+        for folder in {".", *(folder for folder, _, _ in asked.values())}
+        for line in _main_lines(folder).itertuples()
+    }
+    released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
+    rows: list[Sequence[str]] = []
+    ours = methods.WITH_REFUSALS_LABEL, full_grid().recommended
+    for label in dict.fromkeys([*EVIDENCE, released, *ours]):
+        measures = []
+        for folder, group, key in asked.values():
+            line = lines.get((folder, group, label))
+            if line is None and folder == ".":
+                raise ValueError(f"{label} must have records of {group}, got none: name another")
+            measures.append("-" if line is None else str(getattr(line, key)))
+        rows.append((lines[".", "benign only", label].name, *measures))
+    return rows
+
+
+def _main_lines(folder: str) -> pd.DataFrame:
+    """The lines of a model's main tables, with what they are of 3 seeds in `lacking`."""
     from benchmarks.experiment.frame import lines_of, read_records
     from benchmarks.experiment.grid import full_grid
 
     grid = full_grid()
-    found = lines_of(read_records(grid, RESULTS / "experiment"), grid.recommended, {})
-    main = found[found.section == "main"]
-    lines = {(line.group, line.label): line for line in main.itertuples()}
-    released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
-    rows: list[Sequence[str]] = []
-    ours = methods.WITH_REFUSALS_LABEL, grid.recommended
-    for label in dict.fromkeys([*EVIDENCE, released, *ours]):
-        if missing := [group for group, _ in asked.values() if (group, label) not in lines]:
-            raise ValueError(f"{label} must have records of {missing[0]}, got none: name another")
-        measures = (str(getattr(lines[group, label], key)) for group, key in asked.values())
-        rows.append((lines["benign only", label].name, *measures))
-    return rows
+    found = lines_of(read_records(grid, RESULTS / "experiment" / folder), grid.recommended, {})
+    return found[found.section == "main"]
+
+
+def _second() -> dict[str, str] | None:
+    """The first model beside the demo's that has records of fine-tunings on benign data."""
+    from benchmarks.experiment.protocol import PROTOCOL_FILE
+
+    for path in sorted((RESULTS / "experiment").glob(f"*/{PROTOCOL_FILE}")):
+        lines = _main_lines(path.parent.name)
+        tuned = lines[(lines.group == "benign only") & (lines.label != "aligned")]
+        if len(tuned):
+            return {"folder": path.parent.name, "seeds": max(tuned.lacking)}
+    return None
 
 
 def _entries(sheet: Sheet, case: Case) -> dict[str, Result | None]:
@@ -132,6 +159,7 @@ def _known() -> dict[str, Any]:
     return {
         "num_seeds": len(SEEDS),
         "methods": _methods,
+        "second": _second(),
         "machine": machine,
         "values": lambda column: ", ".join(sorted({getattr(each, column) for each in results})),
         "days": " to ".join(dict.fromkeys((days[0], days[-1]))),

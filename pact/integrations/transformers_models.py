@@ -93,6 +93,11 @@ def patch(
                 "a gate needs post-only inputs, which a patched model is not given: set gate=False "
                 "(as over='vocabulary' has it), or train with pact.PactTrainer"
             )
+        if config.anchors_only:
+            raise ValueError(
+                "anchors_only is of batches that say which rows are anchors, which a patched model "
+                "is not given: leave it off, or train with pact.PactTrainer"
+            )
         objective = PactObjective(tokens.ids, tokens.weights, config)
         vocabulary = head_weight(model).shape[0]
         if int(objective.token_ids.max()) >= vocabulary:

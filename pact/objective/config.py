@@ -83,6 +83,9 @@ class PactConfig:
     """Take the safety tokens of positive weight alone: the others are likelier in what is no
     refusal, and to hold them holds back what is to be learnt. Unset is on for over=vocabulary, off
     for selection, whose weights leave them no target either."""
+    anchors_only: bool = False
+    """Hold the rows of anchors alone: those of the data have the cross-entropy and no KL, so that
+    an answer may open as no answer of the reference does. Of a run with anchors."""
     gate: bool | None = None
     """Mix the post-only reference in; off keeps the full-context one alone and saves a forward.
     Unset is off for over=vocabulary, on for selection."""

@@ -75,7 +75,7 @@ class PactObjective:
                 step.
             learnt: (N',) int64, rows with a token to predict; None is all.
             held: (N - N',) int64, rows of anchors: they have the KL alone, at every step alike and
-                without a margin.
+                without a margin. With `anchors_only` no other row has one.
         """
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
@@ -116,6 +116,8 @@ class PactObjective:
         num_items: int | Tensor | None,
     ) -> pk.PactLoss:
         """The loss of rows that are learnt."""
+        if self.config.anchors_only:
+            return self.plain()(hidden, head, target, step, num_items=num_items)
         device, settled = hidden.device, self.config.settled
         tau = settled.kl_step_tau
         row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from pact.data.anchors import ANCHOR
 from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
 from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
 from pact.whole_model import check_finite
+
+NO_ANCHORS = (
+    "anchors_only holds the rows of anchors alone, got data without any: give anchors "
+    "(`pact refusals --keep all` writes them), or leave it off"
+)
 
 
 def check_training(
@@ -138,6 +144,18 @@ def check_tokens(examples: Iterable[Any]) -> None:
                 "an example must have at least one token, got none: leave it out of the data, as "
                 "pact.data.dataset.encode_examples does"
             )
+
+
+def check_anchors(objective: Objective, dataset: Any) -> None:
+    """Refuse an objective that holds anchors alone where a data set, by its columns, has none.
+
+    Raises:
+        ValueError: nothing would be held.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(objective, PactObjective) and objective.config.anchors_only:
+        if isinstance(columns, list) and ANCHOR not in columns:
+            raise ValueError(NO_ANCHORS)
 
 
 def check_rows(num_rows: int) -> None:

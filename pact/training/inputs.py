@@ -34,6 +34,7 @@ from pact.reference import (
     Reference,
 )
 from pact.settings import user_path
+from pact.training.checks import NO_ANCHORS
 from pact.training.config import TrainConfig
 from pact.training.evaluating import Evaluation
 from pact.training.identity import (
@@ -163,6 +164,8 @@ def _objective(config: TrainConfig, pact: PactConfig, tokenizer: Any) -> Objecti
     if config.method == "plain":
         return CrossEntropy()
     assert config.tokens is not None  # TrainConfig checks it
+    if pact.anchors_only and config.anchors is None:
+        raise ValueError(NO_ANCHORS)
     tokens = SafetyTokens.load(config.tokens)
     tokens.check_tokenizer(tokenizer)
     return PactObjective(tokens.ids, tokens.weights, pact)

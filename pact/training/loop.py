@@ -16,7 +16,7 @@ from pact.processes import join_processes
 from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference
 from pact.training.checkpoint import load_checkpoint, whole_checkpoint
-from pact.training.checks import check_training
+from pact.training.checks import check_anchors, check_training
 from pact.training.config import FitConfig
 from pact.training.evaluating import Evaluation
 from pact.training.finite import Fault, Watch, check_parameters, name_examples
@@ -88,6 +88,7 @@ def fit(
     """
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
+    check_anchors(objective, dataset)
     plan = Plan(config, len(dataset), example_lengths(dataset) if config.group_by_length else None)
     parts = _prepare(model, objective, reference, collator, config)
     accelerator = parts.accelerator

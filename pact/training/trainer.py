@@ -21,7 +21,7 @@ from pact.launched import check_joined
 from pact.models import head_weight
 from pact.objective import Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start
-from pact.training.checks import check_rows, check_training
+from pact.training.checks import check_anchors, check_rows, check_training
 from pact.training.saving import stop_at_turns
 from pact.training.student import batch_loss
 from pact.training.trainer_batches import CheckedCollator, check_columns, first_examples
@@ -108,6 +108,7 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             )
         for name in ("train_dataset", "eval_dataset"):  # as a trainer between may have made them
             check_columns(name, getattr(self, name))
+        check_anchors(self.objective, self.train_dataset)
         check_joined(self.args.world_size)
         check_batches(self.args, isinstance(self.train_dataset, IterableDataset))
         self.model_accepts_loss_kwargs = True  # Trainer then leaves the loss's scale alone

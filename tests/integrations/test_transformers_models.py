@@ -276,6 +276,7 @@ def test_what_cannot_be_honoured_is_refused() -> None:
     model = tiny_llama()
     for options, said in (
         ({"tokens": TOKENS, "pact": PactConfig(over="selection")}, "a gate needs post-only"),
+        ({"tokens": TOKENS, "pact": PactConfig(anchors_only=True)}, "say which rows are anchors"),
         ({"pact": PactConfig()}, "got no tokens"),
         ({"tokens": SafetyTokens(torch.tensor([320]), torch.ones(1))}, "below the model's vocab"),
         (

@@ -213,6 +213,28 @@ def test_margin_is_refused_where_it_means_nothing():
             PactConfig(over="vocabulary", kl_margin=wrong)
 
 
+def test_with_anchors_only_other_rows_have_the_cross_entropy_alone():
+    p = problem(ignored=0.0)
+    objective = PactObjective(
+        p.token_ids, p.token_weights, PactConfig(kl_weight=0.3, anchors_only=True)
+    )
+    head = head_of(p)
+    held = torch.arange(1, len(p.target), 3)
+    learnt = torch.tensor([n for n in range(len(p.target)) if n % 3 != 1])
+    target = p.target.index_fill(0, held, -100)
+    out = objective(p.hidden, head, target, p.step, p.states, learnt=learnt, held=held)
+    every = PactObjective(p.token_ids, p.token_weights, PactConfig(kl_weight=0.3))
+    both = every(p.hidden, head, target, p.step, p.states, learnt=learnt, held=held)
+    rows = learnt, p.target[learnt]
+    entropy = pk.linear_cross_entropy(p.hidden[rows[0]], p.weight, rows[1])
+    torch.testing.assert_close(out.cross_entropy, entropy)
+    torch.testing.assert_close(out.cross_entropy, both.cross_entropy)
+    torch.testing.assert_close(out.loss, out.cross_entropy + 0.3 * out.kl)
+    assert 0 < float(out.kl) < float(both.kl)
+    alone = objective(p.hidden, head, p.target, p.step, p.states)  # a batch without anchors
+    assert float(alone.kl) == 0.0 and torch.equal(alone.loss, alone.cross_entropy)
+
+
 @pytest.mark.parametrize("source", ["states", "logits"])
 @pytest.mark.parametrize("over", ["selection", "vocabulary"])
 def test_rows_of_anchors_have_the_kl_alone(over, source):

@@ -44,6 +44,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "kl_step_tau": math.inf,
         "kl_margin": 0.0,
         "positive_only": False,
+        "anchors_only": False,
         "gate": True,
         "gate_top_p": 0.9,
         "gate_alpha": 2.0,

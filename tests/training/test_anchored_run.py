@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from pact.discovery import SafetyTokens
-from pact.objective import PactConfig
+from pact.objective import CrossEntropy, PactConfig, PactObjective
 from pact.training import TrainConfig, train
+from pact.training.checks import check_anchors
 from tests.rounding import SUMS
 from tests.tiny import save_tiny
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
@@ -51,6 +53,29 @@ def test_a_run_is_the_same_run(files: dict[str, Any], tmp_path: Path) -> None:
     assert losses(files, tmp_path / "cut", **cut) == pytest.approx(live, rel=SUMS)
     without = losses({**files, "anchors": None}, tmp_path / "without", cache=False)
     assert live[-1] != pytest.approx(without[-1], rel=1e-3)
+
+
+def test_anchors_alone_can_be_held(files: dict[str, Any], tmp_path: Path) -> None:
+    """Another run than one that holds the data too; without anchors there is nothing to hold."""
+    alone = PactConfig(anchors_only=True)
+    config = TrainConfig(**files, output_dir=str(tmp_path / "run"), cache=False)
+    records = train(config, alone).records
+    assert all(record["kl"] >= 0 for record in records) and records[-1]["kl"] > 0
+    both = losses(files, tmp_path / "both", cache=False)
+    assert records[-1]["loss"] != pytest.approx(both[-1], rel=1e-5)  # four steps from the reference
+    without = TrainConfig(**{**files, "anchors": None}, output_dir=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="anchors_only holds the rows of anchors alone"):
+        train(without, alone)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_data_set_without_anchors_is_refused_by_loop_and_trainer() -> None:
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(anchors_only=True))
+    rows = {"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]}
+    with pytest.raises(ValueError, match="got data without any"):
+        check_anchors(objective, Dataset.from_dict(rows))
+    check_anchors(objective, Dataset.from_dict({**rows, "anchor": [True]}))
+    check_anchors(CrossEntropy(), Dataset.from_dict(rows))
 
 
 def test_other_anchors_are_another_run(files: dict[str, Any], tmp_path: Path) -> None:
