@@ -80,7 +80,7 @@ def rendered(page: str) -> str:
     return SECTION.sub(made, page)
 
 
-def _methods(asked: Mapping[str, tuple[str, str]]) -> list[Sequence[str]]:
+def _methods(asked: Mapping[str, tuple[str, str, str]]) -> list[Sequence[str]]:
     """Name and measures of each of the experiment's main methods.
 
     Args:
