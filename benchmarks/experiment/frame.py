@@ -44,7 +44,7 @@ class Pooled:
     """A measure of a line: a value, or a count in percent."""
 
     mean: float = nan
-    """Of a count, of the outcomes of all seeds."""
+    """That of a count is over the outcomes of all seeds."""
     low: float = nan
     """The least of the seeds; of a count, the lower end of the interval."""
     high: float = nan
@@ -147,5 +147,5 @@ def lines_of(records: pd.DataFrame, recommended: str, costs: Mapping[str, Cost])
 
 
 def means(lines: pd.DataFrame, key: str) -> pd.Series:
-    """Of each line; of a count in percent."""
+    """A measure's mean in each line; that of a count in percent."""
     return lines[key].map(attrgetter("mean"))

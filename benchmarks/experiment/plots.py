@@ -28,7 +28,7 @@ STYLES = FIXED | {
     )
     for place, label in enumerate(x for x in METHODS if x not in FIXED)
 }
-"""Of every method, for every model: past the last colour they begin again, with other markers."""
+"""By the method, for every model: past the last colour they begin again, with other markers."""
 PANELS = {
     "harmful": "Refusals, from the start",
     "prefill_anywhere": "After the prefill, anywhere",

@@ -65,7 +65,7 @@ class Truth(NamedTuple):
     tensor: Tensor
     """In float64."""
     bound: float
-    """Of the relative error."""
+    """The largest relative error that counts as equal."""
     step: float
     """Rounding step of the dtype in which eager returns it."""
 

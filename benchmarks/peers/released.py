@@ -21,7 +21,7 @@ from pact_kernels import GateConfig
 from pact_kernels.naive.pact_kl import gate_value, selection_target
 
 TEMPERATURE = 2.0
-"""Of the KL."""
+"""The KL's."""
 
 
 def released_loss(

@@ -139,7 +139,7 @@ def measure_steps(
 
 
 def process_memory(model: Path, side: str, size: Size) -> Memory:
-    """Of one side that loads the model and takes two steps in a process of its own."""
+    """What one side holds that loads the model and takes two steps in a process of its own."""
     return in_own_process(_peaks, model, side, size)
 
 

@@ -159,7 +159,7 @@ def masked(what: str) -> Problem:
 @pytest.mark.parametrize("what", ["some", "a tile", "the targets", "the selected"])
 @pytest.mark.parametrize("implementation", ["chunked", *KERNELS], indirect=True)
 def test_a_bias_that_rules_tokens_out(implementation: str, what: str) -> None:
-    """Of a padded vocabulary, or a target itself: infinite losses where the formula has them."""
+    """The tokens that pad a vocabulary, or a target: infinite losses where the formula has them."""
     p = masked(what)
     # The kernels are slow here: of each kind one that smooths labels, and one over the vocabulary.
     names = NAMES if implementation == "chunked" else ["pact_loss", "selected_confidences"]

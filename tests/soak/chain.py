@@ -50,7 +50,7 @@ class Ended(NamedTuple):
     """One chain."""
 
     codes: list[int]
-    """Of each process that was started; the last is 0."""
+    """How each process that was started ended; the last is 0."""
     differs: list[str]
     """Files that are not as those of the run that was left alone, more of them or less."""
     log: str
