@@ -10,13 +10,14 @@ import pytest
 
 from pact.cli.merge import MergeConfig
 from pact.evaluation.refusals import RefusalsConfig
+from pact.objective import PactConfig
 from pact.recipes.step import CARDS, StepConfig
 from pact.settings import settings_of
 from pact.training.config import Schedule, TrainConfig
 from pact.training.identity import FREE_ON_RESUME
 
 PAGE = (Path(__file__).parents[2] / "docs/guides/training.md").read_text(encoding="utf-8")
-SETTINGS = {setting.flag: setting for setting in settings_of([TrainConfig]).values()}
+SETTINGS = {setting.flag: setting for setting in settings_of([TrainConfig, PactConfig]).values()}
 ROWS = re.findall(r"^\| (`--[^|]+) \| ([^|]+) \|", PAGE, re.MULTILINE)
 
 
