@@ -60,7 +60,7 @@ from benchmarks.training.steps import (
 )
 from pact.demo.config import DemoConfig
 from pact.demo.shipped import shipped_model
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 
 SIZES = (Size(4, 128), Size(2, 512))
 """The batches on a processor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pact.lazy import lazy_names
+from pact.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.integrations.transformers_models import patch, unpatch

@@ -23,7 +23,7 @@ from pact.data.dataset import encode_examples
 from pact.demo.conversations import SYSTEM, read, with_system
 from pact.demo.shipped import whole_folder
 from pact.evaluation.generate import generate_answers
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy
 from pact.training.config import FitConfig
 from pact.training.loop import fit

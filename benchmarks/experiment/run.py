@@ -35,7 +35,7 @@ from benchmarks.experiment.subject import (
     demo_subject,
     named_subject,
 )
-from pact.outputs import whole_folder
+from pact.common.outputs import whole_folder
 from pact.reference import FrozenModel, Reference
 
 PLAIN = Cell(method="plain")

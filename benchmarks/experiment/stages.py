@@ -39,7 +39,7 @@ from pact.demo.conversations import read
 from pact.discovery import SafetyTokens, discover
 from pact.evaluation import Evaluation, evaluate
 from pact.evaluation.result import Refusals
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy, Objective, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference
 from pact.training.config import FitConfig

@@ -16,13 +16,13 @@ from benchmarks.experiment.alignment import aligned_folder, aligned_model
 from benchmarks.experiment.cell import ANCHOR_TOKENS, Cell
 from benchmarks.experiment.conversations import finetuning_set
 from benchmarks.experiment.protocol import PLAIN_BASE, Protocol
+from pact.common.outputs import whole_file
 from pact.data.conversation import Conversation
 from pact.data.examples import load_examples
 from pact.demo.conversations import read, with_system
 from pact.demo.shipped import shipped_model
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
-from pact.loading import find_model, load_model, load_tokenizer
-from pact.outputs import whole_file
+from pact.models.loading import find_model, load_model, load_tokenizer
 from pact.reference.fingerprint import model_fingerprint
 
 MAX_NEW_TOKENS = 64

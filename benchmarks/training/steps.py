@@ -35,7 +35,7 @@ from benchmarks.training.sides import (
     random_task,
     take_step,
 )
-from pact.loading import load_model
+from pact.models.loading import load_model
 
 EQUALS = {(RELEASED, LIVE): 1e-4, (CACHED, LIVE): 5e-3, (OWN, FUSED): 1e-4}
 """Sides with one meaning, and how far apart their gradients may be in fp32. The second one is of a

@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import Any
 
 from pact import __version__
-from pact.launched import check_joined
-from pact.printable import PrintableFormatter, printable
+from pact.common.launched import check_joined
+from pact.common.printable import PrintableFormatter, printable
 
 COMMANDS = {
     "refusals": "keep the refusals that an aligned model gives: what discover reads",

@@ -23,10 +23,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pact.cli import COMMANDS
-from pact.data.jsonl import parse_json
-from pact.fields import kinds_of, short
-from pact.printable import printable
-from pact.settings import (
+from pact.common.fields import kinds_of, short
+from pact.common.printable import printable
+from pact.common.settings import (
     Setting,
     make_configs,
     missing_settings,
@@ -35,6 +34,7 @@ from pact.settings import (
     settings_of,
     user_path,
 )
+from pact.data.jsonl import parse_json
 
 DRAWN = re.compile("[\u2500-\u257f-]*")
 """The lines of tyro's boxes."""

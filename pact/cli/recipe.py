@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pact.cli import listed, unknown
-from pact.printable import printable
+from pact.common.printable import printable
 
 
 @dataclass(frozen=True, kw_only=True)

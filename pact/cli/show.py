@@ -23,11 +23,11 @@ def run(argv: Sequence[str]) -> None:
 
     (config,) = parse("show", [ShowConfig], argv)
 
+    from pact.common.outputs import check_new_file
+    from pact.common.settings import user_path
     from pact.discovery import SafetyTokens
     from pact.discovery.show import plot_tokens, token_table
-    from pact.loading import load_tokenizer
-    from pact.outputs import check_new_file
-    from pact.settings import user_path
+    from pact.models.loading import load_tokenizer
 
     if config.plot is not None:
         check_new_file(user_path(config.plot), "plot")

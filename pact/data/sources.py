@@ -19,9 +19,9 @@ from datasets import (
 )
 from huggingface_hub import metadata_load
 
+from pact.common.hub import check_on_hub
+from pact.common.settings import user_path
 from pact.data.jsonl import parse_json, parse_line, read_lines, read_text
-from pact.hub import check_on_hub
-from pact.settings import user_path
 
 
 class Row(NamedTuple):
@@ -135,7 +135,7 @@ def _open_file(path: Path, name: str) -> Source:
 def _csv_rows(path: Path) -> Iterator[Row]:
     """Rows by the header's names: texts, None in empty cells; quoted ones may hold line breaks."""
     text = read_text(path)
-    csv.field_size_limit(max(len(text), 1))
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the process: never lowered
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, None)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pact.common.lazy import lazy_names
 from pact.demo.config import DemoConfig
-from pact.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.demo.run import run_demo

@@ -17,13 +17,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pact.common.outputs import whole_file
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.demo.config import DemoConfig
 from pact.demo.conversations import MAX_LENGTH, SYSTEM, read, with_system
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy
-from pact.outputs import whole_file
 from pact.reference import FrozenModel
 from pact.reference.fingerprint import weights_fingerprint
 from pact.training.config import FitConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pact.fields import COUNT, MOST, Bounds, check_fields
+from pact.common.fields import COUNT, MOST, Bounds, check_fields
 from pact.objective.config import BOUNDS as OBJECTIVE
 
 RATE = Bounds(0, 100, open_least=True)

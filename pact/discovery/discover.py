@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from pact import __version__
+from pact.common.fields import COUNT, check_fields
+from pact.common.outputs import check_new_file
+from pact.common.settings import user_path
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.discovery.scores import Mode, mean_scores, model_name
 from pact.discovery.tokens import SafetyTokens, tokenizer_hash
-from pact.fields import COUNT, check_fields
-from pact.loading import ADAPTERS_FILE, OWN_BASE, has_adapters, load_model, load_tokenizer
-from pact.model_files import check_json, loading
 from pact.models import check_head, head_weight
-from pact.outputs import check_new_file
-from pact.settings import user_path
+from pact.models.files import check_json, loading
+from pact.models.loading import ADAPTERS_FILE, OWN_BASE, has_adapters, load_model, load_tokenizer
 
 LITTLE = 0.1
 """Part of the largest confidence that some token's must change by, lest a warning is given."""

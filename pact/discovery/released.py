@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.common.outputs import check_new_file
+from pact.common.settings import user_path
 from pact.discovery.tokens import SafetyTokens
-from pact.outputs import check_new_file
-from pact.settings import user_path
 
 KEYS = ("v_dir", "direction", "safety_direction", "vector", "weights")
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
+from pact.common.progress import counted
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
-from pact.models import Head, causal_lm, hidden_states, output_head
-from pact.progress import counted
+from pact.models import causal_lm, hidden_states, output_head
+from pact_kernels.types import Head
 
 Mode: TypeAlias = Literal["p_diff", "pref_logratio"]
 

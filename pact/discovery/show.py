@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pact.common.outputs import check_new_file, whole_file
+from pact.common.settings import user_path
 from pact.discovery.tokens import SafetyTokens
-from pact.outputs import check_new_file, whole_file
-from pact.settings import user_path
 
 COLUMNS = ("rank", "id", "token", "weight", "P aligned", "P base")
 POSITIVE, NEGATIVE, INK = "#2a7f8e", "#d9825b", "#333333"

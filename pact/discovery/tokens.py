@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pact.outputs import whole_file
-from pact.printable import printable
-from pact.settings import user_path
+from pact.common.outputs import whole_file
+from pact.common.printable import printable
+from pact.common.settings import user_path
 
 FORMAT = "pact_safety_tokens_1"
 DIGEST = "digest"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pact.fields import COUNT, MOST, Bounds, check_fields
+from pact.common.fields import COUNT, MOST, Bounds, check_fields
 
 BOUNDS = {"max_new_tokens": COUNT, "batch_size": COUNT, "max_length": Bounds(2, MOST)}
 

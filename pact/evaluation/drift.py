@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import pact_kernels as pk
 from pact.data.examples import Conversation
 from pact.evaluation.inference import AnswerBatch, answer_batches, looking_at
-from pact.models import Head, head_and_states, head_weight
+from pact.models import head_and_states, head_weight
 from pact.reference import Reference
+from pact_kernels.types import Head
 
 if TYPE_CHECKING:
     from pact.discovery import SafetyTokens

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from pact.common.progress import progress_bar
 from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.data.template import IGNORE, encode, prompt_text
 from pact.evaluation.inference import PAD_ID, check_ids, looking_at
 from pact.models import causal_lm
-from pact.progress import progress_bar
 
 
 def generate_answers(

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pact.common.progress import progress_bar
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
 from pact.data.examples import Conversation
 from pact.models import causal_lm, hidden_states
-from pact.progress import progress_bar
 
 PAD_ID = 0
 """Fills padding, which the attention mask hides: any id of the vocabulary does."""

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from pact.common.fields import COUNT, check_fields
+from pact.common.outputs import check_new_file, whole_file
+from pact.common.settings import user_path
 from pact.data.conversation import Conversation
 from pact.data.dataset import usable
 from pact.data.folding import folding
@@ -19,11 +22,8 @@ from pact.evaluation.generate import generate_answers
 from pact.evaluation.judges.registry import make_judge
 from pact.evaluation.judges.verdict import JudgeOptions
 from pact.evaluation.prompts import load_prompts
-from pact.fields import COUNT, check_fields
-from pact.loading import load_model, load_tokenizer
 from pact.models import check_head
-from pact.outputs import check_new_file, whole_file
-from pact.settings import user_path
+from pact.models.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pact.common.settings import user_path
 from pact.evaluation.drift import Drift
 from pact.evaluation.heldout import HeldOutLoss
 from pact.evaluation.intervals import Rate
 from pact.evaluation.result import Evaluation, Generation, Refusals
 from pact.evaluation.table import evaluation_table
-from pact.settings import user_path
 
 NUMBERS_FILE = "evaluation.json"
 TABLE_FILE = "evaluation.txt"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pact.common.outputs import check_new_folder, whole_folder
+from pact.common.settings import user_path
 from pact.data.conversation import Conversation
 from pact.data.dataset import usable
 from pact.data.examples import load_examples
@@ -24,11 +26,9 @@ from pact.evaluation.measure import evaluate
 from pact.evaluation.prompts import load_prompts
 from pact.evaluation.report import save_evaluation
 from pact.evaluation.result import Evaluation
-from pact.loading import load_model, load_tokenizer
 from pact.models import check_head
-from pact.outputs import check_new_folder, whole_folder
+from pact.models.loading import load_model, load_tokenizer
 from pact.reference import AdaptersOff, FrozenModel, Reference
-from pact.settings import user_path
 
 
 def run_evaluate(config: EvaluateConfig) -> Evaluation:

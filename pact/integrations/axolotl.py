@@ -20,11 +20,11 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, field_validator
 
+from pact.common.settings import user_path
 from pact.discovery import SafetyTokens
 from pact.integrations.mixin import PatchedTrainer
 from pact.integrations.transformers_models import patch
 from pact.objective import PactConfig
-from pact.settings import user_path
 
 OTHER_LOSSES = (
     "cut_cross_entropy",

@@ -23,7 +23,7 @@ from pact.data.collate import Collator, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.spans import IGNORE
 from pact.data.template import header_ids
-from pact.loading import load_tokenizer
+from pact.models.loading import load_tokenizer
 from pact.objective import Objective, PactConfig
 from pact.training.trainer import PactTrainer, make_objective
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Literal, NamedTuple
 
-from pact.fields import MOST, Bounds, check_fields
+from pact.common.fields import MOST, Bounds, check_fields
 from pact_kernels import GateConfig, pact_loss
 
 OP = {name: given.default for name, given in signature(pact_loss).parameters.items()}

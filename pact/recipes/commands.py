@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import NamedTuple
 
-from pact.printable import printable
+from pact.common.printable import printable
 from pact.recipes.data import SOURCES
 from pact.recipes.recipe import Recipe
 

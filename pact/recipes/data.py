@@ -18,10 +18,10 @@ from urllib.request import urlopen
 
 from datasets import load_dataset
 
+from pact.common.outputs import check_new_file, whole_file
+from pact.common.settings import short, user_path
 from pact.data.jsonl import parse_line, read_lines
 from pact.data.sources import FILES, open_source
-from pact.outputs import check_new_file, whole_file
-from pact.settings import short, user_path
 
 GITHUB = "https://raw.githubusercontent.com"
 TIMEOUT_S = 60

@@ -11,13 +11,8 @@ from typing import Any
 
 import yaml
 
-from pact.discovery import DiscoverConfig
-from pact.evaluation import EvaluateConfig
-from pact.evaluation.refusals import RefusalsConfig
-from pact.objective import PactConfig
-from pact.outputs import check_folder
-from pact.recipes.architecture import Architecture
-from pact.settings import (
+from pact.common.outputs import check_folder
+from pact.common.settings import (
     check_known,
     make_configs,
     missing_settings,
@@ -27,6 +22,11 @@ from pact.settings import (
     short,
     user_path,
 )
+from pact.discovery import DiscoverConfig
+from pact.evaluation import EvaluateConfig
+from pact.evaluation.refusals import RefusalsConfig
+from pact.objective import PactConfig
+from pact.recipes.architecture import Architecture
 from pact.training.config import TrainConfig
 
 COMMANDS: dict[str, Sequence[type]] = {

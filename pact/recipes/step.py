@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from pact.fields import COUNT, Bounds, check_fields
+from pact.common.fields import COUNT, Bounds, check_fields
 
 GIB = 2**30
 REACHED = 0.68
@@ -150,9 +150,9 @@ def sizes_of(model_name: str) -> Sizes:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from pact.loading import find_model
-    from pact.model_files import CONFIG, check_json, loading
     from pact.models import backbone, base_head
+    from pact.models.files import CONFIG, check_json, loading
+    from pact.models.loading import find_model
 
     name = find_model(model_name)
     check_json(Path(name), (CONFIG,))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pact.lazy import lazy_names
+from pact.common.lazy import lazy_names
 from pact.reference.live import AdaptersOff, FrozenModel, Reference, adapters_off
 
 if TYPE_CHECKING:

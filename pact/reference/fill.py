@@ -20,11 +20,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from pact.common.progress import progress_bar
 from pact.data.batches import length_batches
-from pact.loading import DTYPES
-from pact.models import Head, base_head, causal_lm
+from pact.models import base_head, causal_lm
+from pact.models.loading import DTYPES
 from pact.objective import PactObjective
-from pact.progress import progress_bar
 from pact.reference.cache import ReferenceCache
 from pact.reference.centred import CentredLogits, centred_reference
 from pact.reference.columns import Columns, read_columns
@@ -39,6 +39,7 @@ from pact.reference.shards import (
     write_shard,
     writing,
 )
+from pact_kernels.types import Head
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import xxhash
 from datasets import Dataset, Features, LargeList, Value
 from datasets.arrow_writer import ArrowWriter
 
-from pact.disk import PARTIAL, digest, replacing
+from pact.common.disk import PARTIAL, digest, replacing
 
 FORMAT_VERSION = 2
 """Raised whenever the files, the rows of `pact.data.spans` or the kept values change."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pact.lazy import lazy_names
+from pact.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pact.training.config import FitConfig, TrainConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from pact.common.settings import user_path
 from pact.objective import PactConfig
-from pact.settings import user_path
 from pact.training.config import OF_ADAPTERS, TrainConfig
 from pact.training.metrics import Record
 

@@ -11,9 +11,9 @@ from torch import nn
 from pact.data.anchors import ANCHOR
 from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
+from pact.models.whole import check_finite
 from pact.objective import Objective, PactObjective
 from pact.reference import FrozenModel, Reference
-from pact.whole_model import check_finite
 
 NO_ANCHORS = (
     "anchors_only holds the rows of anchors alone, got data without any: give anchors "

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pact.disk import replacing
-from pact.fields import COUNT, MOST, Bounds, check_fields
+from pact.common.disk import replacing
+from pact.common.fields import COUNT, MOST, Bounds, check_fields
 
 CONFIG_FILE = "config.yaml"
 OF_ADAPTERS = (

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact.common.printable import printable
 from pact.data.collate import Collator
 from pact.data.spans import IGNORE
 from pact.objective import PactConfig, PactObjective
-from pact.printable import printable
 from pact.training.checkpoint import whole_checkpoint
 from pact.training.checks import check_training
 from pact.training.config import TrainConfig

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pact.disk import PARTIAL
-from pact.loading import ADAPTERS_FILE, OWN_BASE
-from pact.outputs import check_folder
+from pact.common.disk import PARTIAL
+from pact.common.outputs import check_folder
+from pact.common.settings import user_path
+from pact.models.loading import ADAPTERS_FILE, OWN_BASE
 from pact.reference.locks import acquired
-from pact.settings import user_path
 from pact.training.checkpoint import CHECKPOINTS
 from pact.training.config import CONFIG_FILE
 from pact.training.metrics import METRICS_FILE

@@ -16,11 +16,11 @@ import torch
 import xxhash
 from torch import nn
 
+from pact.common.settings import read_yaml
 from pact.data.anchors import ANCHOR
 from pact.objective import Objective, PactObjective
 from pact.reference.columns import read_columns
 from pact.reference.fingerprint import model_fingerprint
-from pact.settings import read_yaml
 from pact.training.checkpoint import RUN_FILE, whole_checkpoint
 from pact.training.config import CONFIG_FILE, resolved
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import nn
 
+from pact.common.settings import user_path
 from pact.data.anchors import with_anchors
 from pact.data.collate import Collator, pad_id
 from pact.data.conversation import Conversation
@@ -25,15 +26,14 @@ from pact.data.template import header_ids, prompt_text
 from pact.data.tokenised import is_tokenised, tokenised_dataset
 from pact.discovery import SafetyTokens
 from pact.evaluation.prompts import load_prompts
-from pact.loading import find_model, load_model, load_tokenizer
 from pact.models import check_head, head_weight
+from pact.models.loading import find_model, load_model, load_tokenizer
 from pact.objective import CrossEntropy, Objective, PactConfig, PactObjective
 from pact.reference import (
     AdaptersOff,
     FrozenModel,
     Reference,
 )
-from pact.settings import user_path
 from pact.training.checks import NO_ANCHORS
 from pact.training.config import TrainConfig
 from pact.training.evaluating import Evaluation

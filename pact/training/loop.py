@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
+from pact.common.processes import join_processes
+from pact.common.progress import progress_bar
 from pact.objective import Objective
-from pact.processes import join_processes
-from pact.progress import progress_bar
 from pact.reference import FrozenModel, Reference
 from pact.training.checkpoint import load_checkpoint, whole_checkpoint
 from pact.training.checks import check_anchors, check_training

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pact.disk import PARTIAL, digest, flush, flush_names
+from pact.common.disk import PARTIAL, digest, flush, flush_names
 
 MANIFEST = "manifest.json"
 VERSION = 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pact.loading import DTYPES, has_adapters, load_model, load_tokenizer
-from pact.outputs import check_new_folder, whole_folder
-from pact.settings import user_path
+from pact.common.outputs import check_new_folder, whole_folder
+from pact.common.settings import user_path
+from pact.models.loading import DTYPES, has_adapters, load_model, load_tokenizer
+from pact.models.whole import check_finite
 from pact.training.saving import save_tokenizer, stop_at_turns
-from pact.whole_model import check_finite
 
 
 def merge(adapters: str | Path, output_dir: Path, *, dtype: str = "bf16") -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact.disk import replacing
+from pact.common.disk import replacing
 from pact_kernels import PactLoss
 
 METRICS_FILE = "metrics.jsonl"

@@ -25,11 +25,12 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 
+from pact.common.processes import all_together, join_processes, main_first
+from pact.common.settings import user_path
 from pact.data.collate import Collator
 from pact.data.packing import PackedCollator
-from pact.loading import has_adapters
+from pact.models.loading import has_adapters
 from pact.objective import PactConfig, PactObjective
-from pact.processes import all_together, join_processes, main_first
 from pact.reference import (
     AdaptersOff,
     CachedReference,
@@ -39,7 +40,6 @@ from pact.reference import (
     fill_cache,
 )
 from pact.reference.folder import check_cache_dir
-from pact.settings import user_path
 from pact.training.card import write_card
 from pact.training.config import CONFIG_FILE, OF_EVALUATIONS, TrainConfig, save_configs
 from pact.training.folder import check_output, held_folder

@@ -15,8 +15,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from pact.data.template import end_of_turn_ids
-from pact.loading import OWN_BASE
 from pact.models import causal_lm
+from pact.models.loading import OWN_BASE
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from pact.common.launched import check_joined
 from pact.data.anchors import ANCHOR
 from pact.data.collate import Collator, count_rows, denominator, learnt_rows, pad_id
 from pact.data.packing import PackedCollator
 from pact.data.template import header_ids, with_template_defaults
-from pact.launched import check_joined
 from pact.models import head_weight
 from pact.objective import Objective, PactConfig, PactObjective
 from pact.reference import AdaptersOff, FrozenModel, Reference, check_at_start

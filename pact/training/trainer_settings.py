@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
-from pact.fields import Bounds
+from pact.common.fields import Bounds
 
 NO_LOGITS = "logits are never formed: evaluate the saved model with `pact evaluate`"
 OWN_LOSS = "the loss is the objective's own"

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from pact.processes import main_first
+from pact.common.processes import main_first
 from pact.training.checkpoint import (
     CHECKPOINTS,
     newest_checkpoint,

@@ -232,7 +232,7 @@ def test_a_missing_package_is_named(
         main(["show"])
     monkeypatch.delitem(sys.modules, "pact.cli.show")
     monkeypatch.setitem(sys.modules, "yaml", None)
-    for module in ("pact.cli.arguments", "pact.settings"):
+    for module in ("pact.cli.arguments", "pact.common.settings"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     assert main(["show"]) == 2
     error = capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 
 from pact import cli
 from pact.cli import main, show
-from pact.printable import PrintableFormatter
+from pact.common.printable import PrintableFormatter
 from pact.recipes.recipe import recipe_text
 from tests.cli.wrong_files import ESCAPE
 from tests.tiny import save_tiny

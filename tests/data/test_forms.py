@@ -143,6 +143,14 @@ def test_texts_of_csv_stay_texts(tmp_path: Path) -> None:
     assert load_examples(tmp_path / "a.csv")[0][1]["content"] == rows[0]["completion"]
 
 
+def test_a_short_csv_leaves_the_limit_of_the_process(tmp_path: Path) -> None:
+    """The module's limit holds for every reader of the process, also those of others."""
+    write(tmp_path / "a.csv", [ROWS[0]])
+    before = csv.field_size_limit()
+    load_examples(tmp_path / "a.csv")
+    assert csv.field_size_limit() == before
+
+
 def test_empty_cells_of_csv_are_none(tmp_path: Path) -> None:
     whole = {"instruction": "Hi", "input": "", "output": "Hello", "system": "", "tools": ""}
     write(tmp_path / "a.csv", [whole])

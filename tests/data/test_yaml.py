@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pact.printable import PrintableFormatter, printable
-from pact.settings import (
+from pact.common.printable import PrintableFormatter, printable
+from pact.common.settings import (
     DEEPEST,
     MOST_BYTES,
     read_mapping,

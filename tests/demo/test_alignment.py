@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pact.demo import DemoConfig
 from pact.demo.alignment import ADAPTERS, SHIPPED, WEIGHTS, aligned_adapters, read_facts, recipe
-from pact.loading import load_model
+from pact.models.loading import load_model
 from tests.tiny import save_tiny
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pact.data.dataset import encode_examples
 from pact.discovery import DiscoverConfig, SafetyTokens, discover, run_discover
 from pact.discovery.tokens import tokenizer_hash
-from pact.loading import load_model
+from pact.models.loading import load_model
 from pact.training.student import add_adapters
 from tests.rounding import STATES, SUMS
 from tests.tiny import VOCAB_SIZE, save_tiny, tiny_llama, tiny_tokenizer

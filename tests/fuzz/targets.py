@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, disable_progress_bars
 
+from pact.common.disk import digest
+from pact.common.settings import Setting, make_configs, read_mapping, read_values, settings_of
 from pact.data.dataset import encode_examples
 from pact.data.examples import load_examples
 from pact.data.jsonl import parse_json
 from pact.data.sources import open_source
 from pact.data.tokenised import tokenised_dataset
 from pact.discovery import SafetyTokens
-from pact.disk import digest
 from pact.objective import PactConfig
 from pact.reference.shards import Layout, open_shard, write_shard
-from pact.settings import Setting, make_configs, read_mapping, read_values, settings_of
 from pact.training.config import TrainConfig
 from pact.training.manifest import MANIFEST, damage, write_manifest
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pact.data.template import encode, header_ids
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 from pact.recipes.dry_run import dry_run, dry_run_report
 from pact.recipes.recipe import Recipe
 from pact.recipes.tiny import CHATML, STYLES, save_guard, tiny_model, tiny_tokenizer

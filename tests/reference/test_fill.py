@@ -136,9 +136,9 @@ def test_the_progress_counts_rows_also_those_already_there(tmp_path, caplog):
     p = problem()
     with pytest.raises(ConnectionError):
         p.fill(Counting(fail_after=6), tmp_path, max_tokens=1)
-    with caplog.at_level(logging.INFO, "pact.progress"):
+    with caplog.at_level(logging.INFO, "pact.common.progress"):
         p.fill(Counting(), tmp_path / "other")  # shown nowhere
-        assert not [r for r in caplog.records if r.name == "pact.progress"]
+        assert not [r for r in caplog.records if r.name == "pact.common.progress"]
         cache = fill_cache(p.dataset, Counting(), p.objective, p.collator, folder=tmp_path)
     assert f"reference: {cache.num_rows} of {cache.num_rows} rows in" in caplog.text
 

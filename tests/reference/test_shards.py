@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pact.disk import digest
+from pact.common.disk import digest
 from pact.reference import CachedReference, ReferenceCache
 from pact.reference.shards import NOTE_BYTES
 from tests.reference.problem import Counting, problem

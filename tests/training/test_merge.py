@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pact.cli import main
-from pact.loading import load_model
+from pact.models.loading import load_model
 from pact.training import TrainConfig, train
 from tests.rounding import STATES
 from tests.tiny import save_tiny

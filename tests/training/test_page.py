@@ -9,10 +9,10 @@ from typing import Any, get_args
 import pytest
 
 from pact.cli.merge import MergeConfig
+from pact.common.settings import settings_of
 from pact.evaluation.refusals import RefusalsConfig
 from pact.objective import PactConfig
 from pact.recipes.step import CARDS, StepConfig
-from pact.settings import settings_of
 from pact.training.config import Schedule, TrainConfig
 from pact.training.identity import FREE_ON_RESUME
 

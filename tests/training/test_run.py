@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from pact.data.dataset import encode_examples
 from pact.discovery import SafetyTokens
-from pact.loading import load_model, load_tokenizer
+from pact.models.loading import load_model, load_tokenizer
 from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training import inputs as inputs_module

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from pact.data.collate import Collator, pad_id
 from pact.discovery import SafetyTokens
-from pact.loading import load_tokenizer
+from pact.models.loading import load_tokenizer
 from pact.objective import PactConfig, PactObjective
 from pact.training import PactTrainer
 from pact.training.config import FitConfig

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from pact.common.progress import progress_bar
+from pact.common.settings import user_path
 from pact.data.batches import length_batches
 from pact.data.examples import Conversation
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
-from pact.loading import DTYPES, load_tokenizer
-from pact.model_files import check_model_files, loading
-from pact.progress import progress_bar
-from pact.settings import user_path
-from pact.whole_model import check_finite, read_model
+from pact.models.files import check_model_files, loading
+from pact.models.loading import DTYPES, load_tokenizer
+from pact.models.whole import check_finite, read_model
 
 MAX_TOKENS = 512
 """What encoders of BERT's kind take; an answer is cut there."""

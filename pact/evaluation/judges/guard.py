@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from pact.common.settings import user_path
 from pact.data.examples import Conversation
 from pact.data.rendering import OF_TEMPLATES
 from pact.evaluation.generate import continue_texts, end_ids
 from pact.evaluation.judges.verdict import JudgeOptions, Verdict
-from pact.loading import load_model, load_tokenizer
-from pact.model_files import check_model_files
-from pact.settings import user_path
+from pact.models.files import check_model_files
+from pact.models.loading import load_model, load_tokenizer
 
 WORD_TOKENS = 8
 """Enough for the line breaks that guards begin with, and `unsafe` in pieces."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import pact_kernels as pk
-from pact.loading import load_model, load_tokenizer
 from pact.models import check_head, hidden_states, output_head
+from pact.models.loading import load_model, load_tokenizer
 from tests.families import FAMILIES, tiny
 from tests.rounding import STATES
 from tests.tiny import save_tiny
@@ -68,7 +68,7 @@ def test_quantised_loading(tmp_path, monkeypatch):
     import transformers
     from transformers import BitsAndBytesConfig
 
-    import pact.loading as loading
+    import pact.models.loading as loading
 
     folder, asked = save_tiny(tmp_path / "model"), []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

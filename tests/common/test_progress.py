@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pact.common.progress import INTERVAL_S, Lines, counted, progress_bar
 from pact.discovery import SafetyTokens
-from pact.progress import INTERVAL_S, Lines, counted, progress_bar
 from tests.tiny import save_tiny
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS
 

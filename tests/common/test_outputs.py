@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pact.outputs import (
+from pact.common.outputs import (
     check_folder,
     check_new_file,
     check_new_folder,

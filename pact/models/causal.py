@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pact.adapted_head import adapted_head, base_linear, is_adapted
-from pact.loading import DTYPES, load_model, load_tokenizer  # noqa: F401  (a model's first names)
+from pact.models.adapted_head import adapted_head, base_linear, is_adapted
 from pact_kernels.types import Head
 
 
@@ -186,7 +185,7 @@ def head_and_states(model: nn.Module, hidden: Tensor) -> tuple[Tensor, Head]:
     """The states and the head that together give the model's logits, adapters as they are set.
 
     They are `hidden` and `output_head(model)` but for LoRA adapters on the head, which make both
-    wider, see `pact.adapted_head`.
+    wider, see `pact.models.adapted_head`.
 
     Args:
         model: a causal language model.

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pact.loading import load_model, load_tokenizer
-from tests.test_loading import save_adapters
+from pact.models.loading import load_model, load_tokenizer
+from tests.models.test_loading import save_adapters
 from tests.tiny import save_tiny, tiny_llama
 
 NESTED = "[" * 100_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pact.fields import Bounds
+from pact.common.fields import Bounds
 from pact.objective import PactConfig, PactObjective
 from pact.objective.config import BOUNDS as OF_PACT
 from pact.training.config import BOUNDS, FitConfig, TrainConfig

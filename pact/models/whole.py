@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pact.model_files import check_model_files, loading
+from pact.models.files import check_model_files, loading
 
 NAMED = 3
 """Weights of a kind that an error names, beside their number."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import yaml
 
-from pact.fields import LONGEST, is_of, kinds_of, short, word
+from pact.common.fields import LONGEST, is_of, kinds_of, short, word
 
 MOST_BYTES = 2**18
 """The longest file of settings; YAML is read at about a megabyte in ten seconds."""

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from pact.common.hub import check_on_hub
+from pact.common.settings import user_path
 from pact.data.rendering import OF_TEMPLATES, with_template_defaults
-from pact.hub import check_on_hub
-from pact.model_files import OF_TOKENIZERS, check_json, loading
-from pact.settings import user_path
-from pact.whole_model import check_finite, read_adapters, read_model
+from pact.models.files import OF_TOKENIZERS, check_json, loading
+from pact.models.whole import check_finite, read_adapters, read_model
 
 logger = logging.getLogger(__name__)
 

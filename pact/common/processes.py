@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from pact.launched import check_joined
+from pact.common.launched import check_joined
 
 _Value = TypeVar("_Value")
 

@@ -22,7 +22,7 @@ from pact.discovery import DiscoverConfig, SafetyTokens, run_discover
 from pact.evaluation import EvaluateConfig, run_evaluate
 from pact.evaluation.generate import generate_answers
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
-from pact.loading import find_model, load_model, load_tokenizer
+from pact.models.loading import find_model, load_model, load_tokenizer
 from pact.objective import PactConfig
 from pact.training import TrainConfig, train
 from pact.training.run import fill

@@ -10,9 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import pact
-from pact import adapted_head
 from pact.discovery import SafetyTokens
-from pact.models import check_head, head_and_states, hidden_states, output_head
+from pact.models import adapted_head, check_head, head_and_states, hidden_states, output_head
 from pact.objective import PactObjective
 from pact.reference import AdaptersOff
 from pact.training.student import batch_loss

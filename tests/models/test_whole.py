@@ -18,11 +18,11 @@ from torch import Tensor
 from pact.discovery import DiscoverConfig, run_discover
 from pact.evaluation import EvaluateConfig, run_evaluate
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
-from pact.loading import load_model
+from pact.models.loading import load_model
 from pact.training import TrainConfig, train
 from pact.training.merge import merge
 from pact.training.run import fill
-from tests.test_loading import save_adapters
+from tests.models.test_loading import save_adapters
 from tests.tiny import save_tiny, tiny_llama
 
 Tensors = dict[str, Tensor]
