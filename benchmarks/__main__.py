@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.cases.case import Case
     from benchmarks.cases.plan import Plan
+    from benchmarks.harness import Bench
     from benchmarks.peers.peer import Peer
 
 SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
@@ -75,22 +76,38 @@ class List:
 
     def __call__(self, command: str) -> None:
         from benchmarks.cases.plan import title
-        from benchmarks.measuring.entries import entries, willing
         from benchmarks.peers.registry import PEERS
 
-        planned, device = self.planned(), self.torch_device()
+        planned, bench = self.planned(), self.bench(command)
         absent: dict[str, str] = {}
         for plan in planned:
-            found = entries(plan, self.peers_of(plan.case))
-            taking_part, reasons = willing(found, plan.case, device, self.memory_limit_bytes())
-            absent = reasons | absent
-            names = ", ".join(each.name for each in taking_part if not each.is_floor)
-            print(f"{plan.case.op}, {title(plan.case)} ({plan.varied}): {names}")
-        print(f"{len(planned)} cases on {device.type}")
+            answers = bench.entries(plan)
+            absent = {each.name: why for each, why in answers.items() if why} | absent
+            names = [each.name for each, why in answers.items() if not (why or each.is_floor)]
+            print(f"{plan.case.op}, {title(plan.case)} ({plan.varied}): {', '.join(names)}")
+        print(f"{len(planned)} cases on {bench.device.type}")
         for peer in PEERS:
             reason = absent.get(peer.name)
             told = f"; first reason to be left out: {reason}" if reason else ""
             print(f"{peer.name} {peer.version() or 'is not installed'}{told}")
+
+    def bench(self, command: str) -> Bench:
+        """What the measurements of the command share."""
+        from benchmarks.harness import Bench
+        from benchmarks.measuring.machine import GIB, circumstances, memory_limit_bytes
+
+        device = self.torch_device()
+        return Bench(
+            device=device,
+            peers_for=self.peers_of,
+            circumstances=circumstances(device) | {"command": command},
+            memory_limit_bytes=(
+                memory_limit_bytes(device)
+                if self.memory_gib is None
+                else int(self.memory_gib * GIB)
+            ),
+            rounds=getattr(self, "rounds", None),
+        )
 
     def torch_device(self) -> torch.device:
         import torch
@@ -118,15 +135,6 @@ class List:
             raise SystemExit(f"--peers: no {', '.join(unknown)}; there are {', '.join(names)}")
         return tuple(peer for peer in peers_for(case) if not self.peers or peer.name in self.peers)
 
-    def memory_limit_bytes(self) -> int:
-        """The most that an implementation may need."""
-        from benchmarks.measuring.entries import GIB, MEMORY_FRACTION
-        from benchmarks.measuring.machine import total_memory_bytes
-
-        if self.memory_gib is not None:
-            return int(self.memory_gib * GIB)
-        return int(MEMORY_FRACTION * total_memory_bytes(self.torch_device()))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run(List):
@@ -140,21 +148,13 @@ class Run(List):
     """The CSV file."""
 
     def __call__(self, command: str) -> None:
-        from benchmarks.harness import Bench, measure_all
-        from benchmarks.measuring.machine import circumstances
+        from benchmarks.harness import measure_all
         from benchmarks.measuring.memory import preload_compiler
         from benchmarks.reporting.results import add_results
 
-        device = self.torch_device()
-        bench = Bench(
-            device=device,
-            peers_for=self.peers_of,
-            circumstances=circumstances(device) | {"command": command},
-            memory_limit_bytes=self.memory_limit_bytes(),
-            rounds=self.rounds,
-        )
+        planned, bench = self.planned(), self.bench(command)
         preload_compiler()
-        for lines in measure_all(self.planned(), bench, minutes=self.minutes):
+        for lines in measure_all(planned, bench, minutes=self.minutes):
             add_results(lines, self.results)
         print(self.results)
 

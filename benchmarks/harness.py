@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.cases.plan import Plan, title
+from benchmarks.cases.plan import OURS, Plan, title
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
-from benchmarks.measuring.entries import entries, willing
 from benchmarks.measuring.equality import Checker
-from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
+from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, CrossEntropyAlone, Gemms
+from benchmarks.measuring.machine import GIB, NEEDS_A_GPU
 from benchmarks.measuring.memory import MOST_OF_A_REASON, Memory, cpu_memory, gpu_memory
 from benchmarks.measuring.trial import Ready, Refused, Trial
 from benchmarks.peers.peer import Peer
@@ -62,6 +62,27 @@ class Bench:
     rounds: int | None = None
     """Rounds of the timing; None leaves it to ROUNDS."""
 
+    def entries(self, plan: Plan) -> dict[Peer, str | None]:
+        """The peers of a plan, ours first, and the floors, each with why it takes no part."""
+        found = [
+            peer for peer in self.peers_for(plan.case) if not plan.only or peer.name in plan.only
+        ]
+        found.sort(key=lambda peer: peer.name != OURS)
+        floors: list[Peer] = [Gemms()]
+        if plan.case.op == "pact_loss":
+            floors += [CrossEntropyAlone(peer) for peer in found if peer.name == OURS]
+        return {peer: self._refusal(peer, plan.case) for peer in [*found, *floors]}
+
+    def _refusal(self, peer: Peer, case: Case) -> str | None:
+        """Before anything is tried."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            return NEEDS_A_GPU
+        if reason := peer.unavailable(case, self.device):
+            return reason
+        needed, limit = peer.needed_bytes(case), self.memory_limit_bytes
+        too_much = f"would need {needed / GIB:.1f} GiB, more than {limit / GIB:.1f}"
+        return too_much if needed > limit else None
+
 
 def measure_all(
     planned: Sequence[Plan],
@@ -89,8 +110,9 @@ def measure_all(
 
 def measure(plan: Plan, bench: Bench) -> list[Result]:
     """A line for each implementation of the plan's case."""
-    candidates = entries(plan, bench.peers_for(plan.case))
-    taking_part, reasons = willing(candidates, plan.case, bench.device, bench.memory_limit_bytes)
+    candidates = bench.entries(plan)
+    taking_part = [each for each, reason in candidates.items() if reason is None]
+    reasons = {each.name: reason for each, reason in candidates.items() if reason is not None}
     found: dict[str, Result] = {}
     if any(not each.is_floor for each in taking_part):
         try:

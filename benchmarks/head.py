@@ -26,12 +26,11 @@ from benchmarks.cases.case import Case, Inputs
 from benchmarks.cases.catalogue import gpu_case
 from benchmarks.cases.plan import BASE, CAPPED_HEAD, GEMMA, LLAMA, OURS, SOFTCAP, Plan, title
 from benchmarks.harness import Bench, measure_all
-from benchmarks.measuring.entries import MEMORY_FRACTION
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.measuring.machine import circumstances, total_memory_bytes
+from benchmarks.measuring.machine import circumstances, memory_limit_bytes
 from benchmarks.peers.calls import op_call
-from benchmarks.peers.liger import Liger
-from benchmarks.peers.ours import Ours
+from benchmarks.peers.cross_entropies import Liger
+from benchmarks.peers.every_op import Ours
 from benchmarks.peers.peer import Call, Peer, Setting
 from benchmarks.reporting.figures import Figure, align, ratio
 from benchmarks.reporting.results import Result
@@ -163,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=device,
         peers_for=sides,
         circumstances=circumstances(device),
-        memory_limit_bytes=int(MEMORY_FRACTION * total_memory_bytes(device)),
+        memory_limit_bytes=memory_limit_bytes(device),
     )
     goals = {name: GOALS[name] for name in args.cases}
     with open(args.json or os.devnull, "w", encoding="utf-8") as file:

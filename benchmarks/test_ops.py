@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.cases.case import OPS, Case, make_inputs
 from benchmarks.measuring.equality import Checker
-from benchmarks.peers.eager import Eager
-from benchmarks.peers.ours import Ours
+from benchmarks.peers.every_op import Eager, Ours
 from benchmarks.peers.peer import Peer
 
 BASE = Case(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.case import IGNORE, TRAINED, Case, Inputs, make_inputs
-from benchmarks.peers.eager import Eager
+from benchmarks.peers.every_op import Eager
 from benchmarks.peers.naive import fewer_rows, oracle
 from benchmarks.peers.peer import Outputs
 

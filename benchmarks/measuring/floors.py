@@ -112,7 +112,7 @@ class _Part:
 
 
 class CrossEntropyAlone(Peer):
-    """One implementation's cross-entropy on the tensors of a case that adds a KL to it."""
+    """The cross-entropy of one without settings on the tensors of a case that adds a KL to it."""
 
     name = CROSS_ENTROPY_ALONE
     ops = ("pact_loss",)
@@ -124,15 +124,5 @@ class CrossEntropyAlone(Peer):
     def version(self) -> str | None:
         return self.peer.version()
 
-    def unavailable(self, case: Case, device: torch.device) -> str | None:
-        return self.peer.unavailable(_without_kl(case), device)
-
-    def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
-        return self.peer.settings(_without_kl(case), device)
-
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
-        return self.peer.prepare(_without_kl(case), inputs, setting)
-
-
-def _without_kl(case: Case) -> Case:
-    return replace(case, op="linear_cross_entropy")
+        return self.peer.prepare(replace(case, op="linear_cross_entropy"), inputs, setting)

@@ -15,8 +15,12 @@ import torch
 from benchmarks.peers.peer import installed_version
 
 ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+MEMORY_FRACTION = 0.6
+"""The part of the machine's or the card's memory that an implementation may need at most."""
 NO_GPU = "none here"
 """The machine of a measurement that needs a GPU where there is none."""
+NEEDS_A_GPU = "needs a GPU"
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
@@ -47,12 +51,13 @@ def machine_name(device: torch.device) -> str:
     return f"{processor}, {cores} core{'s' if cores > 1 else ''}"
 
 
-def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the card, if there is one, or of the machine."""
+def memory_limit_bytes(device: torch.device) -> int:
+    """What an implementation may need, of the card's memory if there is one, or the machine's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         there = torch.cuda.is_available()
-        return int(torch.cuda.get_device_properties(device).total_memory) if there else 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = torch.cuda.get_device_properties(device).total_memory if there else 0
+    return int(MEMORY_FRACTION * total)
 
 
 def _bf16_products() -> str:

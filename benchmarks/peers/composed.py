@@ -17,9 +17,8 @@ from torch import Tensor
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers import dense
 from benchmarks.peers.calls import Operands, make_call
-from benchmarks.peers.compiled import compile_now
-from benchmarks.peers.cross_entropy import CrossEntropyPeer
-from benchmarks.peers.peer import Call, Peer, Setting
+from benchmarks.peers.cross_entropies import CrossEntropyPeer
+from benchmarks.peers.peer import Call, Peer, Setting, compile_now
 
 
 class Composed(Peer):
@@ -34,6 +33,7 @@ class Composed(Peer):
         self.name = name
         self.peers = {peer.name: peer for peer in peers}
         self.every_column = every_column
+        self.logit_bytes = 32 if every_column else 0  # with those of the KL's three forwards
 
     def version(self) -> str | None:
         parts = [f"{name} {peer.version()}" for name, peer in self.peers.items() if peer.version()]

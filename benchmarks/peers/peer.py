@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +32,12 @@ class Outputs(NamedTuple):
 Call = Callable[[], Outputs]
 """One forward and, where the op has one, backward pass, from the inputs on. It leaves no gradient
 in the inputs' `.grad`, so that the next call does not add to it."""
+MOST_VERSIONS = 256
+"""Versions of one function in a process of many cases; torch's limit, 8, would end it there."""
 
 
 class Peer(ABC):
-    """One implementation. A module of this folder holds one and registers it in `registry`."""
+    """One implementation; `registry` holds all of them."""
 
     name: str
     """As the tables call it."""
@@ -40,6 +45,13 @@ class Peer(ABC):
     """What it has an implementation of, or an answer to."""
     distribution: str = "torch"
     """What has to be installed for it, as a package index calls it."""
+    gpu_kernels: str = ""
+    """Whose kernels it consists of, where these need a GPU."""
+    compiles: bool = False
+    """Whether torch.compile is at work, which has to be done ahead of what is timed."""
+    logit_bytes: int = 0
+    """Copies of a logit that are held where all are formed: fp32 and the states' dtype, softmax,
+    gradient."""
     is_floor: bool = False
     """Whether it is there to divide by: it is not compared, and its memory is not measured."""
 
@@ -57,11 +69,19 @@ class Peer(ABC):
             return f"it has no {case.op}"
         if self.version() is None:
             return f"{self.distribution} is not installed"
+        if self.gpu_kernels and device.type != "cuda":
+            return f"its kernels are {self.gpu_kernels} and need a GPU"
+        if self.compiles and (reason := cannot_compile(device)) is not None:
+            return reason
         return self.unsuited(case, device)
 
     def unsuited(self, case: Case, device: torch.device) -> str | None:
         """Why this device or these sizes are not for it, though it is installed."""
         return None
+
+    def needed_bytes(self, case: Case) -> int:
+        """Roughly what it takes where it forms all logits; 0 of the others."""
+        return self.logit_bytes * case.rows * case.vocabulary
 
     def settings(self, case: Case, device: torch.device) -> Sequence[Setting]:
         """The ways to run it that are worth a try; the fastest is the one that is compared."""
@@ -84,3 +104,19 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def cannot_compile(device: torch.device) -> str | None:
+    """Why torch.compile has nothing to make machine code with; None where it has."""
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        found = shutil.which(compiler)
+        return None if found else f"torch.compile needs a C++ compiler: there is no {compiler}"
+    return None if find_spec("triton") else "torch.compile needs triton, which is not installed"
+
+
+def compile_now(call: Call) -> Call:
+    """The call, made once: whatever is compiled at a first call has been, backward included."""
+    with torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS):
+        call()
+    return call

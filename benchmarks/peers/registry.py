@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from benchmarks.cases.case import Case
-from benchmarks.peers.compiled import Compiled
+from benchmarks.peers import cross_entropies, every_op, full_kl
 from benchmarks.peers.composed import Composed
-from benchmarks.peers.cross_entropy import CrossEntropyPeer
-from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
-from benchmarks.peers.eager import Eager
-from benchmarks.peers.liger import Liger, LigerFullKl
-from benchmarks.peers.ours import Ours
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.quack import Quack
 from benchmarks.peers.released import Released
-from benchmarks.peers.torch_linear_cross_entropy import TorchLinearCrossEntropy
-from benchmarks.peers.trl import Trl, TrlFullKl
 
-CROSS_ENTROPIES: tuple[CrossEntropyPeer, ...] = (
-    TorchLinearCrossEntropy(),
-    Liger(),
-    CutCrossEntropy(),
-    Quack(),
-    Trl(),
+CROSS_ENTROPIES: tuple[cross_entropies.CrossEntropyPeer, ...] = (
+    cross_entropies.TorchLinearCrossEntropy(),
+    cross_entropies.Liger(),
+    cross_entropies.CutCrossEntropy(),
+    cross_entropies.Quack(),
+    cross_entropies.Trl(),
 )
 PEERS: tuple[Peer, ...] = (
-    Ours(),
-    Eager(),
-    Compiled(),
+    every_op.Ours(),
+    every_op.Eager(),
+    every_op.Compiled(),
     *CROSS_ENTROPIES,
     Released(),
     Composed("peer CE + released KL", CROSS_ENTROPIES, every_column=True),
     Composed("peer CE + KL of K columns", CROSS_ENTROPIES, every_column=False),
-    LigerFullKl(),
-    TrlFullKl(),
+    full_kl.LigerFullKl(),
+    full_kl.TrlFullKl(),
 )
 
 

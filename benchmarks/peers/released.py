@@ -54,6 +54,10 @@ class Released(Peer):
 
     name = "released"
     ops = ("pact_loss",)
+    logit_bytes = 20  # in fp32 it was seen to take 16
+
+    def needed_bytes(self, case: Case) -> int:
+        return self.logit_bytes * case.positions * case.vocabulary
 
     def other_objective(self, case: Case) -> str | None:
         if case.over == "selection":

@@ -16,8 +16,7 @@ import pandas as pd
 from benchmarks.cases.case import OPS
 from benchmarks.cases.catalogue import lines, plans
 from benchmarks.cases.plan import title
-from benchmarks.measuring.entries import NEEDS_A_GPU
-from benchmarks.measuring.machine import NO_GPU
+from benchmarks.measuring.machine import NEEDS_A_GPU, NO_GPU
 from benchmarks.reporting.pictures import plot_all
 from benchmarks.reporting.results import Result, frame_of
 from benchmarks.reporting.scaling import tracks

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 import pact_kernels as pk
 from benchmarks.cases.case import Inputs
-from benchmarks.peers.liger import DISTRIBUTION, Liger
+from benchmarks.peers.cross_entropies import Liger
 from benchmarks.peers.peer import installed_version
 from benchmarks.peers.released import released_loss
 from pact import PactConfig
@@ -255,7 +255,7 @@ def liger_loss(setting: Setting, task: Task) -> LossOf:
 
 def sides_on_card() -> dict[str, Callable[[Setting, Task], LossOf]]:
     """All of a step's sides, the one that needs a second model last."""
-    liger = {LIGER: liger_loss} if installed_version(DISTRIBUTION) else {}
+    liger = {LIGER: liger_loss} if installed_version(Liger.distribution) else {}
     return {name: SIDES[name] for name in (OWN, FUSED)} | liger | SIDES
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.cases.case import Case, Inputs
-from benchmarks.peers.eager import Eager
+from benchmarks.peers.every_op import Eager
 from benchmarks.peers.peer import Call, Outputs, Setting
 
 BALLAST_MIB = 200

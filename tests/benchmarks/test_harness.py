@@ -15,12 +15,13 @@ from benchmarks.cases.plan import OURS, Plan
 from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import Bench, Rounds, measure
 from benchmarks.measuring.clock import quantiles, take_turns
-from benchmarks.measuring.entries import GIB, needed_bytes
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, Gemms
-from benchmarks.measuring.machine import circumstances
+from benchmarks.measuring.machine import GIB, circumstances
 from benchmarks.measuring.memory import Memory
-from benchmarks.peers.ours import Ours
+from benchmarks.peers.cross_entropies import Liger
+from benchmarks.peers.every_op import Eager, Ours
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.released import Released
 from benchmarks.reporting.results import Result
 from tests.benchmarks import fake_peers as fakes
 
@@ -108,13 +109,12 @@ def test_another_objective_is_timed_but_not_compared() -> None:
     assert line.error is None and line.checked_rows == 0
 
 
-def test_what_would_need_too_much_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fakes.FAILING, "name", "eager")  # whose logits are 16 bytes each
-    assert needed_bytes("eager", SMALL) == 16 * 18 * 131
+def test_what_would_need_too_much_memory_is_not_tried() -> None:
+    assert Eager().needed_bytes(SMALL) == 16 * 18 * 131
     limit_bytes = 16 * 18 * 131 - 1
-    line = lines_of(SMALL, fakes.FAILING, memory_limit_bytes=limit_bytes)["eager"]
+    line = lines_of(SMALL, fakes.FAILING, memory_limit_bytes=limit_bytes)["failing"]
     assert line.reason == "would need 0.0 GiB, more than 0.0"
-    assert "fails" in lines_of(SMALL, fakes.FAILING)["eager"].reason
+    assert "fails" in lines_of(SMALL, fakes.FAILING)["failing"].reason
 
 
 def test_a_case_that_does_not_fit_is_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +128,8 @@ def test_a_case_that_does_not_fit_is_lines_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_released_algorithm_needs_memory_for_prompts_too() -> None:
-    assert needed_bytes("released", SMALL) == 20 * 24 * 131
-    assert needed_bytes("Liger", SMALL) == 0
+    assert Released().needed_bytes(SMALL) == 20 * 24 * 131
+    assert Liger().needed_bytes(SMALL) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,9 +14,8 @@ from benchmarks.cases.case import Case
 from benchmarks.cases.plan import OURS, Plan
 from benchmarks.harness import Bench
 from benchmarks.head import EXPONENTIALS, GOALS, LOGITS, Goal
-from benchmarks.measuring.entries import GIB
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.measuring.machine import circumstances
+from benchmarks.measuring.machine import GIB, circumstances
 from benchmarks.measuring.memory import Memory
 from benchmarks.reporting.results import Result
 
@@ -140,7 +139,7 @@ def test_lines_are_printed_and_written_as_they_come(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(head, "circumstances", lambda _: circumstances(CPU))
-    monkeypatch.setattr(head, "total_memory_bytes", lambda _: GIB)
+    monkeypatch.setattr(head, "memory_limit_bytes", lambda _: GIB)
     monkeypatch.setattr(harness, "measure", measured)
     head.main(["--device", "cuda", "--cases", "trainable", "rows-256", "--json", str(file)])
     printed = capsys.readouterr().out.splitlines()

@@ -18,8 +18,7 @@ from benchmarks.measuring import memory
 from benchmarks.measuring.floors import GEMMS
 from benchmarks.measuring.machine import circumstances
 from benchmarks.peers import registry
-from benchmarks.peers.eager import Eager
-from benchmarks.peers.ours import Ours
+from benchmarks.peers.every_op import Eager, Ours
 from benchmarks.reporting import pages, report
 from benchmarks.reporting.results import Result, load_results
 

@@ -9,9 +9,8 @@ import torch
 
 from benchmarks.cases.case import Case, make_inputs
 from benchmarks.measuring.equality import CHECKED_ROWS, Checker, Sample, Truth, checked_rows, judge
-from benchmarks.peers.eager import Eager
+from benchmarks.peers.every_op import Eager, Ours
 from benchmarks.peers.naive import oracle
-from benchmarks.peers.ours import Ours
 from benchmarks.peers.peer import Outputs, Peer
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases.case import Case, make_inputs
 from benchmarks.cases.catalogue import QUICK_SOFTCAP
-from benchmarks.peers.eager import Eager
+from benchmarks.peers.every_op import Eager
 from benchmarks.peers.naive import oracle
 from benchmarks.peers.peer import Outputs, Peer, Setting
 

@@ -9,7 +9,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from benchmarks.cases.case import make_inputs
-from benchmarks.peers.compiled import Compiled, cannot_compile
+from benchmarks.peers.every_op import Compiled
+from benchmarks.peers.peer import cannot_compile
 from tests.benchmarks.peers.judging import BASE, CPU, assert_equal, run
 
 SETTING = {"mode": "default"}

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases.case import IGNORE, Case, make_inputs
 from benchmarks.peers.calls import make_call
-from benchmarks.peers.compiled import Compiled
-from benchmarks.peers.eager import Eager
+from benchmarks.peers.every_op import Compiled, Eager
 from benchmarks.peers.peer import Outputs, Peer
 from benchmarks.peers.registry import PEERS, peers_for
 from tests.benchmarks.peers.judging import BASE, CASES, CPU, assert_equal, label, run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.cases.case import IGNORE, make_inputs
-from benchmarks.peers.trl import TrlFullKl
+from benchmarks.peers.full_kl import TrlFullKl
 from tests.benchmarks.peers.judging import BASE, CPU, relative
 
 CASE = replace(BASE, op="pact_kl", trainable_head=True)

@@ -14,10 +14,8 @@ from torch.nn import functional
 
 from benchmarks.cases.case import IGNORE, make_inputs
 from benchmarks.cases.catalogue import QUICK_SOFTCAP
-from benchmarks.peers.cross_entropy import CrossEntropyPeer
-from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
-from benchmarks.peers.liger import Liger, LigerFullKl
-from benchmarks.peers.quack import Quack
+from benchmarks.peers.cross_entropies import CrossEntropyPeer, CutCrossEntropy, Liger, Quack
+from benchmarks.peers.full_kl import LigerFullKl
 from tests.benchmarks.peers.judging import BASE, assert_equal, run
 
 CUDA = torch.device("cuda")

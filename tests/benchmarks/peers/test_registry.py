@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from benchmarks.cases.case import OPS, Case, make_inputs
-from benchmarks.peers import compiled
 from benchmarks.peers import peer as peers
 from benchmarks.peers.calls import samples
 from benchmarks.peers.composed import Composed
-from benchmarks.peers.cut_cross_entropy import CutCrossEntropy
-from benchmarks.peers.liger import Liger
+from benchmarks.peers.cross_entropies import (
+    CutCrossEntropy,
+    Liger,
+    Quack,
+    TorchLinearCrossEntropy,
+    Trl,
+)
 from benchmarks.peers.peer import Peer, installed_version
-from benchmarks.peers.quack import Quack
 from benchmarks.peers.registry import CROSS_ENTROPIES, PEERS, peers_for
 from benchmarks.peers.released import Released
-from benchmarks.peers.torch_linear_cross_entropy import TorchLinearCrossEntropy
-from benchmarks.peers.trl import Trl
 from tests.benchmarks.peers.judging import BASE, CASES, CPU
 
 CUDA = torch.device("cuda")
@@ -146,7 +147,7 @@ def test_quack_says_what_does_not_fit(
     change: dict[str, object], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("benchmarks.peers.quack.find_spec", lambda name: object())
+    monkeypatch.setattr("benchmarks.peers.cross_entropies.find_spec", lambda name: object())
     case = replace(GPU_CASE, **change)  # type: ignore[arg-type]
     assert Quack().unsuited(case, CUDA) == reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -184,6 +185,6 @@ def test_another_objective_is_said_to_be_one(peer: Peer) -> None:
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
-    assert "no-such-compiler" in str(compiled.cannot_compile(CPU))
-    assert "triton" in str(compiled.cannot_compile(CUDA))
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert "no-such-compiler" in str(peers.cannot_compile(CPU))
+    assert "triton" in str(peers.cannot_compile(CUDA))
