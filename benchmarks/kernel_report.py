@@ -18,14 +18,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
-from benchmarks.kernels.cases import CASES
-from benchmarks.kernels.gpus import has_tensor_operation
-from benchmarks.kernels.readings import Reading, problems, readings
+import torch
+
+from benchmarks.kernels.cases import CASES, Case
+from benchmarks.kernels.compiled import Compiled, Configuration, compile_all, specialise
+from benchmarks.kernels.gpus import (
+    GPUS,
+    Gpu,
+    has_tensor_operation,
+    resident_programs,
+    roofline_us,
+)
 from benchmarks.reporting.figures import align
-from pact_kernels.kernels._launch.runtime import KIB, TARGETS
+from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost, Target, recording
 
 CONTRACT = ("sm_80", "sm_90", "sm_100", "gfx942")
 """The targets that every kernel is promised to compile well for."""
@@ -53,31 +62,117 @@ COLUMNS = {
 LEFT_ALIGNED = ("target", "dtype", "case", "tensor", "copies")
 
 
+class Reading(NamedTuple):
+    """A kernel that was compiled, a line of the table."""
+
+    configuration: Configuration
+    cost: Cost
+    dtype: torch.dtype
+    cases: tuple[Case, ...]
+    """Whose launches these are."""
+    result: Compiled | str
+    """What the compiler made of it, or its complaint."""
+
+    @property
+    def gpu(self) -> Gpu:
+        """The card whose limits and peaks are used."""
+        return GPUS[self.configuration.target]
+
+    @property
+    def shared_limit_bytes(self) -> int:
+        return TARGETS[self.configuration.target].shared_bytes
+
+
+def record(
+    cases: Iterable[Case], targets: Iterable[Target]
+) -> dict[tuple[Configuration, Cost, torch.dtype], list[Case]]:
+    """Every launch, and the cases that make it.
+
+    The chunks of one case share a configuration: the first, which is whole, stands for all.
+    """
+    launches: dict[tuple[Configuration, Cost, torch.dtype], list[Case]] = {}
+    for target in targets:
+        for case in cases:
+            try:
+                with recording(target) as recorded:
+                    case.launch()
+            except Exception as error:
+                error.add_note(f"while {case} was recorded for {target.name}")
+                raise
+            assert recorded, f"{case} launches nothing"
+            costs: dict[Configuration, Cost] = {}
+            for launch in recorded:
+                costs.setdefault(specialise(launch, target), launch.cost)
+            for configuration, cost in costs.items():
+                launches.setdefault((configuration, cost, case.dtype), []).append(case)
+    return launches
+
+
+def readings(cases: Iterable[Case], targets: Iterable[Target], jobs: int) -> list[Reading]:
+    """Every distinct launch, compiled and read, by kernel."""
+    launches = record(cases, targets)
+    configurations = list(dict.fromkeys(configuration for configuration, _, _ in launches))
+    print(f"compiling {len(configurations)} kernels in {jobs} processes", file=sys.stderr)
+    results = compile_all(configurations, jobs)
+    found = [
+        Reading(*launch, tuple(makers), results[launch[0]]) for launch, makers in launches.items()
+    ]
+    kernels = list(dict.fromkeys(configuration.kernel for configuration in configurations))
+    return sorted(found, key=lambda reading: kernels.index(reading.configuration.kernel))
+
+
+def problems(reading: Reading) -> list[str]:
+    """What `--check` does not let pass."""
+    compiled, found = reading.result, []
+    if isinstance(compiled, str):
+        found.append(f"does not compile: {compiled}")
+    else:
+        gpu, limit = reading.gpu, reading.shared_limit_bytes
+        if compiled.code.spills:
+            found.append(f"spills registers: {compiled.code.spills}")
+        if compiled.has_product and not has_tensor_operation(gpu, compiled.code.tensor_operations):
+            found.append(f"forms a product without {' or '.join(gpu.tensor_operations)}")
+        if compiled.shared_bytes > limit:
+            asked = f"asks for {compiled.shared_bytes} bytes of shared memory"
+            found.append(f"{asked}, {limit} are there")
+    kernel, target = reading.configuration.kernel, reading.configuration.target
+    where = f"{kernel} on {target} ({', '.join(map(str, reading.cases))})"
+    return [f"{where}: {problem}" for problem in found]
+
+
 def cells(reading: Reading) -> list[str]:
     """One line of the table."""
-    compiled, cost, options = reading.compiled, reading.cost, reading.configuration.options
-    first, *others = reading.cases
+    compiled, cost, gpu = reading.result, reading.cost, reading.gpu
+    (first, *others), options = reading.cases, reading.configuration.options
+    failed = isinstance(compiled, str)
     left = [
-        reading.target,
+        reading.configuration.target,
         first.dtype_name,
         f"{first.op} {first.variant}"
         + (f" +{len(others)}" if others else "")
-        + (": does not compile" if compiled is None else ""),
+        + (": does not compile" if failed else ""),
         f"{options.warps}",
         f"{options.stages}",
     ]
-    if compiled is None:
+    if isinstance(compiled, str):
         return left + [""] * (len(COLUMNS) - len(left))
-    code, occupancy = compiled.code, reading.occupancy(compiled)
-    operations = code.tensor_operations
-    older = operations and not has_tensor_operation(reading.gpu, operations, fastest=True)
+    code, operations = compiled.code, compiled.code.tensor_operations
+    older = operations and not has_tensor_operation(gpu, operations, fastest=True)
+    programs = resident_programs(
+        gpu,
+        warps=options.warps,
+        registers=code.registers,
+        shared_bytes=compiled.shared_bytes,
+        tensor_memory_columns=compiled.tensor_memory_columns,
+    )
+    bound_us = roofline_us(gpu, cost, reading.dtype, product=compiled.has_product)
     return [
         *left,
         f"{code.registers}",
         f"{code.spills}",
         f"{compiled.shared_bytes / KIB:.1f}/{reading.shared_limit_bytes // KIB}",
-        f"{occupancy.programs}",
-        f"{occupancy.fraction:.0%}",
+        f"{programs}",
+        f"{programs * options.warps / gpu.warps:.0%}",
         _counted(operations) + ("*" if older else ""),
         _counted(code.copies),
         f"{code.widest_load_bytes or '-'}",
@@ -85,7 +180,7 @@ def cells(reading: Reading) -> list[str]:
         f"{cost.flops / cost.row_tiles / 1e6:,.1f}",
         f"{cost.bytes / cost.row_tiles / KIB:,.1f}",
         f"{cost.logit_bytes or '-'}",
-        f"{reading.roofline_us(compiled):,.1f}",
+        f"{bound_us:,.1f}",
     ]
 
 
@@ -94,9 +189,12 @@ def table(found: Sequence[Reading]) -> str:
     left = [place for place, name in enumerate(COLUMNS) if name in LEFT_ALIGNED]
     header, *lines = align([list(COLUMNS), *map(cells, found)], left).splitlines()
     blocks: list[str] = []
-    for kernel, block in groupby(zip(found, lines, strict=True), lambda pair: pair[0].kernel):
+    pairs = zip(found, lines, strict=True)
+    for kernel, block in groupby(pairs, lambda pair: pair[0].configuration.kernel):
         blocks += [kernel, header, *(line for _, line in block), ""]
-    cards = ", ".join(dict.fromkeys(f"{reading.target} {reading.gpu.card}" for reading in found))
+    cards = ", ".join(
+        dict.fromkeys(f"{each.configuration.target} {each.gpu.card}" for each in found)
+    )
     legend = [f"{name:10s}{meaning}" for name, meaning in COLUMNS.items() if meaning]
     return "\n".join([*blocks, f"limits and peaks of: {cards}", *legend])
 

@@ -88,14 +88,13 @@ def _linear_logsumexp(
     dtype: torch.dtype,
     *,
     width: int = WIDTH,
-    bias: bool = False,
     target: bool = False,
     selected: bool = False,
-    softcap: float | None = None,
+    **head: Any,
 ) -> None:
     launch_linear_logsumexp(
         meta(NUM_ROWS, width, dtype=dtype),
-        meta_head(VOCABULARY, width, dtype, bias=bias, softcap=softcap),
+        meta_head(VOCABULARY, width, dtype, **head),
         meta(NUM_ROWS, dtype=torch.int64) if target else None,
         meta(SELECTED, dtype=torch.int64) if selected else None,
         limit_bytes=GPU_WORKSPACE_BYTES,
@@ -104,24 +103,22 @@ def _linear_logsumexp(
 
 def _kl_request(
     num_rows: int,
-    num_tokens: int,
-    dtype: torch.dtype,
+    reference_head: Head,
     *,
     over: Literal["selection", "vocabulary"] = "selection",
     states: bool = True,
     gate: bool = True,
-    width: int = WIDTH,
-    softcap: float | None = None,
 ) -> KlRequest:
     """A KL whose reference comes as states, or as logits of 16 bits."""
-    source = [num_rows, width if states else num_tokens]
+    num_tokens, width = reference_head.weight.shape
+    source = meta(num_rows, width if states else num_tokens, dtype=reference_head.weight.dtype)
     lse = meta(num_rows, dtype=FP32) if over == "vocabulary" else None
     return KlRequest(
         token_weights=meta(num_tokens, dtype=FP32),
         step=meta(num_rows, dtype=torch.int64),
-        reference_full=meta(*source, dtype=dtype),
-        reference_post=meta(*source, dtype=dtype) if gate else None,
-        reference_head=meta_head(num_tokens, width, dtype, softcap=softcap) if states else None,
+        reference_full=source,
+        reference_post=source if gate else None,
+        reference_head=reference_head if states else None,
         full_lse=lse,
         post_lse=lse if gate else None,
         row_weight=None,
@@ -141,11 +138,11 @@ def _pact_kl(
     softcap: float | None = None,
     **reference: Any,
 ) -> None:
-    kl = _kl_request(NUM_ROWS, num_tokens, dtype, width=width, softcap=softcap, **reference)
+    head = meta_head(num_tokens, width, dtype, softcap=softcap)
     selection_kl(
         meta(NUM_ROWS, width, dtype=dtype),
-        meta_head(num_tokens, width, dtype, softcap=softcap),
-        kl=kl,
+        head,
+        kl=_kl_request(NUM_ROWS, head, **reference),
         row_grad=None,
         needs_grad=(True, trained, False),
         limit_bytes=GPU_WORKSPACE_BYTES,
@@ -158,15 +155,15 @@ def _head_loss(
     over: Literal["selection", "vocabulary"] | None = None,
     num_tokens: int = SELECTED,
     states: bool = False,
-    bias: bool = False,
-    softcap: float | None = None,
     smoothed: bool = False,
     trained: bool = False,
     own_tokens: bool = False,
+    **head: Any,
 ) -> None:
     kl = token_ids = None
     if over is not None:
-        kl = _kl_request(CHUNK_ROWS, num_tokens, dtype, over=over, states=states, softcap=softcap)
+        selected = meta_head(num_tokens, WIDTH, dtype, softcap=head.get("softcap"))
+        kl = _kl_request(CHUNK_ROWS, selected, over=over, states=states)
         tokens = (CHUNK_ROWS, num_tokens) if own_tokens else (num_tokens,)
         token_ids = meta(*tokens, dtype=torch.int64)
     scale = meta(1, dtype=FP32)
@@ -176,32 +173,26 @@ def _head_loss(
         launch_scale_gradient(formed, scale, meta(VOCABULARY, WIDTH, dtype=dtype))
     reduced_head_loss(
         meta(CHUNK_ROWS, WIDTH, dtype=dtype),
-        meta_head(VOCABULARY, WIDTH, dtype, bias=bias, softcap=softcap),
+        meta_head(VOCABULARY, WIDTH, dtype, **head),
         meta(CHUNK_ROWS, dtype=torch.int64),
         token_ids,
         term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
         kl=kl,
         reduction=Reduction("mean"),
-        needs_grad=(True, trained, trained and bias),
+        needs_grad=(True, trained, trained and "bias" in head),
         limit_bytes=GPU_WORKSPACE_BYTES,
         num_rows=CHUNK_ROWS,
     )
 
 
 def _selected_logits(
-    dtype: torch.dtype,
-    *,
-    num_tokens: int = SELECTED,
-    width: int = WIDTH,
-    softcap: float | None = None,
+    dtype: torch.dtype, *, num_tokens: int = SELECTED, width: int = WIDTH, **options: Any
 ) -> None:
-    states = meta(NUM_ROWS, width, dtype=dtype)
-    head = meta_head(num_tokens, width, dtype, softcap=softcap)
-    logits = selected_logits(states, head, limit_bytes=GPU_WORKSPACE_BYTES)
+    states, limit = meta(NUM_ROWS, width, dtype=dtype), GPU_WORKSPACE_BYTES
+    head = meta_head(num_tokens, width, dtype, **options)
+    logits = selected_logits(states, head, limit_bytes=limit)
     needs_grad = (True, False, False)
-    selected_logits_backward(
-        logits, states, head, needs_grad=needs_grad, limit_bytes=GPU_WORKSPACE_BYTES
-    )
+    selected_logits_backward(logits, states, head, needs_grad=needs_grad, limit_bytes=limit)
 
 
 def _token_scores(
@@ -210,11 +201,9 @@ def _token_scores(
     mode: str = "p_diff",
     width: int = WIDTH,
     vocabulary: int = VOCABULARY,
-    bias: bool = False,
-    softcap: float | None = None,
+    **head: Any,
 ) -> None:
-    states = meta(NUM_ROWS, width, dtype=dtype)
-    model = states, meta_head(vocabulary, width, dtype, bias=bias, softcap=softcap)
+    model = meta(NUM_ROWS, width, dtype=dtype), meta_head(vocabulary, width, dtype, **head)
     share = meta(NUM_ROWS, dtype=torch.float64)
     token_scores(*model, *model, share, mode=mode, limit_bytes=GPU_WORKSPACE_BYTES)
 

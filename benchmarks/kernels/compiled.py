@@ -85,14 +85,45 @@ def specialise(launch: Launch, target: Target) -> Configuration:
     )
 
 
-def compile_configuration(configuration: Configuration) -> Compiled:
-    """Compile; Triton's cache on disk answers when it has been done before.
+def compile_or_error(configuration: Configuration) -> Compiled | str:
+    """What the compiler made of it, or the end of its complaint.
 
-    Raises:
-        TypeError: it would compile, and Triton before 3.9 could not launch it.
+    Triton's cache on disk answers when it has been done before. A complaint is its first cause:
+    Triton raises once more for every call that encloses the line at fault.
     """
+    try:
+        return _compile(configuration)
+    except Exception as raised:  # compilers raise what they like
+        error: BaseException = raised
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return f"{type(error).__name__}: {str(error).strip()[-MOST_OF_AN_ERROR:]}"
+
+
+def compile_all(
+    configurations: Iterable[Configuration], jobs: int
+) -> dict[Configuration, Compiled | str]:
+    """Each once, in `jobs` processes."""
+    results: dict[Configuration, Compiled | str] = {}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        distinct = dict.fromkeys(configurations)
+        futures = {each: pool.submit(compile_or_error, each) for each in distinct}
+    # A compiler that aborts takes its process and the pool along: find which by a process for each.
+    for configuration, future in futures.items():
+        try:
+            results[configuration] = (
+                in_own_process(compile_or_error, configuration)
+                if isinstance(future.exception(), BrokenProcessPool)
+                else future.result()
+            )
+        except BrokenProcessPool:
+            results[configuration] = "the compiler aborted; its complaint is on stderr"
+    return results
+
+
+def _compile(configuration: Configuration) -> Compiled:
     for name, kind in configuration.signature:
-        if isinstance(kind, tuple) and "tensordesc" in str(kind):
+        if isinstance(kind, tuple) and "tensordesc" in str(kind):  # launched, Triton 3.6 fails
             raise TypeError(f"{name} holds a tensor descriptor: pass it as a parameter of its own")
     kernel = getattr(import_module(configuration.module), configuration.kernel)
     source = ASTSource(
@@ -102,8 +133,7 @@ def compile_configuration(configuration: Configuration) -> Compiled:
         {at: [list(pair) for pair in pairs] for at, pairs in configuration.attributes},
     )
     target = _gpu_target(TARGETS[configuration.target])
-    options = configuration.options.keywords()
-    compiled = triton.compile(source, target=target, options=options)
+    compiled = triton.compile(source, target=target, options=configuration.options.keywords())
     nvidia = target.backend == "cuda"
     return Compiled(
         code=(
@@ -115,45 +145,6 @@ def compile_configuration(configuration: Configuration) -> Compiled:
         tensor_memory_columns=compiled.metadata.tmem_size if nvidia else 0,
         has_product="tt.dot" in compiled.asm["ttir"],
     )
-
-
-def compile_or_error(configuration: Configuration) -> Compiled | str:
-    """What the compiler made of it, or the end of its complaint."""
-    try:
-        return compile_configuration(configuration)
-    except Exception as error:  # compilers raise what they like
-        return _complaint(error)
-
-
-def compile_all(
-    configurations: Iterable[Configuration], jobs: int
-) -> dict[Configuration, Compiled | str]:
-    """Each once, in `jobs` processes."""
-    results: dict[Configuration, Compiled | str] = {}
-    unfinished: list[Configuration] = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {
-            each: pool.submit(compile_or_error, each) for each in dict.fromkeys(configurations)
-        }
-        for configuration, future in futures.items():
-            try:
-                results[configuration] = future.result()
-            except BrokenProcessPool:
-                unfinished.append(configuration)
-    # A compiler that aborts takes its process and the pool along: find which by a process for each.
-    for configuration in unfinished:
-        try:
-            results[configuration] = in_own_process(compile_or_error, configuration)
-        except BrokenProcessPool:
-            results[configuration] = "the compiler aborted; its complaint is on stderr"
-    return results
-
-
-def _complaint(error: BaseException) -> str:
-    """Its first cause: Triton raises once more for every call that encloses the line at fault."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip()[-MOST_OF_AN_ERROR:]}"
 
 
 def _gpu_target(target: Target) -> GPUTarget:

@@ -59,16 +59,6 @@ class Gpu:
     """What the driver keeps of a processor's shared memory for each program."""
 
 
-@dataclass(frozen=True)
-class Occupancy:
-    """What one processor holds of a kernel at a time."""
-
-    programs: int
-    warps: int
-    fraction: float
-    """The part that is held of the warps that it could hold."""
-
-
 GPUS = {
     # card, shared memory, matrix instructions; half, single, vector Tflop/s; TB/s
     "sm_80": Gpu("A100 80GB SXM", 164 * KIB, ("HMMA",), 312.0, 156.0, 19.5, 2.039),
@@ -86,10 +76,10 @@ GPUS = {
 """By the name of the target."""
 
 
-def occupancy(
+def resident_programs(
     gpu: Gpu, *, warps: int, registers: int, shared_bytes: int, tensor_memory_columns: int = 0
-) -> Occupancy:
-    """How many programs of `warps` warps a processor holds.
+) -> int:
+    """How many programs of `warps` warps a processor holds at a time.
 
     Args:
         registers: per thread; on AMD vector and accumulation registers together.
@@ -103,8 +93,7 @@ def occupancy(
         limits.append(gpu.shared_bytes // shared_bytes)
     if tensor_memory_columns > 0:
         limits.append(TENSOR_MEMORY_COLUMNS // tensor_memory_columns)
-    programs = min(limits)
-    return Occupancy(programs, programs * warps, programs * warps / gpu.warps)
+    return min(limits)
 
 
 def roofline_us(gpu: Gpu, cost: Cost, dtype: torch.dtype, *, product: bool) -> float:

@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.kernel_report import Reading, problems
 from benchmarks.kernels.cases import CASES, meta
 from benchmarks.kernels.compiled import Compiled, compile_all, compile_or_error, specialise
 from benchmarks.kernels.gpus import GPUS, has_tensor_operation
-from benchmarks.kernels.readings import Reading, problems
 from pact_kernels.kernels._device.operands import Matrix
 from pact_kernels.kernels._launch.runtime import (
     TARGETS,

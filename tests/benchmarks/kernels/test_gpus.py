@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.kernels.gpus import GPUS, Occupancy, has_tensor_operation, occupancy, roofline_us
+from benchmarks.kernels.gpus import GPUS, has_tensor_operation, resident_programs, roofline_us
 from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost
 
 
@@ -25,8 +25,8 @@ from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost
     ],
 )
 def test_registers_limit_the_warps_of_a_partition(registers: int, programs: int) -> None:
-    found = occupancy(GPUS["gfx942"], warps=4, registers=registers, shared_bytes=0)
-    assert found == Occupancy(programs, 4 * programs, 4 * programs / 32)
+    found = resident_programs(GPUS["gfx942"], warps=4, registers=registers, shared_bytes=0)
+    assert found == programs
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,22 @@ def test_the_scarcest_resource_limits_the_programs(
     programs: int,
     share: float,
 ) -> None:
-    found = occupancy(
+    found = resident_programs(
         GPUS[target],
         warps=warps,
         registers=registers,
         shared_bytes=shared_bytes,
         tensor_memory_columns=columns,
     )
-    assert found == Occupancy(programs, programs * warps, share)
+    assert (found, found * warps / GPUS[target].warps) == (programs, share)
 
 
 def test_a_program_of_the_largest_size_fits_every_target() -> None:
     for name, target in TARGETS.items():
         for extra, programs in ((0, 1), (1, 0)):
             shared_bytes = target.shared_bytes + extra
-            found = occupancy(GPUS[name], warps=4, registers=32, shared_bytes=shared_bytes)
-            assert found.programs == programs, name
+            found = resident_programs(GPUS[name], warps=4, registers=32, shared_bytes=shared_bytes)
+            assert found == programs, name
 
 
 @pytest.mark.parametrize(
