@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from benchmarks.cases.case import Case
-    from benchmarks.cases.plan import Plan
+    from benchmarks.cases.plans import Plan
     from benchmarks.harness import Bench
     from benchmarks.peers.peer import Peer
 
@@ -75,7 +75,7 @@ class List:
                 raise ValueError(f"--{flag} must be positive, got {value:g}")
 
     def __call__(self, command: str) -> None:
-        from benchmarks.cases.plan import title
+        from benchmarks.cases.plans import title
         from benchmarks.peers.registry import PEERS
 
         planned, bench = self.planned(), self.bench(command)
@@ -116,8 +116,7 @@ class List:
 
     def planned(self) -> list[Plan]:
         """The cases that were asked for."""
-        from benchmarks.cases.catalogue import plans
-        from benchmarks.cases.plan import title
+        from benchmarks.cases.plans import plans, title
 
         subset = self.subset or SUBSETS[self.torch_device().type]
         names = [(plan, f"{plan.case.op}, {title(plan.case)}") for plan in plans(subset)]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.cases.plan import OURS, Plan, title
+from benchmarks.cases.plans import OURS, Plan, title
 from benchmarks.cases.products import flops
 from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
 from benchmarks.measuring.equality import Checker

@@ -23,8 +23,17 @@ import torch
 
 import pact_kernels as pk
 from benchmarks.cases.case import Case, Inputs
-from benchmarks.cases.catalogue import gpu_case
-from benchmarks.cases.plan import BASE, CAPPED_HEAD, GEMMA, LLAMA, OURS, SOFTCAP, Plan, title
+from benchmarks.cases.plans import (
+    BASE,
+    CAPPED_HEAD,
+    GEMMA,
+    LLAMA,
+    OURS,
+    SOFTCAP,
+    Plan,
+    gpu_case,
+    title,
+)
 from benchmarks.harness import Bench, measure_all
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import circumstances, memory_limit_bytes

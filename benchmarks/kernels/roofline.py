@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cases.plan import HEADS
+from benchmarks.cases.plans import HEADS
 from benchmarks.kernels.cases import meta
 from benchmarks.kernels.gpus import GPUS, Gpu, roofline_us
 from pact_kernels.common.reduction import Reduction

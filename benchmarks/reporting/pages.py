@@ -19,7 +19,7 @@ import jinja2
 import pandas as pd
 
 from benchmarks.cases.case import Case
-from benchmarks.cases.plan import EAGER, GEMMA, HEADS, OURS, RELEASED, SMALL, make_case
+from benchmarks.cases.plans import EAGER, GEMMA, HEADS, OURS, RELEASED, SMALL, make_case
 from benchmarks.reporting.results import Result, load_results
 from benchmarks.reporting.targets import Sheet, targets
 

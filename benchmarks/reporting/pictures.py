@@ -15,8 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.cases.catalogue import lines
-from benchmarks.cases.plan import OURS, Line, title
+from benchmarks.cases.plans import OURS, Line, lines, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.reporting.drawing import (
     FAINT,

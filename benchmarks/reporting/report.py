@@ -14,8 +14,7 @@ import jinja2
 import pandas as pd
 
 from benchmarks.cases.case import OPS
-from benchmarks.cases.catalogue import lines, plans
-from benchmarks.cases.plan import title
+from benchmarks.cases.plans import lines, plans, title
 from benchmarks.measuring.machine import NEEDS_A_GPU, NO_GPU
 from benchmarks.reporting.pictures import plot_all
 from benchmarks.reporting.results import Result, frame_of

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from benchmarks.cases.plan import Line
+from benchmarks.cases.plans import Line
 from benchmarks.reporting.results import Result, frame_of
 
 LEAST_POINTS = 3

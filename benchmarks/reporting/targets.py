@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks.cases.case import Case
-from benchmarks.cases.catalogue import lines, plans
-from benchmarks.cases.plan import BASE, HEADS, OURS, RELEASED, SMALL, Plan, title
+from benchmarks.cases.plans import BASE, HEADS, OURS, RELEASED, SMALL, Plan, lines, plans, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.reporting.figures import Figure
 from benchmarks.reporting.results import Result

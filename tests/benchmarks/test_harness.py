@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.cases.plan import OURS, Plan
+from benchmarks.cases.plans import OURS, Plan
 from benchmarks.cases.products import flops, minimal_products
 from benchmarks.harness import Bench, Rounds, measure
 from benchmarks.measuring.clock import quantiles, take_turns

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import harness, head
 from benchmarks.cases.case import Case
-from benchmarks.cases.plan import OURS, Plan
+from benchmarks.cases.plans import OURS, Plan
 from benchmarks.harness import Bench
 from benchmarks.head import EXPONENTIALS, GOALS, LOGITS, Goal
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS

@@ -11,8 +11,7 @@ import torch
 
 from benchmarks import OPS_CSV, harness
 from benchmarks import __main__ as shell
-from benchmarks.cases.catalogue import quick_plans
-from benchmarks.cases.plan import EAGER, OURS, Plan
+from benchmarks.cases.plans import EAGER, OURS, Plan, quick_plans
 from benchmarks.harness import Bench
 from benchmarks.measuring import memory
 from benchmarks.measuring.floors import GEMMS

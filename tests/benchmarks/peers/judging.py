@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.case import Case, make_inputs
-from benchmarks.cases.catalogue import QUICK_SOFTCAP
+from benchmarks.cases.plans import QUICK_SOFTCAP
 from benchmarks.peers.every_op import Eager
 from benchmarks.peers.naive import oracle
 from benchmarks.peers.peer import Outputs, Peer, Setting

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cases.case import IGNORE, make_inputs
-from benchmarks.cases.catalogue import QUICK_SOFTCAP
+from benchmarks.cases.plans import QUICK_SOFTCAP
 from benchmarks.peers.cross_entropies import CrossEntropyPeer, CutCrossEntropy, Liger, Quack
 from benchmarks.peers.full_kl import LigerFullKl
 from tests.benchmarks.peers.judging import BASE, assert_equal, run

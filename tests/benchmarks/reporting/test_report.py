@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cases.catalogue import lines, plans
-from benchmarks.cases.plan import BASE, EAGER, OURS, RELEASED, Plan, title
+from benchmarks.cases.plans import BASE, EAGER, OURS, RELEASED, Plan, lines, plans, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import NO_GPU
 from benchmarks.reporting.report import number, render

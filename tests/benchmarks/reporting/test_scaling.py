@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.cases.case import Case
-from benchmarks.cases.plan import Line
+from benchmarks.cases.plans import Line
 from benchmarks.reporting.results import Result
 from benchmarks.reporting.scaling import exponent, tracks
 

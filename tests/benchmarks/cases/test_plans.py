@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.cases.case import OPS
-from benchmarks.cases.catalogue import SUBSETS, lines, plans
-from benchmarks.cases.plan import HEADS, OURS, RELEASED, SMALL, make_case, title
+from benchmarks.cases.plans import (
+    HEADS,
+    OURS,
+    RELEASED,
+    SMALL,
+    SUBSETS,
+    lines,
+    make_case,
+    plans,
+    title,
+)
 from benchmarks.peers.registry import PEERS
 
 
