@@ -80,6 +80,33 @@ class Collator:
         return batch
 
 
+def held_part(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a reference needs of a batch to know its rows of anchors: their lines, and these rows.
+
+    A batch on a GPU waits for it. `example` still names all examples, whose other rows a cache
+    filled for anchors alone does not have.
+
+    Args:
+        batch: with `row_held`, from a collator.
+    """
+    held = batch["row_held"]
+    part = {name: batch[f"row_{name}"][held] for name in ("position", "step", "answer", "target")}
+    part = {f"row_{name}": rows for name, rows in part.items()}
+    lines, part["row_sequence"] = batch["row_sequence"][held].unique(return_inverse=True)
+    for name in ("input_ids", "attention_mask", "labels", "position_ids"):
+        if name in batch:
+            part[name] = batch[name][lines]
+    if "post_position" in batch:
+        part["post_position"] = batch["post_position"][held]
+        lines, part["post_sequence"] = batch["post_sequence"][held].unique(return_inverse=True)
+        for name in ("post_input_ids", "post_attention_mask", "post_position_ids"):
+            if name in batch:
+                part[name] = batch[name][lines]
+    if "example" in batch:
+        part["example"] = batch["example"]
+    return part
+
+
 def learnt_rows(batch: Mapping[str, Tensor]) -> int:
     """Rows of a collated batch whose token is learnt: all but those of anchors."""
     return batch.get("row_learnt", batch["row_target"]).numel()

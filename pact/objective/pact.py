@@ -6,6 +6,7 @@ Legend: N rows, D hidden size, V vocabulary, K safety tokens.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,34 +71,34 @@ class PactObjective:
             head: the student's output head.
             target: (N,) int64, the tokens to predict.
             step: (N,) int64, each row's step within its answer.
-            reference: the frozen model's states or cached logits of the same rows.
+            reference: the frozen model's states or cached logits of the same rows; with
+                `anchors_only` those of `held`, and None where there are none.
             num_items: denominator of all means; the number of learnt rows of the whole optimiser
                 step.
             learnt: (N',) int64, rows with a token to predict; None is all.
             held: (N - N',) int64, rows of anchors: they have the KL alone, at every step alike and
                 without a margin. With `anchors_only` no other row has one.
         """
+        settled, alone = self.config.settled, self.config.anchors_only
+        if alone and (held is None or learnt is None):
+            return self.plain()(hidden, head, target, step, num_items=num_items)
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
-        settled = self.config.settled
         if held is None or learnt is None:
             return self._loss(hidden, head, target, step, reference, num_items)
         count: int | Tensor = learnt.numel() if num_items is None else num_items
-        loss = self._loss(
-            hidden[learnt],
-            head,
-            target[learnt],
-            step[learnt],
-            _of_rows(reference, learnt),
-            count,
-        )
+        rows = hidden[learnt], head, target[learnt], step[learnt]
+        if alone:
+            loss = self.plain()(*rows, num_items=count)
+        else:
+            loss = self._loss(*rows, _of_rows(reference, learnt), count)
         kl = pk.pact_kl(
             hidden[held],
             head.weight,
             self.token_ids.to(hidden.device),
             self.token_weights.to(hidden.device),
             step[held],
-            _of_rows(reference, held),
+            reference if alone else _of_rows(reference, held),
             gate=self.config.gate_config(),
             temperature=self.config.kl_temperature,
             over=self.config.over,
@@ -115,9 +116,7 @@ class PactObjective:
         reference: pk.ReferenceLogits | pk.ReferenceStates,
         num_items: int | Tensor | None,
     ) -> pk.PactLoss:
-        """The loss of rows that are learnt."""
-        if self.config.anchors_only:
-            return self.plain()(hidden, head, target, step, num_items=num_items)
+        """The loss of rows that are learnt and held."""
         device, settled = hidden.device, self.config.settled
         tau = settled.kl_step_tau
         row_weight = None if tau == math.inf else torch.exp(step / -tau)  # (N,)
@@ -140,6 +139,11 @@ class PactObjective:
             num_items=num_items,
             **head.options,
         )
+
+
+def holds_anchors_only(objective: Any) -> bool:
+    """Whether nothing but anchors is held, so that other rows need no reference."""
+    return isinstance(objective, PactObjective) and objective.config.anchors_only
 
 
 def _of_rows(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pact.common.lazy import lazy_names
-from pact.reference.live import AdaptersOff, FrozenModel, Reference, adapters_off
+from pact.reference.live import AdaptersOff, FrozenModel, Reference, adapters_off, reference_rows
 
 if TYPE_CHECKING:
     from pact.reference.cache import CachedReference, ReferenceCache
@@ -33,6 +33,7 @@ __all__ = [
     "check_same_model",
     "fill_cache",
     "is_fresh",
+    "reference_rows",
 ]
 
 __getattr__ = lazy_names(

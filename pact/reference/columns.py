@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from pact.data.anchors import ANCHOR
 from pact.data.spans import IGNORE
 
 MASK = "attention_mask"
@@ -44,8 +45,12 @@ class Columns(NamedTuple):
         return np.diff(before[self.offsets])
 
 
-def read_columns(dataset: Sequence[Mapping[str, Any]] | Any) -> Columns:
+def read_columns(dataset: Sequence[Mapping[str, Any]] | Any, anchors_only: bool = False) -> Columns:
     """Read `input_ids` and `labels`; from a `datasets.Dataset` as Arrow keeps them, in its order.
+
+    Args:
+        dataset: the examples.
+        anchors_only: whether those that are no anchors lose their labels, and with them their rows.
 
     Raises:
         ValueError: there are no examples, one has not one label per token, or some are padded.
@@ -72,7 +77,17 @@ def read_columns(dataset: Sequence[Mapping[str, Any]] | Any) -> Columns:
             "pact.data.template.encode"
         )
     offsets = np.concatenate(([0], np.cumsum(sizes[0], dtype=np.int64)))
+    if anchors_only:
+        labels = np.where(np.repeat(_anchors(dataset), sizes[0]), labels, IGNORE)
     return Columns(ids.astype(np.int32), labels.astype(np.int32), offsets)
+
+
+def _anchors(dataset: Any) -> np.ndarray:
+    """(E,) bool: which examples are anchors."""
+    if hasattr(dataset, "with_format"):
+        known = ANCHOR in dataset.column_names
+        return np.array(dataset[ANCHOR][:] if known else [False] * len(dataset), bool)
+    return np.array([bool(example.get(ANCHOR, False)) for example in dataset])
 
 
 def _check_unpadded(mask: np.ndarray) -> None:

@@ -25,6 +25,7 @@ from pact.data.batches import length_batches
 from pact.models import base_head, causal_lm
 from pact.models.loading import DTYPES
 from pact.objective import PactObjective
+from pact.objective.pact import holds_anchors_only
 from pact.reference.cache import ReferenceCache
 from pact.reference.centred import CentredLogits, centred_reference
 from pact.reference.columns import Columns, read_columns
@@ -32,6 +33,7 @@ from pact.reference.folder import has_left, remove_left, tidy
 from pact.reference.live import AdaptersOff, FrozenModel
 from pact.reference.locks import held, lock_path
 from pact.reference.shards import (
+    CACHE_DTYPES,
     Layout,
     is_valid,
     remove_partial,
@@ -68,7 +70,8 @@ def fill_cache(
     Args:
         dataset: examples with `input_ids` and `labels`; their indices here name them later.
         reference: the frozen model, on the device where it is to run.
-        objective: its safety tokens, `over`, and whether it has a gate.
+        objective: its safety tokens, `over`, and whether it has a gate; where it holds anchors
+            alone, other examples are left out.
         collator: examples -> one batch; with post-only inputs if the objective has a gate.
         folder: `<cache_dir>/<cache_key(...)>`, since nothing here checks what a shard was made of.
         dtype: what the values are kept in, "fp16" or "fp32".
@@ -86,7 +89,7 @@ def fill_cache(
             or that the dtype cannot hold, which it says with the example.
     """
     folder = Path(folder)
-    columns = read_columns(dataset)
+    columns = read_columns(dataset, holds_anchors_only(objective))
     layout = Layout(
         lengths=columns.lengths,
         row_counts=columns.row_counts(),
@@ -184,11 +187,14 @@ class _Filler(NamedTuple):
         layout = self.cache.layout
         head = base_head(self.reference.model)
         examples = layout.examples(shard)
+        empty = np.empty(0, CACHE_DTYPES[layout.dtype])
         values: dict[str, list[np.ndarray]] = {
-            context: [np.empty(0)] * len(examples) for context in layout.contexts
+            context: [empty] * len(examples) for context in layout.contexts
         }
-        lengths = layout.lengths[examples].tolist()
-        for lines in length_batches(lengths, max_tokens=self.max_tokens):
+        with_rows = np.flatnonzero(layout.row_counts[examples])
+        lengths = layout.lengths[examples[with_rows]].tolist()
+        for batch in length_batches(lengths, max_tokens=self.max_tokens):
+            lines = with_rows[batch]
             indices = examples[lines]
             counts = layout.row_counts[indices]
             kept = self._kept(indices, int(counts.sum()), head)

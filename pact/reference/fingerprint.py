@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pact.models import causal_lm
 from pact.objective import PactObjective
+from pact.objective.pact import holds_anchors_only
 from pact.reference.columns import read_columns
 from pact.reference.live import AdaptersOff, FrozenModel, adapter_prefixes
 from pact.reference.shards import FORMAT_VERSION
@@ -53,13 +54,14 @@ def cache_key(
     Args:
         dataset: examples with `input_ids` and `labels`.
         reference: the frozen model; of an `AdaptersOff` the adapters do not count.
-        objective: its safety tokens, `over` and whether it has a gate count; its numbers do not.
+        objective: its safety tokens, `over`, whether it has a gate and whether it holds anchors
+            alone count; its numbers do not.
         header_ids: the assistant header, which counts with a gate alone.
         dtype: what the values are kept in, "fp16" or "fp32".
         compute_dtype: "bf16" where the products run under autocast.
     """
     gate = objective.needs_post_only
-    columns = read_columns(dataset)
+    columns = read_columns(dataset, holds_anchors_only(objective))
     facts = {
         "format": FORMAT_VERSION,
         "weights": weights_fingerprint(reference),

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
+from pact.data.collate import held_part
 from pact.models import causal_lm, evaluating, hidden_states, output_head
+from pact.objective import Objective
+from pact.objective.pact import holds_anchors_only
 
 
 class Reference(Protocol):
@@ -23,6 +26,15 @@ class Reference(Protocol):
     """Whether a student with fresh adapters is this reference, which can be checked."""
 
     def __call__(self, batch: Mapping[str, Tensor]) -> pk.ReferenceStates | pk.ReferenceLogits: ...
+
+
+def reference_rows(
+    reference: Reference, objective: Objective, batch: Mapping[str, Tensor]
+) -> pk.ReferenceStates | pk.ReferenceLogits | None:
+    """The reference of the rows that the objective holds: all, those of anchors, or none."""
+    if not holds_anchors_only(objective):
+        return reference(batch)
+    return reference(held_part(batch)) if "row_held" in batch else None
 
 
 class FrozenModel:

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from pact.data.collate import learnt_rows
 from pact.models import head_and_states, states_and_auxiliary
 from pact.objective import Objective
-from pact.reference import Reference
+from pact.reference import Reference, reference_rows
 from pact.training.checks import check_tied
 from pact.training.config import TrainConfig
 from pact_kernels import PactLoss
@@ -64,7 +64,7 @@ def batch_loss(
             the model's device.
         num_items: rows of the whole optimiser step; None is the batch's own.
     """
-    held_to = None if reference is None else reference(batch)
+    held_to = None if reference is None else reference_rows(reference, objective, batch)
     places = batch.get("position_ids")  # of packed sequences
     states, auxiliary = states_and_auxiliary(
         model, batch["input_ids"], batch["attention_mask"], places

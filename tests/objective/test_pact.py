@@ -222,7 +222,8 @@ def test_with_anchors_only_other_rows_have_the_cross_entropy_alone():
     held = torch.arange(1, len(p.target), 3)
     learnt = torch.tensor([n for n in range(len(p.target)) if n % 3 != 1])
     target = p.target.index_fill(0, held, -100)
-    out = objective(p.hidden, head, target, p.step, p.states, learnt=learnt, held=held)
+    theirs = p.states._replace(full_hidden=p.states.full_hidden[held], post_hidden=None)
+    out = objective(p.hidden, head, target, p.step, theirs, learnt=learnt, held=held)
     every = PactObjective(p.token_ids, p.token_weights, PactConfig(kl_weight=0.3))
     both = every(p.hidden, head, target, p.step, p.states, learnt=learnt, held=held)
     rows = learnt, p.target[learnt]
@@ -231,8 +232,10 @@ def test_with_anchors_only_other_rows_have_the_cross_entropy_alone():
     torch.testing.assert_close(out.cross_entropy, both.cross_entropy)
     torch.testing.assert_close(out.loss, out.cross_entropy + 0.3 * out.kl)
     assert 0 < float(out.kl) < float(both.kl)
-    alone = objective(p.hidden, head, p.target, p.step, p.states)  # a batch without anchors
+    alone = objective(p.hidden, head, p.target, p.step, None)  # a batch without anchors
     assert float(alone.kl) == 0.0 and torch.equal(alone.loss, alone.cross_entropy)
+    with pytest.raises(ValueError, match="needs the reference"):
+        objective(p.hidden, head, target, p.step, None, learnt=learnt, held=held)
 
 
 @pytest.mark.parametrize("source", ["states", "logits"])

@@ -30,14 +30,14 @@ def test_after_a_kill_only_what_is_missing_is_computed(tmp_path):
     p = problem()
     whole = Counting()
     expected = contents(p.fill(whole, tmp_path / "whole", max_tokens=1))  # an example a batch
-    assert whole.calls == COUNT
+    assert whole.calls == COUNT - 1  # one example has no rows
     folder = tmp_path / "killed"
     with pytest.raises(ConnectionError):
         p.fill(Counting(fail_after=6), folder, max_tokens=1)  # inside the second shard
     assert [path.name for path in folder.glob("*.arrow")] == ["shard-00000.arrow"]
     rest = Counting()
     cache = p.fill(rest, folder, max_tokens=1)
-    assert rest.calls == COUNT - 4
+    assert rest.calls == COUNT - 1 - 4  # a shard was whole
     assert contents(cache) == expected
     again = Counting()
     assert contents(p.fill(again, folder)) == expected

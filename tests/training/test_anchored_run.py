@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
+from torch import Tensor
 
 from pact.discovery import SafetyTokens
 from pact.objective import CrossEntropy, PactConfig, PactObjective
+from pact.reference import AdaptersOff
 from pact.training import TrainConfig, train
 from pact.training.checks import check_anchors
+from pact_kernels import ReferenceStates
 from tests.rounding import SUMS
 from tests.tiny import save_tiny
 from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
@@ -40,9 +44,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def losses(files: dict[str, Any], folder: Path, **options: Any) -> list[float]:
+def losses(
+    files: dict[str, Any], folder: Path, pact: PactConfig | None = None, **options: Any
+) -> list[float]:
     config = TrainConfig(**{**files, **options, "output_dir": str(folder)})
-    return [record["loss"] for record in train(config, PactConfig()).records]
+    return [record["loss"] for record in train(config, pact or PactConfig()).records]
 
 
 def test_a_run_is_the_same_run(files: dict[str, Any], tmp_path: Path) -> None:
@@ -67,6 +73,41 @@ def test_anchors_alone_can_be_held(files: dict[str, Any], tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="anchors_only holds the rows of anchors alone"):
         train(without, alone)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_with_anchors_alone_a_run_is_the_same_run(
+    gate: bool, files: dict[str, Any], tmp_path: Path
+) -> None:
+    """Live, from a cache, and in packed micro-batches, of which some have no anchor."""
+    alone = PactConfig(anchors_only=True, gate=gate)
+    live = losses(files, tmp_path / "live", alone, cache=False)
+    kept = {"cache_dtype": "fp32", "cache_dir": str(tmp_path / "cache")}
+    assert losses(files, tmp_path / "cached", alone, **kept) == pytest.approx(live, rel=SUMS)
+    for packing in (False, True):
+        cut = {"cache": False, "micro_batch_size": 2, "packing": packing}
+        found = losses(files, tmp_path / f"cut-{packing}", alone, **cut)
+        assert found == pytest.approx(live, rel=SUMS)
+    (facts,) = (tmp_path / "cache").glob("*/meta.json")
+    # 5 of 13 examples are anchors, of 3 rows each: nothing is kept of the others
+    assert json.loads(facts.read_text())["rows"] == 15
+
+
+def test_the_reference_sees_lines_with_anchors_alone(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    own = AdaptersOff.__call__
+
+    def noted(reference: AdaptersOff, batch: Mapping[str, Tensor]) -> ReferenceStates:
+        states = own(reference, batch)
+        seen.append((batch["input_ids"].shape[0], states.full_hidden.shape[0]))
+        return states
+
+    monkeypatch.setattr(AdaptersOff, "__call__", noted)
+    losses(files, tmp_path / "run", PactConfig(anchors_only=True), cache=False)
+    assert all(rows == 3 * lines for lines, rows in seen)
+    assert sum(lines for lines, _ in seen[1:]) < 4 * 5  # of four steps; the first call is a check
 
 
 def test_a_data_set_without_anchors_is_refused_by_loop_and_trainer() -> None:
