@@ -42,6 +42,7 @@ def bucketed_order(
     batch_size: int,
     seed: int | Sequence[int],
     window: int = 32,
+    strata: Sequence[bool] | np.ndarray | None = None,
 ) -> list[int]:
     """A random order whose batches hold examples of similar length.
 
@@ -55,6 +56,8 @@ def bucketed_order(
         seed: the order depends on it, the lengths and the sizes alone.
         window: batches that are sorted together; more make lengths within a batch closer, and the
             batches of an epoch less random.
+        strata: which of two kinds each example is of; each batch has of either what its window has,
+            to one example, and lengths are similar within a kind.
 
     Returns:
         Indices into `lengths`, every one once; batch n is at n * batch_size.
@@ -67,7 +70,20 @@ def bucketed_order(
     full = len(order) // batch_size * batch_size
     sizes = np.asarray(lengths)[order[:full]]
     # By window, then by length; the sort is stable, so equal lengths stay shuffled.
-    by_length = np.lexsort((sizes, np.arange(full) // (window * batch_size)))
+    windows = np.arange(full) // (window * batch_size)
+    by_length = np.lexsort((sizes, windows))
+    if strata is not None:
+        kinds = np.asarray(strata)[order[:full]][by_length]
+        by_length = by_length[np.lexsort((_places(2 * windows + kinds), windows))]
     batches = order[:full][by_length].reshape(-1, batch_size)
     batches = batches[generator.permutation(len(batches))]
     return [*batches.ravel().tolist(), *order[full:].tolist()]
+
+
+def _places(groups: np.ndarray) -> np.ndarray:
+    """Where each entry stands among those of its group, in (0, 1)."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    by_group = np.argsort(group, kind="stable")
+    ranks = np.empty(len(groups))
+    ranks[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return (ranks + 0.5) / sizes[group]

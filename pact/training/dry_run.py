@@ -47,7 +47,7 @@ def describe(config: TrainConfig, pact: PactConfig, *, colour: bool = False) -> 
     given, collator = _checked(config, pact)
     lengths = [len(row) for row in given.dataset["input_ids"]]
     answers = [sum(label != IGNORE for label in row[1:]) for row in given.dataset["labels"]]
-    plan = Plan(config, len(lengths), lengths if config.group_by_length else None)
+    plan = Plan.over(given.dataset, config)
     shares = plan.micro_batches(0, process=0, num_processes=1)
     batches = [collator([given.dataset[index] for index in share]) for share in shares]
     batched = "examples"

@@ -24,7 +24,7 @@ from pact.training.identity import Identity, check_same_run
 from pact.training.interrupt import SignalWatch
 from pact.training.metrics import Meter, Record
 from pact.training.optimizer import make_optimizer, optimizer_kind
-from pact.training.schedule import Plan, example_lengths
+from pact.training.schedule import Plan
 from pact.training.skipping import Skips
 from pact.training.step import Collate, Parts, check_first, optimizer_step, read_step
 from pact.training.student import Student
@@ -89,7 +89,7 @@ def fit(
     if len(dataset) == 0:
         raise ValueError("the data must hold at least one example, got none")
     check_anchors(objective, dataset)
-    plan = Plan(config, len(dataset), example_lengths(dataset) if config.group_by_length else None)
+    plan = Plan.over(dataset, config)
     parts = _prepare(model, objective, reference, collator, config)
     accelerator = parts.accelerator
     first = _resume(output_dir, parts, identity) if config.resume else 0

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import get_scheduler
 
+from pact.data.anchors import ANCHOR
 from pact.data.batches import bucketed_order
 from pact.training.config import FitConfig
 
@@ -31,16 +32,25 @@ def _factor(name: str, num_warmup_steps: int, num_steps: int) -> Callable[[int],
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run over `num_examples` examples."""
+    """The steps of a run over `num_examples` examples; `Plan.over` reads them."""
 
     config: FitConfig
     num_examples: int
     lengths: Sequence[int] | np.ndarray | None = None
     """Tokens of each example, for `config.group_by_length`."""
+    anchors: np.ndarray | None = None
+    """(num_examples,) bool: which are anchors, of which every step then has as many as another."""
     _order: dict[int, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     """The order of the epoch that was asked for last, 8 bytes an example."""
+
+    @classmethod
+    def over(cls, dataset: Any, config: FitConfig) -> Plan:
+        """The plan for a data set of encoded examples."""
+        if not config.group_by_length:
+            return cls(config, len(dataset))
+        return cls(config, len(dataset), example_lengths(dataset), example_anchors(dataset))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,7 +82,8 @@ class Plan:
         if not self.config.group_by_length:
             return np.random.default_rng(seed).permutation(self.num_examples)
         assert self.lengths is not None
-        return np.asarray(bucketed_order(self.lengths, self.config.batch_size, seed))
+        size, strata = self.config.batch_size, self.anchors
+        return np.asarray(bucketed_order(self.lengths, size, seed, strata=strata))
 
     def micro_batches(self, step: int, process: int, num_processes: int) -> list[list[int]]:
         """A process's share of a step, cut to micro_batch_size; a small step may leave it empty."""
@@ -89,6 +100,15 @@ class Plan:
         """Seed of a step's dropout in one process."""
         entropy = np.random.SeedSequence((self.config.seed, step, process))
         return int(entropy.generate_state(1, np.uint64)[0])
+
+
+def example_anchors(dataset: Any) -> np.ndarray | None:
+    """(E,) bool: which examples are anchors; None where none is."""
+    if hasattr(dataset, "column_names"):
+        found = dataset[ANCHOR][:] if ANCHOR in dataset.column_names else []
+    else:
+        found = [bool(dataset[index].get(ANCHOR, False)) for index in range(len(dataset))]
+    return np.array(found, bool) if any(found) else None
 
 
 def example_lengths(dataset: Any) -> np.ndarray:

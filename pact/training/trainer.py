@@ -26,7 +26,7 @@ from pact.training.saving import stop_at_turns
 from pact.training.student import batch_loss
 from pact.training.trainer_batches import CheckedCollator, check_columns, first_examples
 from pact.training.trainer_finite import FiniteTrainer
-from pact.training.trainer_settings import check_batches, check_settings
+from pact.training.trainer_settings import check_batches, check_sampling, check_settings
 from pact_kernels import PactLoss
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             check_columns(name, getattr(self, name))
         check_anchors(self.objective, self.train_dataset)
         check_joined(self.args.world_size)
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        check_sampling(self.args, ANCHOR in columns)
         check_batches(self.args, isinstance(self.train_dataset, IterableDataset))
         self.model_accepts_loss_kwargs = True  # Trainer then leaves the loss's scale alone
         self.reference = self._default_reference() if reference is None else reference

@@ -131,3 +131,18 @@ def check_batches(args: TrainingArguments, is_iterable: bool) -> None:
             "batches of answer rows cannot be dispatched from one process to several, got "
             f"dispatch_batches={dispatch}: set accelerator_config={{'dispatch_batches': False}}"
         )
+
+
+def check_sampling(args: TrainingArguments, has_anchors: bool) -> None:
+    """Refuse to draw anchors by length: they are short, and would come in steps of their own.
+
+    Raises:
+        ValueError: the sampler would gather them.
+    """
+    strategy = args.train_sampling_strategy
+    if has_anchors and strategy == "group_by_length":
+        raise ValueError(
+            f"PactTrainer cannot honour train_sampling_strategy={strategy!r} for data with "
+            "anchors, which are short and would come in steps of their own: leave it 'random', or "
+            "train by pact.training.train with group_by_length, whose steps have of either alike"
+        )

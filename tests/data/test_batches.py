@@ -84,6 +84,24 @@ def test_bucketed_batches_have_similar_lengths_in_no_order() -> None:
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # from short to long it is 1
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_batches_have_of_two_kinds_alike(share: float) -> None:
+    """The one kind is as short as anchors: by length alone its examples would be batches."""
+    count = round(1000 * share)
+    lengths = skewed_lengths(1000 - count) + [1 + n % 3 for n in range(count)]
+    strata = np.arange(1000) >= 1000 - count
+    order = bucketed_order(lengths, 8, seed=0, strata=strata)
+    assert sorted(order) == list(range(1000))
+    batches = np.array(order).reshape(-1, 8)
+    found = strata[batches].sum(axis=1)  # of the second kind
+    # a window has its own share, which is drawn: 32 batches of 8 are within 4 sigma of it
+    assert abs(found - 8 * share).max() <= 1 + 8 * 4 * (share * (1 - share) / 256) ** 0.5
+    spreads = [np.ptp([lengths[i] for i in batch if not strata[i]] or [0]) for batch in batches]
+    assert np.mean(spreads) < 20  # of 96
+    kinds = strata[np.array(bucketed_order(lengths, 8, seed=0))].reshape(-1, 8).sum(axis=1)
+    assert kinds.max() == 8  # as it would be
+
+
 def test_what_fills_no_batch_is_of_any_length() -> None:
     """Each of 9 examples in batches of 8 is the last one in its turn."""
     lengths = [10 * n for n in range(9)]

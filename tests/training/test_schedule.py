@@ -107,6 +107,18 @@ def test_noise_differs_between_steps_processes_and_seeds() -> None:
     assert plans[0].noise_seed(1, 0) == plans[0].noise_seed(1, 0)
 
 
+def test_steps_by_length_have_anchors_alike() -> None:
+    config = FitConfig(batch_size=4, epochs=1, group_by_length=True)
+    rows = [{"input_ids": [1] * size, "labels": [1] * size} for size in range(10, 26)]
+    anchors = [{**row, "input_ids": [1, 2], "anchor": True} for row in rows]
+    plan = Plan.over(rows + anchors, config)
+    counts = [sum(index >= 16 for index in plan.indices(step)) for step in range(8)]
+    assert counts == [2] * 8
+    as_columns = Dataset.from_list([{"anchor": False, **row} for row in rows + anchors])
+    assert Plan.over(as_columns, config).indices(3) == plan.indices(3)
+    assert Plan.over(rows, config).anchors is None
+
+
 def test_steps_by_length_hold_every_example_once_in_an_order_per_epoch() -> None:
     lengths = [(37 * n) % 97 + 1 for n in range(101)]  # 1 .. 97, in no order; 101: 5 are left over
     plan = Plan(FitConfig(batch_size=8, epochs=2, group_by_length=True, seed=3), 101, lengths)

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
+from pact.data.anchors import with_anchors
 from pact.data.collate import Collator, pad_id
 from pact.discovery import SafetyTokens
 from pact.models.loading import load_tokenizer
@@ -285,6 +286,21 @@ def test_batches_are_not_dispatched_apart(tmp_path: Path) -> None:
     check_batches(Two, is_iterable=False)
     with pytest.raises(ValueError, match="cannot be dispatched .* got dispatch_batches=None"):
         check_batches(Two, is_iterable=True)
+
+
+def test_anchors_are_not_drawn_by_length(tmp_path: Path) -> None:
+    from pact.training.trainer_settings import check_sampling
+
+    by_length = arguments(tmp_path, train_sampling_strategy="group_by_length")
+    check_sampling(by_length, has_anchors=False)
+    check_sampling(arguments(tmp_path), has_anchors=True)
+    with pytest.raises(ValueError, match="would come in steps of their own: leave it 'random'"):
+        check_sampling(by_length, has_anchors=True)
+    given = problem(None)
+    held = given.dataset.select(range(2))
+    given = given._replace(dataset=with_anchors(given.dataset, held, 0.5, steps=3, seed=0))
+    with pytest.raises(ValueError, match="PactTrainer cannot honour train_sampling_strategy"):
+        trainer(given, tmp_path, settings={"train_sampling_strategy": "group_by_length"})
 
 
 def test_a_student_that_is_not_wrapped_in_several_processes_is_refused(tmp_path: Path) -> None:
