@@ -23,33 +23,10 @@ import torch
 
 from benchmarks.measuring.clock import medians
 from benchmarks.measuring.machine import circumstances
+from benchmarks.measuring.process import in_own_process
 from benchmarks.reporting.figures import Figure, align, figure_table, ratio
-from benchmarks.training.data import (
-    BACKBONE,
-    FILLING,
-    PACKED,
-    PADDED,
-    PADDED_TO_512,
-    DemoData,
-    example_times_ms,
-    filling_times_ms,
-)
-from benchmarks.training.sides import (
-    CACHED,
-    CACHED_VOCABULARY,
-    FUSED,
-    LIGER,
-    LIVE,
-    LIVE_NO_GATE,
-    OWN,
-    READING,
-    RELEASED,
-    SIDES,
-    cached_reference,
-    make_setting,
-    random_task,
-    sides_on_card,
-)
+from benchmarks.training import data, sides
+from benchmarks.training.data import DemoData
 from benchmarks.training.steps import (
     LLAMA_8B,
     Size,
@@ -72,26 +49,26 @@ Goal = tuple[str, str, str, dict[str, Any]]
 TIME, MEMORY, ADDED = "time", "memory", "memory beyond imports"
 GOALS: dict[str, tuple[Goal, ...]] = {
     "cpu": (
-        (TIME, CACHED, FUSED, {"at_most": 1.05}),
-        (TIME, CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
-        (TIME, CACHED, OWN, {"at_most": 1.0}),
-        (TIME, CACHED_VOCABULARY, OWN, {"at_most": 1.0}),
-        (TIME, RELEASED, CACHED, {"at_least": 1.9}),
-        (TIME, LIVE, RELEASED, {"at_most": 0.85}),
-        (TIME, LIVE_NO_GATE, RELEASED, {"at_most": 0.75}),
-        (TIME, READING, CACHED, {"at_most": 0.01}),
-        (MEMORY, RELEASED, CACHED, {"at_least": 1.5}),
-        (ADDED, RELEASED, CACHED, {}),
+        (TIME, sides.CACHED, sides.FUSED, {"at_most": 1.05}),
+        (TIME, sides.CACHED_VOCABULARY, sides.FUSED, {"at_most": 1.05}),
+        (TIME, sides.CACHED, sides.OWN, {"at_most": 1.0}),
+        (TIME, sides.CACHED_VOCABULARY, sides.OWN, {"at_most": 1.0}),
+        (TIME, sides.RELEASED, sides.CACHED, {"at_least": 1.9}),
+        (TIME, sides.LIVE, sides.RELEASED, {"at_most": 0.85}),
+        (TIME, sides.LIVE_NO_GATE, sides.RELEASED, {"at_most": 0.75}),
+        (TIME, sides.READING, sides.CACHED, {"at_most": 0.01}),
+        (MEMORY, sides.RELEASED, sides.CACHED, {"at_least": 1.5}),
+        (ADDED, sides.RELEASED, sides.CACHED, {}),
     ),
     "cuda": (
-        (TIME, FUSED, OWN, {"at_most": 1.0}),
-        (TIME, FUSED, LIGER, {"at_most": 1.0}),
-        (TIME, CACHED, FUSED, {"at_most": 1.05}),
-        (TIME, CACHED_VOCABULARY, FUSED, {"at_most": 1.05}),
-        (TIME, RELEASED, CACHED, {"at_least": 1.5}),
-        (TIME, LIVE, RELEASED, {}),
-        (MEMORY, RELEASED, CACHED, {"at_least": 1.5}),
-        (MEMORY, CACHED, FUSED, {}),
+        (TIME, sides.FUSED, sides.OWN, {"at_most": 1.0}),
+        (TIME, sides.FUSED, sides.LIGER, {"at_most": 1.0}),
+        (TIME, sides.CACHED, sides.FUSED, {"at_most": 1.05}),
+        (TIME, sides.CACHED_VOCABULARY, sides.FUSED, {"at_most": 1.05}),
+        (TIME, sides.RELEASED, sides.CACHED, {"at_least": 1.5}),
+        (TIME, sides.LIVE, sides.RELEASED, {}),
+        (MEMORY, sides.RELEASED, sides.CACHED, {"at_least": 1.5}),
+        (MEMORY, sides.CACHED, sides.FUSED, {}),
     ),
 }
 """By device."""
@@ -112,31 +89,34 @@ EXAMPLE, REFERENCE = "example of the demo's data", "reference of some of the dem
 
 def measure(model: Path, runs: int) -> Measured:
     """Every measurement on a processor, with one model folder."""
-    memory = {size: {side: process_memory(model, side, size) for side in SIDES} for size in SIZES}
-    setting, data = make_setting(load_model(model)), DemoData(load_tokenizer(model))
+    memory = {
+        size: {side: in_own_process(process_memory, model, side, size) for side in sides.SIDES}
+        for size in SIZES
+    }
+    setting, demo = sides.make_setting(load_model(model)), DemoData(load_tokenizer(model))
     steps = {}
     for size in SIZES:
-        task = random_task(setting.student, *size)
-        reference, batch = cached_reference(setting, task, "selection", True), task.batch()
-        reading = {READING: lambda reference=reference, batch=batch: reference(batch)}
-        found = measure_steps(setting, task, runs, SIDES, _say, reading)
+        task = sides.random_task(setting.student, *size)
+        reference, batch = sides.cached_reference(setting, task, "selection", True), task.batch()
+        reading = {sides.READING: lambda reference=reference, batch=batch: reference(batch)}
+        found = measure_steps(setting, task, runs, sides.SIDES, _say, reading)
         steps[str(size)] = found._replace(
             peak_mib={side: held.peak_mib for side, held in memory[size].items()},
             added_mib={side: held.added_mib for side, held in memory[size].items()},
         )
     data_ms = {
-        EXAMPLE: example_times_ms(setting, data, runs),
-        REFERENCE: filling_times_ms(setting, data, FILLING_EXAMPLES, runs),
+        EXAMPLE: data.example_times_ms(setting, demo, runs),
+        REFERENCE: data.filling_times_ms(setting, demo, FILLING_EXAMPLES, runs),
     }
-    cache = cached_reference(setting, data.task(0, 1), "selection", True).cache
+    cache = sides.cached_reference(setting, demo.task(0, 1), "selection", True).cache
     return Measured(steps, data_ms, cache.bytes_per_row)
 
 
 def measure_on_card(runs: int) -> Measured:
     """The steps of a random model."""
-    setting = make_setting(random_model(LLAMA_8B, "cuda"))
-    task = random_task(setting.student, *CARD)
-    return Measured({str(CARD): measure_steps(setting, task, runs, sides_on_card(), _say)})
+    setting = sides.make_setting(random_model(LLAMA_8B, "cuda"))
+    task = sides.random_task(setting.student, *CARD)
+    return Measured({str(CARD): measure_steps(setting, task, runs, sides.sides_on_card(), _say)})
 
 
 def step_figures(size: str, steps: Steps, goals: Iterable[Goal]) -> list[Figure]:
@@ -158,12 +138,13 @@ def data_figures(measured: Measured) -> list[Figure]:
     examples, filling = (medians(measured.data_ms[of]) for of in (EXAMPLE, REFERENCE))
     assert measured.cache_bytes_per_row is not None
     figures = []
-    for side in (PACKED, PADDED):
-        name = f"time per example: {PADDED_TO_512} / {side}"
-        figures += ratio(name, examples, PADDED_TO_512, side, at_least=4.0)
+    for side in (data.PACKED, data.PADDED):
+        name = f"time per example: {data.PADDED_TO_512} / {side}"
+        figures += ratio(name, examples, data.PADDED_TO_512, side, at_least=4.0)
+    over, under = data.FILLING, data.BACKBONE
     return [
         *figures,
-        *ratio(f"speed: {FILLING} / {BACKBONE}", filling, BACKBONE, FILLING, at_least=0.8),
+        *ratio(f"speed: {over} / {under}", filling, under, over, at_least=0.8),
         Figure(name="cache: bytes per row", value=measured.cache_bytes_per_row),
     ]
 

@@ -12,6 +12,8 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -75,21 +77,17 @@ def pact_kl(
     hidden: Tensor,
     weight: Tensor,
     token_ids: Tensor,
-    token_weights: Tensor,
-    step: Tensor,
-    reference: ReferenceStates | ReferenceLogits,
+    *rest: Any,
     over: str,
-    gate: GateConfig | None,
-    temperature: float,
     every_column: bool = False,
+    **options: Any,
 ) -> Tensor:
-    """Mean over the rows."""
-    known = _known(reference, token_ids, over, every_column)
+    """Mean over the rows; the rest is as `pact_kernels.pact_kl` takes it."""
     if over == "selection":
         u = selected_logits(hidden, weight, token_ids, every_column)
-        return _over_selection(u, token_weights, step, known, gate, temperature)
-    log_p = logits(hidden, weight).log_softmax(-1)
-    return _over_vocabulary(log_p[:, token_ids], step, known, gate)
+    else:
+        u = logits(hidden, weight).log_softmax(-1)[:, token_ids]
+    return _kl(u, token_ids, *rest, over=over, every_column=every_column, **options)
 
 
 def pact_loss(
@@ -97,78 +95,67 @@ def pact_loss(
     weight: Tensor,
     target: Tensor,
     token_ids: Tensor,
+    *rest: Any,
+    over: str,
+    **options: Any,
+) -> Tensor:
+    """Cross-entropy + KL, means over the rows, from one product with the student's head."""
+    z = logits(hidden, weight)  # (N, V)
+    if over == "vocabulary":
+        z = z.log_softmax(-1)
+    kl = _kl(z[:, token_ids], token_ids, *rest, over=over, **options)
+    cross_entropy = functional.cross_entropy if over == "selection" else functional.nll_loss
+    return cross_entropy(z, target) + kl
+
+
+def _kl(
+    u: Tensor,  # (N, K) the student's logits or, over the vocabulary, its log-confidences
+    token_ids: Tensor,
     token_weights: Tensor,
     step: Tensor,
     reference: ReferenceStates | ReferenceLogits,
+    *,
     over: str,
     gate: GateConfig | None,
     temperature: float,
+    every_column: bool = False,
 ) -> Tensor:
-    """Cross-entropy + KL, means over the rows, from one product with the student's head."""
-    known = _known(reference, token_ids, over)
-    z = logits(hidden, weight)  # (N, V)
+    known = _known(reference, token_ids, over, every_column)
+    m = _target(known.full, known.full_lse)
+    if gate is not None and known.post is not None:
+        # The gate counts entries of a softmax over K: a shift by the log-sum-exp is nothing to it.
+        c = gate_value(u.detach(), known.post, step, gate)[:, None]
+        m = (1 - c) * m + c * _target(known.post, known.post_lse)
     if over == "selection":
-        kl = _over_selection(z[:, token_ids], token_weights, step, known, gate, temperature)
-        return functional.cross_entropy(z, target) + kl
-    log_p = z.log_softmax(-1)
-    kl = _over_vocabulary(log_p[:, token_ids], step, known, gate)
-    return functional.nll_loss(log_p, target) + kl
+        q = selection_target(m, token_weights, temperature)
+        log_student = (u / temperature).log_softmax(-1)
+        return temperature**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
+    log_q = m.log_softmax(-1)
+    return (log_q.exp() * (log_q - _with_rest(u).log_softmax(-1))).sum(-1).mean()
 
 
 @torch.no_grad()
 def _known(
-    reference: ReferenceStates | ReferenceLogits,
-    token_ids: Tensor,
-    over: str,
-    every_column: bool = False,
+    reference: ReferenceStates | ReferenceLogits, token_ids: Tensor, over: str, every_column: bool
 ) -> ReferenceLogits:
     if isinstance(reference, ReferenceLogits):
         return reference
     full, post, weight, _ = reference
-    if over == "selection":
-        return ReferenceLogits(
-            selected_logits(full, weight, token_ids, every_column),
-            None if post is None else selected_logits(post, weight, token_ids, every_column),
-        )
-    z = logits(full, weight)  # (N, V)
-    known = ReferenceLogits(z[:, token_ids], full_lse=z.logsumexp(-1))
-    if post is None:
-        return known
-    z = logits(post, weight)
-    return known._replace(post=z[:, token_ids], post_lse=z.logsumexp(-1))
+
+    def formed(states: Tensor) -> tuple[Tensor, Tensor | None]:
+        if over == "selection":
+            return selected_logits(states, weight, token_ids, every_column), None
+        z = logits(states, weight)  # (N, V)
+        return z[:, token_ids], z.logsumexp(-1)
+
+    selected, lse = formed(full)
+    post_selected, post_lse = (None, None) if post is None else formed(post)
+    return ReferenceLogits(selected, post_selected, lse, post_lse)
 
 
-def _over_selection(
-    u: Tensor,  # (N, K)
-    token_weights: Tensor,
-    step: Tensor,
-    known: ReferenceLogits,
-    gate: GateConfig | None,
-    temperature: float,
-) -> Tensor:
-    m = known.full  # (N, K)
-    if gate is not None and known.post is not None:
-        c = gate_value(u.detach(), known.post, step, gate)[:, None]
-        m = (1 - c) * m + c * known.post
-    q = selection_target(m, token_weights, temperature)
-    log_student = (u / temperature).log_softmax(-1)
-    return temperature**2 * (q * (q.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
-
-
-def _over_vocabulary(
-    log_p: Tensor,  # (N, K) the student's log-confidences
-    step: Tensor,
-    known: ReferenceLogits,
-    gate: GateConfig | None,
-) -> Tensor:
-    assert known.full_lse is not None
-    m = _with_rest(known.full - known.full_lse[:, None])  # (N, K + 1)
-    if gate is not None and known.post is not None and known.post_lse is not None:
-        # The gate counts entries of a softmax over K: a shift by the log-sum-exp is nothing to it.
-        c = gate_value(log_p.detach(), known.post, step, gate)[:, None]
-        m = (1 - c) * m + c * _with_rest(known.post - known.post_lse[:, None])
-    log_q = m.log_softmax(-1)
-    return (log_q.exp() * (log_q - _with_rest(log_p).log_softmax(-1))).sum(-1).mean()
+def _target(selected: Tensor, lse: Tensor | None) -> Tensor:
+    """(N, K) as they are or, over the vocabulary, (N, K + 1) log-confidences."""
+    return selected if lse is None else _with_rest(selected - lse[:, None])
 
 
 def _with_rest(log_p: Tensor) -> Tensor:

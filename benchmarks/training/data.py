@@ -16,15 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.measuring.clock import take_turns
-from benchmarks.training.sides import (
-    CACHED,
-    RELEASED,
-    SIDES,
-    Setting,
-    Task,
-    fill,
-    take_step,
-)
+from benchmarks.training import sides
+from benchmarks.training.sides import Setting, Task
 from pact.data.batches import length_batches
 from pact.data.collate import Collator
 from pact.data.dataset import encode_examples
@@ -41,8 +34,8 @@ RELEASED_LENGTH = 512
 """Positions that the released code pads every example to."""
 FILLING_TOKENS = 2048
 """Most positions of a batch where the cache is filled."""
-PADDED, PACKED = f"{CACHED}, padded to the longest", f"{CACHED}, packed"
-PADDED_TO_512 = f"{RELEASED}, padded to {RELEASED_LENGTH}"
+PADDED, PACKED = f"{sides.CACHED}, padded to the longest", f"{sides.CACHED}, packed"
+PADDED_TO_512 = f"{sides.RELEASED}, padded to {RELEASED_LENGTH}"
 BACKBONE, FILLING = "bare backbone", "filling the cache"
 
 
@@ -77,19 +70,21 @@ class DemoData:
 
 def example_times_ms(setting: Setting, data: DemoData, runs: int) -> dict[str, list[float]]:
     """Time per example of a step: every run is another batch, the same for all sides."""
-    sides = {
-        PADDED_TO_512: (RELEASED, PaddedCollator),
-        PADDED: (CACHED, Collator),
-        PACKED: (CACHED, PackedCollator),
+    laid_out = {
+        PADDED_TO_512: (sides.RELEASED, PaddedCollator),
+        PADDED: (sides.CACHED, Collator),
+        PACKED: (sides.CACHED, PackedCollator),
     }
 
     def steps(number: int) -> dict[str, Callable[[], None]]:
         first = number * BATCH_SIZE
         return {
             name: partial(
-                take_step, setting, SIDES[side](setting, data.task(first, BATCH_SIZE, kind))
+                sides.take_step,
+                setting,
+                sides.SIDES[side](setting, data.task(first, BATCH_SIZE, kind)),
             )
-            for name, (side, kind) in sides.items()
+            for name, (side, kind) in laid_out.items()
         }
 
     times_ms = take_turns(steps(number) for number in range(runs + 1))
@@ -118,7 +113,9 @@ def filling_times_ms(
 
     def filling() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            fill(setting, task, folder, over="selection", gate=True, max_tokens=FILLING_TOKENS)
+            sides.fill(
+                setting, task, folder, over="selection", gate=True, max_tokens=FILLING_TOKENS
+            )
 
     calls: Mapping[str, Callable[[], object]] = {BACKBONE: backbone, FILLING: filling}
     return take_turns(calls for _ in range(runs + 1))

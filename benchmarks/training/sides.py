@@ -145,17 +145,14 @@ def fused_loss(setting: Setting, task: Task) -> LossOf:
     return lambda: batch_loss(setting.student, CrossEntropy(), None, batch).loss
 
 
-def live_loss(setting: Setting, task: Task, over: str, gate: bool) -> LossOf:
-    """PACT with the student's backbone, adapters off, as the reference of every step."""
-    objective, reference = setting.objective(over, gate), AdaptersOff(setting.student)
-    batch = task.batch(gate)
-    return lambda: batch_loss(setting.student, objective, reference, batch).loss
-
-
-def cached_loss(setting: Setting, task: Task, over: str, gate: bool) -> LossOf:
-    """PACT with the reference's values read from files."""
+def pact_loss(setting: Setting, task: Task, over: str, gate: bool, cached: bool) -> LossOf:
+    """PACT with the reference's values read from files, or with the student's backbone, adapters
+    off, as the reference of every step.
+    """
     objective, batch = setting.objective(over, gate), task.batch(gate)
-    reference = cached_reference(setting, task, over, gate)
+    reference = (
+        cached_reference(setting, task, over, gate) if cached else AdaptersOff(setting.student)
+    )
     return lambda: batch_loss(setting.student, objective, reference, batch).loss
 
 
@@ -226,16 +223,17 @@ CACHED, CACHED_VOCABULARY = "PACT cached, selection", "PACT cached, vocabulary, 
 LIVE, LIVE_NO_GATE = "PACT live, selection", "PACT live, selection, no gate"
 RELEASED = "released algorithm"
 READING = "reading the cache"
-SIDES: dict[str, Callable[[Setting, Task], LossOf]] = {
+Side = Callable[[Setting, Task], LossOf]
+"""Prepares what it needs for a batch, and returns its loss."""
+SIDES: dict[str, Side] = {
     OWN: own_loss,
     FUSED: fused_loss,
-    CACHED: lambda setting, task: cached_loss(setting, task, "selection", True),
-    CACHED_VOCABULARY: lambda setting, task: cached_loss(setting, task, "vocabulary", False),
-    LIVE: lambda setting, task: live_loss(setting, task, "selection", True),
-    LIVE_NO_GATE: lambda setting, task: live_loss(setting, task, "selection", False),
+    CACHED: partial(pact_loss, over="selection", gate=True, cached=True),
+    CACHED_VOCABULARY: partial(pact_loss, over="vocabulary", gate=False, cached=True),
+    LIVE: partial(pact_loss, over="selection", gate=True, cached=False),
+    LIVE_NO_GATE: partial(pact_loss, over="selection", gate=False, cached=False),
     RELEASED: released_side,
 }
-"""By name: prepares what the side needs for a batch, and returns its loss."""
 LIGER, LIGER_BUDGET = "plain, Liger's loss", 4
 """The fastest one on an H200 for a head of 8B parameters' model."""
 
@@ -253,7 +251,7 @@ def liger_loss(setting: Setting, task: Task) -> LossOf:
     return forward
 
 
-def sides_on_card() -> dict[str, Callable[[Setting, Task], LossOf]]:
+def sides_on_card() -> dict[str, Side]:
     """All of a step's sides, the one that needs a second model last."""
     liger = {LIGER: liger_loss} if installed_version(Liger.distribution) else {}
     return {name: SIDES[name] for name in (OWN, FUSED)} | liger | SIDES
@@ -285,10 +283,11 @@ class Difference(NamedTuple):
 
 def apart(setting: Setting, loss_of: LossOf, same_loss_of: LossOf) -> Difference:
     """How far two sides are apart; their losses are formed one after the other."""
-    (loss, gradients), (same_loss, same_gradients) = (
-        loss_and_gradients(setting, each) for each in (loss_of, same_loss_of)
+    found, same = (loss_and_gradients(setting, each) for each in (loss_of, same_loss_of))
+    (loss, gradient), (same_loss, same_gradient) = (
+        (value, torch.cat([g.flatten() for g in gradients])) for value, gradients in (found, same)
     )
-    norm = torch.cat([g.flatten() for g in same_gradients]).norm()
-    pairs = zip(gradients, same_gradients, strict=True)
-    gradient = torch.cat([(g - same).flatten() for g, same in pairs]).norm()
-    return Difference(float((loss - same_loss).abs() / same_loss.abs()), float(gradient / norm))
+    return Difference(
+        loss=float((loss - same_loss).abs() / same_loss.abs()),
+        gradient=float((gradient - same_gradient).norm() / same_gradient.norm()),
+    )

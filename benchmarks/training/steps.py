@@ -13,31 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.measuring.clock import take_turns, time_ms
-from benchmarks.measuring.process import MIB, in_own_process, peak_mib
-from benchmarks.training.sides import (
-    CACHED,
-    FUSED,
-    LIVE,
-    OWN,
-    RELEASED,
-    SIDES,
-    LossOf,
-    Setting,
-    Task,
-    apart,
-    make_setting,
-    random_task,
-    take_step,
-)
+from benchmarks.measuring.process import MIB, peak_mib
+from benchmarks.training import sides
+from benchmarks.training.sides import LossOf, Setting, Side, Task
 from pact.models.loading import load_model
 
-EQUALS = {(RELEASED, LIVE): 1e-4, (CACHED, LIVE): 5e-3, (OWN, FUSED): 1e-4}
+EQUALS = {
+    (sides.RELEASED, sides.LIVE): 1e-4,
+    (sides.CACHED, sides.LIVE): 5e-3,
+    (sides.OWN, sides.FUSED): 1e-4,
+}
 """Sides with one meaning, and how far apart their gradients may be in fp32. The second one is of a
 cache in 16 bits. Losses may differ by MOST_APART."""
 MOST_APART = 1e-4
@@ -95,9 +87,9 @@ def measure_steps(
     setting: Setting,
     task: Task,
     runs: int,
-    sides: Mapping[str, Callable[[Setting, Task], LossOf]],
+    chosen: Mapping[str, Side],
     say: Callable[[dict[str, Any]], None],
-    beside: Mapping[str, Callable[[], object]] | None = None,
+    beside: Mapping[str, Callable[[], object]] = MappingProxyType({}),
 ) -> Steps:
     """Two steps of every side, then `runs` turns of all that fit, and of what is to stand beside,
     which is called once before.
@@ -107,54 +99,41 @@ def measure_steps(
     Raises:
         AssertionError: in fp32 sides of one meaning have another loss or gradient.
     """
-    losses: dict[str, LossOf] = {}
-    peaks: dict[str, float] = {}
-    left_out: dict[str, str] = {}
-    for name, make in sides.items():
+    found, losses = Steps({}, {}, {}, {}), dict[str, LossOf]()
+    for name, make in chosen.items():
         try:
-            losses[name], found = _first_steps(setting, make, task)
-            if "peak_mib" in found:
-                peaks[name] = found["peak_mib"]
-            say({"side": name, **found})
+            losses[name], told = _first_steps(setting, make, task)
+            if "peak_mib" in told:
+                found.peak_mib[name] = told["peak_mib"]
+            say({"side": name, **told})
         except torch.OutOfMemoryError:
-            left_out[name] = "out of memory"
+            found.left_out[name] = "out of memory"
             _forget(setting)
-            say({"side": name, "left_out": left_out[name]})
-    differences: dict[str, float] = {}  # of adapters that are not the identity any more
+            say({"side": name, "left_out": found.left_out[name]})
+    # The adapters are not the identity any more.
     for (name, same), most in EQUALS.items():
         if {name, same} <= set(losses):
-            pair, off = f"{name} / {same}", apart(setting, losses[name], losses[same])
+            pair, off = f"{name} / {same}", sides.apart(setting, losses[name], losses[same])
             if not (setting.in_16_bits or (off.loss <= MOST_APART and off.gradient <= most)):
                 raise AssertionError(f"{pair} must be alike, got {off}")
-            differences[pair] = off.gradient
+            found.differences[pair] = off.gradient
             say({"gradients_apart": pair, "value": off.gradient})
-    turns: dict[str, Callable[[], object]] = {
-        name: partial(_step, setting, loss) for name, loss in losses.items()
-    }
-    for name, call in (beside or {}).items():
+    for call in beside.values():
         call()  # a first one is slower, and no side's first step is timed either
-        turns[name] = call
-    times_ms = take_turns([turns] * runs, warm_up=0) if turns else {}
-    return Steps(times_ms, peaks, left_out, differences)
+    turns = {name: partial(_step, setting, loss) for name, loss in losses.items()} | {**beside}
+    return found._replace(times_ms=take_turns([turns] * runs, warm_up=0)) if turns else found
 
 
 def process_memory(model: Path, side: str, size: Size) -> Memory:
-    """What one side holds that loads the model and takes two steps in a process of its own."""
-    return in_own_process(_peaks, model, side, size)
-
-
-def _peaks(model: Path, side: str, size: Size) -> Memory:
-    imports_mib, setting = peak_mib(), make_setting(load_model(model))
-    loss = SIDES[side](setting, random_task(setting.student, *size))
+    """What this process has held when one side has loaded the model and taken two steps."""
+    imports_mib, setting = peak_mib(), sides.make_setting(load_model(model))
+    loss = sides.SIDES[side](setting, sides.random_task(setting.student, *size))
     for _ in range(2):
-        take_step(setting, loss)
-    peak = peak_mib()
-    return Memory(peak, peak - imports_mib)
+        sides.take_step(setting, loss)
+    return Memory(peak_mib(), peak_mib() - imports_mib)
 
 
-def _first_steps(
-    setting: Setting, make: Callable[[Setting, Task], LossOf], task: Task
-) -> tuple[LossOf, dict[str, float]]:
+def _first_steps(setting: Setting, make: Side, task: Task) -> tuple[LossOf, dict[str, float]]:
     """A side's loss; of its second step milliseconds and, on a GPU, the allocator's peak."""
     loss = make(setting, task)
     _step(setting, loss)  # compiles, and makes the optimiser's state
@@ -168,7 +147,7 @@ def _first_steps(
 
 def _step(setting: Setting, loss: LossOf) -> None:
     """To the end of what the card does."""
-    take_step(setting, loss)
+    sides.take_step(setting, loss)
     if _on_card(setting):
         torch.cuda.synchronize()
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import training_step
 from benchmarks.measuring.clock import take_turns
-from benchmarks.measuring.process import MIB
+from benchmarks.measuring.process import MIB, in_own_process
 from benchmarks.reporting.figures import Figure, figure_table
 from benchmarks.training import sides, steps
 from benchmarks.training.data import RELEASED_LENGTH, DemoData, PaddedCollator
@@ -135,7 +135,7 @@ def test_a_figure_is_met_or_missed(
 
 
 def test_ratios_are_of_medians() -> None:
-    times_ms = {name: [2.0, 4.0, 90.0] for name in [*SIDES, training_step.READING]}
+    times_ms = {name: [2.0, 4.0, 90.0] for name in [*SIDES, sides.READING]}
     times_ms[RELEASED] = [8.0, 1.0, 8.0]
     found = Steps(times_ms, {}, {}, {})
     figures = {figure.name: figure for figure in step_figures("s", found, GOALS["cpu"])}
@@ -153,7 +153,7 @@ def test_memory_is_compared_with_and_without_the_imports() -> None:
 def test_a_run_prints_and_writes_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "process_memory", lambda *_: Memory(100.0, 40.0))
+    monkeypatch.setattr(training_step, "in_own_process", lambda *_: Memory(100.0, 40.0))
     monkeypatch.setattr(training_step, "SIZES", (Size(2, 16),))
     monkeypatch.setattr(training_step, "FILLING_EXAMPLES", 4)
     file = tmp_path / "report.json"
@@ -259,5 +259,5 @@ def test_without_a_card_the_command_says_so(
 
 def test_peak_memory_is_of_a_process_of_its_own(tmp_path: Path) -> None:
     ballast = torch.ones(2**28)  # 1 GiB, which the other process must not take over
-    peak_mib, added_mib = process_memory(save_tiny(tmp_path), CACHED, Size(2, 8))
+    peak_mib, added_mib = in_own_process(process_memory, save_tiny(tmp_path), CACHED, Size(2, 8))
     assert 0 <= added_mib < peak_mib - 50 < ballast.nbytes / MIB - 50  # more than an interpreter
