@@ -13,7 +13,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -111,47 +111,53 @@ def measure_all(
 def measure(plan: Plan, bench: Bench) -> list[Result]:
     """A line for each implementation of the plan's case."""
     candidates = bench.entries(plan)
+    columns: dict[str, dict[str, Any]] = {
+        each.name: {"reason": reason or "no implementation to compare with"}
+        for each, reason in candidates.items()
+    }
     taking_part = [each for each, reason in candidates.items() if reason is None]
-    reasons = {each.name: reason for each, reason in candidates.items() if reason is not None}
-    found: dict[str, Result] = {}
     if any(not each.is_floor for each in taking_part):
         try:
-            found = _measure(taking_part, plan, bench, reasons)
+            columns |= _measure(taking_part, plan, bench)
         except torch.OutOfMemoryError as error:  # of the inputs, the oracle, or all together
             text = f"does not fit: {error}"[:MOST_OF_A_REASON]
-            reasons |= {each.name: text for each in taking_part}
-    for each in candidates:
-        if each.name not in found:
-            reason = reasons.get(each.name, "no implementation to compare with")
-            found[each.name] = _line(plan, bench, each, reason=reason)
-    return [found[each.name] for each in candidates]
+            columns |= {each.name: {"reason": text} for each in taking_part}
+    return [
+        Result(
+            case=plan.case,
+            device=bench.device.type,
+            implementation=each.name,
+            version=each.version() or "",
+            baseline=plan.baseline,
+            **bench.circumstances,
+            **columns[each.name],
+        )
+        for each in candidates
+    ]
 
 
-def _measure(
-    taking_part: Sequence[Peer], plan: Plan, bench: Bench, reasons: dict[str, str]
-) -> dict[str, Result]:
-    """Lines of those that run and are right, by name; `reasons` is told of the others."""
+def _measure(taking_part: Sequence[Peer], plan: Plan, bench: Bench) -> dict[str, dict[str, Any]]:
+    """Columns by name: the reason of those that do not run or are wrong, and of the others all."""
     inputs = make_inputs(plan.case, bench.device)
     clock = clock_of(bench.device)
     trial = Trial(case=plan.case, inputs=inputs, checker=Checker(plan.case, inputs), clock=clock)
+    columns: dict[str, dict[str, Any]] = {}
     ready: dict[str, Ready] = {}
     for each in taking_part:
         try:
             ready[each.name] = trial.best(each)
         except Refused as refused:
-            reasons[each.name] = str(refused)
+            columns[each.name] = {"reason": str(refused)}
             logger.info("  %s: %s", each.name, refused)
     if not ready:
-        return {}
+        return columns
     round_ms = sum(each.quick_ms for each in ready.values())
     rounds = bench.rounds or ROUNDS[bench.device.type].of(round_ms)
     calls = {name: each.call for name, each in ready.items()}
     times_ms = take_turns([calls] * rounds, clock, warm_up=0)
     times = {name: quantiles(values) for name, values in times_ms.items()}
-    return {
-        name: replace(_measured(each, times, plan, bench), rounds=rounds)
-        for name, each in ready.items()
-    }
+    measured = {name: _measured(each, times, plan, bench) for name, each in ready.items()}
+    return columns | {name: {**own, "rounds": rounds} for name, own in measured.items()}
 
 
 def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
@@ -162,11 +168,13 @@ def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
     return cpu_memory(plan.case, ready.peer, ready.setting)
 
 
-def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench) -> Result:
+def _measured(
+    ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench
+) -> dict[str, Any]:
     memory, own = _memory(ready, plan, bench), times[ready.peer.name]
     remarks = ready.peer.other_objective(plan.case), ready.columns["remark"], memory.remark
     ratios = {name: own.p50_ms / other.p50_ms for name, other in times.items()}
-    columns = ready.columns | {
+    return ready.columns | {
         **own._asdict(),
         "remark": "; ".join(filter(None, remarks)),
         "tflop_per_s": flops(plan.case) / own.p50_ms / 1e9,
@@ -175,19 +183,6 @@ def _measured(ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: B
         "of_baseline": ratios.get(plan.baseline),
         "extra_mib": memory.extra_mib,
     }
-    return _line(plan, bench, ready.peer, **columns)
-
-
-def _line(plan: Plan, bench: Bench, peer: Peer, **columns: Any) -> Result:
-    return Result(
-        case=plan.case,
-        device=bench.device.type,
-        implementation=peer.name,
-        version=peer.version() or "",
-        baseline=plan.baseline,
-        **bench.circumstances,
-        **columns,
-    )
 
 
 def _tell(results: Sequence[Result], took_s: float) -> None:

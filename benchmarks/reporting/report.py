@@ -25,14 +25,8 @@ REPORT = "ops.md"
 EMPTY_LINES = re.compile(r"\n{3,}")
 """Where a part came to nothing."""
 REMARK = ["op", "implementation", "remark"]
-CIRCUMSTANCES = {
-    "torch": "torch",
-    "triton": "triton",
-    "CUDA": "cuda",
-    "threads:": "threads",
-    "commit": "commit",
-}
-"""Columns, and what they are called."""
+CIRCUMSTANCES = ("torch", "triton", "cuda", "threads", "commit")
+"""Columns."""
 
 
 def number(value: float | None) -> str:
@@ -121,8 +115,9 @@ def circumstances(measured: pd.DataFrame) -> str:
         return ""
     dates = all_of("date")
     told = [dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"]
-    for name, column in CIRCUMSTANCES.items():
+    for column in CIRCUMSTANCES:
         if values := all_of(column):
+            name = {"cuda": "CUDA", "threads": "threads:"}.get(column, column)
             told.append(f"{name} {', '.join(values)}")
     commands = ", ".join(f"`{command}`" for command in all_of("command"))
     return f"{'; '.join(told)} (UTC; a commit's + says that files had changed). {commands}"

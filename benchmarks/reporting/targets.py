@@ -64,50 +64,41 @@ class Sheet:
 
 def targets(device: str, results: Iterable[Result]) -> list[Figure]:
     """All of a device's, measured or not."""
-    sheet = Sheet(results)
-    on_gpu = device == "cuda"
+    sheet, on_gpu = Sheet(results), device == "cuda"
     planned = plans("gpu") if on_gpu else [*plans("cpu"), *plans("cpu-large")]
-    return [
-        *_cross_entropy(sheet, planned, on_gpu),
-        *_losses(sheet, planned, on_gpu),
-        *_against_released(sheet, planned, on_gpu),
-        *_logsumexp(sheet, planned, on_gpu),
-        *_along_lines(sheet, device),
-    ]
+    kinds = _cross_entropy, _loss, _against_released, _logsumexp
+    found = [each for kind in kinds for plan in planned for each in kind(sheet, plan, on_gpu)]
+    return [*found, *_along_lines(sheet, device)]
 
 
-def _cross_entropy(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
+def _cross_entropy(sheet: Sheet, plan: Plan, on_gpu: bool) -> Iterator[Figure]:
     """Against the same products alone, and against the fastest peer at every case."""
-    base = _base(planned, "linear_cross_entropy")
-    for plan in planned:
-        case = plan.case
-        if case.op != "linear_cross_entropy" or plan.only == (OURS,):
-            continue
-        name = f"cross-entropy, {title(case)}"
-        if plan.varied in (BASE, "head"):
-            wanted = 0.90 if on_gpu else 0.85 if case.trainable_head else 0.80
-            bound = {} if on_gpu and case.trainable_head else {"at_least": wanted}
-            label = f"{name}: speed / that of its GEMMs"
-            yield sheet.figure(label, case, "of_gemms", OURS, **bound)
-        if on_gpu and case == base:
-            floor = getattr(sheet.of[case].get(GEMMS), "tflop_per_s", None)
-            beside = "" if floor is None else f" (GEMMs alone {floor:.0f})"
-            yield sheet.figure(f"{name}: TFLOP/s{beside}", case, "tflop_per_s", OURS, at_least=700)
-        if (fastest := sheet.fastest(case)) is None:
-            label = f"{name}: time of the fastest peer / ours"
-            yield sheet.target(label, None, case, OURS, at_least=1.0)
-        else:
-            peer = fastest.implementation
-            label = f"{name}: time of {peer} / ours"
-            yield sheet.figure(label, case, "p50_ms", peer, OURS, at_least=1.0)
+    case = plan.case
+    if case.op != "linear_cross_entropy" or plan.only == (OURS,):
+        return
+    name = f"cross-entropy, {title(case)}"
+    if plan.varied in (BASE, "head"):
+        wanted = 0.90 if on_gpu else 0.85 if case.trainable_head else 0.80
+        bound = {} if on_gpu and case.trainable_head else {"at_least": wanted}
+        label = f"{name}: speed / that of its GEMMs"
+        yield sheet.figure(label, case, "of_gemms", OURS, **bound)
+    if on_gpu and plan.varied == BASE:
+        floor = getattr(sheet.of[case].get(GEMMS), "tflop_per_s", None)
+        beside = "" if floor is None else f" (GEMMs alone {floor:.0f})"
+        yield sheet.figure(f"{name}: TFLOP/s{beside}", case, "tflop_per_s", OURS, at_least=700)
+    fastest = sheet.fastest(case)
+    peer = fastest.implementation if fastest else None
+    label = f"{name}: time of {peer or 'the fastest peer'} / ours"
+    if peer is None:
+        yield sheet.target(label, None, case, OURS, at_least=1.0)
+    else:
+        yield sheet.figure(label, case, "p50_ms", peer, OURS, at_least=1.0)
 
 
-def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
+def _loss(sheet: Sheet, plan: Plan, on_gpu: bool) -> Iterator[Figure]:
     """What the KL adds to the cross-entropy; a bound is on a cached reference alone."""
-    for plan in planned:
-        case = plan.case
-        if case.op != "pact_loss" or plan.baseline == RELEASED:
-            continue
+    case = plan.case
+    if case.op == "pact_loss" and plan.baseline != RELEASED:
         free = case.cached and case.tokens == PREFERRED_TOKENS and plan.varied != "N"
         bounded = free and not case.trainable_head
         bound = {"at_most": 1.01 if on_gpu else 1.03} if bounded else {}
@@ -115,29 +106,28 @@ def _losses(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]
         yield sheet.figure(name, case, "of_cross_entropy", OURS, **bound)
 
 
-def _against_released(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
+def _against_released(sheet: Sheet, plan: Plan, on_gpu: bool) -> Iterator[Figure]:
     """Bounds are on the released step's own sizes, on a CPU."""
-    for plan in planned:
-        case = plan.case
-        if plan.baseline != RELEASED:
-            continue
-        name = f"loss with KL, {title(case)}"
-        small = (case.hidden, case.vocabulary) == HEADS[SMALL]
-        faster = 8.0 if case.prompt_share > 0.5 else 4.0 if small else 3.5
-        bounded = not on_gpu and plan.varied == "prompt share"
-        bound = {"at_least": faster} if bounded else {}
-        label = f"{name}: time of released / ours"
-        yield sheet.figure(label, case, "p50_ms", RELEASED, OURS, **bound)
-        bound = {"at_most": 0.1} if bounded else {}
-        label = f"{name}: peak extra memory of ours / released"
-        yield sheet.figure(label, case, "extra_mib", OURS, RELEASED, **bound)
+    case = plan.case
+    if plan.baseline != RELEASED:
+        return
+    name = f"loss with KL, {title(case)}"
+    small = (case.hidden, case.vocabulary) == HEADS[SMALL]
+    faster = 8.0 if case.prompt_share > 0.5 else 4.0 if small else 3.5
+    bounded = not on_gpu and plan.varied == "prompt share"
+    bound = {"at_least": faster} if bounded else {}
+    label = f"{name}: time of released / ours"
+    yield sheet.figure(label, case, "p50_ms", RELEASED, OURS, **bound)
+    bound = {"at_most": 0.1} if bounded else {}
+    label = f"{name}: peak extra memory of ours / released"
+    yield sheet.figure(label, case, "extra_mib", OURS, RELEASED, **bound)
 
 
-def _logsumexp(sheet: Sheet, planned: list[Plan], on_gpu: bool) -> Iterator[Figure]:
-    case = _base(planned, "linear_logsumexp")
-    name = f"log-sum-exp, {title(case)}: speed / that of its GEMM"
-    bound = {"at_least": 0.65} if on_gpu else {}
-    yield sheet.figure(name, case, "of_gemms", OURS, **bound)
+def _logsumexp(sheet: Sheet, plan: Plan, on_gpu: bool) -> Iterator[Figure]:
+    if plan.case.op == "linear_logsumexp" and plan.varied == BASE:
+        name = f"log-sum-exp, {title(plan.case)}: speed / that of its GEMM"
+        bound = {"at_least": 0.65} if on_gpu else {}
+        yield sheet.figure(name, plan.case, "of_gemms", OURS, **bound)
 
 
 def _along_lines(sheet: Sheet, device: str) -> Iterator[Figure]:
@@ -156,7 +146,3 @@ def _along_lines(sheet: Sheet, device: str) -> Iterator[Figure]:
         if line.size == "N":
             label = f"{name}: growth of memory beyond inputs and outputs"
             yield sheet.target(label, growth, largest, OURS, at_most=FLAT)
-
-
-def _base(planned: list[Plan], op: str) -> Case:
-    return next(plan.case for plan in planned if plan.case.op == op and plan.varied == BASE)
