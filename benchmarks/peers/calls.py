@@ -23,7 +23,6 @@ from benchmarks.peers.peer import Call, Outputs
 
 Forward = Callable[[], Mapping[str, Tensor]]
 """Values by name; an op with a backward pass has one, `loss`."""
-Reference = pk.ReferenceStates | pk.ReferenceLogits
 WITH_TARGET = ("linear_cross_entropy", "pact_loss")
 WITH_KL = ("pact_kl", "pact_loss")
 VALUES = {
@@ -39,13 +38,14 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
 
     An input that the loss does not depend on is an error, no gradient of zeros.
     """
-    if case.op not in TRAINED:
-        return lambda: _values(forward)
     wanted = {"hidden": inputs.hidden}
     if case.trainable_head:
         wanted["weight"] = inputs.weight
 
     def call() -> Outputs:
+        if case.op not in TRAINED:
+            with torch.no_grad():
+                return Outputs({name: each.detach() for name, each in forward().items()}, {})
         loss = forward()["loss"]
         gradients = torch.autograd.grad(loss, tuple(wanted.values()))
         return Outputs({"loss": loss.detach()}, dict(zip(wanted, gradients, strict=True)))
@@ -56,11 +56,6 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
 def op_call(case: Case, inputs: Inputs, function: Callable[..., Any], **options: Any) -> Call:
     """The call of a function that has the op's public signature; options are of `Operands`."""
     return make_call(case, inputs, Operands(case, inputs, **options).forward(function))
-
-
-@torch.no_grad()
-def _values(forward: Forward) -> Outputs:
-    return Outputs({name: value.detach() for name, value in forward().items()}, {})
 
 
 def answer_rows(case: Case, inputs: Inputs) -> Tensor | None:
@@ -81,11 +76,6 @@ def samples(case: Case, inputs: Inputs) -> Tensor:
     return torch.arange(case.sequences, device=inputs.target.device).repeat_interleave(each)
 
 
-def gate_of(case: Case) -> pk.GateConfig | None:
-    """The released settings, or no gate."""
-    return pk.GateConfig() if case.gated else None
-
-
 def reference_states(case: Case, inputs: Inputs, rows: Tensor | None) -> pk.ReferenceStates:
     """The states of the answer rows, gathered in the call as they come out of a model's forward."""
     post = inputs.reference_post if case.gated else None
@@ -99,14 +89,12 @@ def cached_logits(case: Case, inputs: Inputs, ops: Any = pk) -> pk.ReferenceLogi
     """
     full, post, weight, _ = reference_states(case, inputs, answer_rows(case, inputs))
 
-    def formed(states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if states is None:
-            return None, None
+    def formed(states: Tensor) -> tuple[Tensor, Tensor | None]:
         lse = ops.linear_logsumexp(states, weight) if case.over == "vocabulary" else None
         return ops.selected_logits(states, weight, inputs.token_ids), lse
 
-    (selected, lse), (post_selected, post_lse) = formed(full), formed(post)
-    assert selected is not None
+    selected, lse = formed(full)
+    post_selected, post_lse = (None, None) if post is None else formed(post)
     return pk.ReferenceLogits(selected, post_selected, lse, post_lse)
 
 
@@ -122,13 +110,14 @@ class Operands:
         self.rows, self.samples = answer_rows(case, inputs), samples(case, inputs)
         self.target = take(inputs.target, self.rows)
         self.batched = batched and case.op in WITH_TARGET
-        self.known: Reference | None = None
+        self.known: pk.ReferenceLogits | None = None
         self.options: dict[str, Any] = {"softcap": case.softcap} if case.op in CAPPED else {}
         if case.op == "selected_confidences":
             self.options = {"over": case.over}
         if case.op in WITH_KL:
             temperature = 2.0 if case.over == "selection" else 1.0  # each objective's default
-            self.options = {"over": case.over, "gate": gate_of(case), "temperature": temperature}
+            gate = pk.GateConfig() if case.gated else None  # as released
+            self.options = {"over": case.over, "gate": gate, "temperature": temperature}
             self.known = cached_logits(case, inputs, ops) if case.cached else None
 
     def forward(self, function: Callable[..., Any]) -> Forward:
@@ -145,7 +134,15 @@ class Operands:
     def positional(self) -> tuple[Any, ...]:
         """Gathered anew for each call."""
         inputs, op = self.inputs, self.case.op
-        found = self._student()
+        hidden, target = inputs.hidden, self.target
+        if self.batched:
+            shape = self.case.sequences, self.case.length
+            hidden, target = hidden.view(*shape, -1), inputs.target.view(shape)
+        else:
+            hidden = take(hidden, self.rows)
+        found: tuple[Any, ...] = (hidden, inputs.weight)
+        if op in WITH_TARGET:
+            found += (target,)
         if op in WITH_KL:
             reference = self.known or reference_states(self.case, inputs, self.rows)
             found += inputs.token_ids, inputs.token_weights, inputs.step, reference
@@ -155,11 +152,3 @@ class Operands:
             base = take(inputs.reference_hidden, self.rows), inputs.reference_weight
             found += *base, self.samples
         return found
-
-    def _student(self) -> tuple[Any, ...]:
-        inputs = self.inputs
-        if self.batched:
-            shape = self.case.sequences, self.case.length
-            return inputs.hidden.view(*shape, -1), inputs.weight, inputs.target.view(shape)
-        states = take(inputs.hidden, self.rows), inputs.weight
-        return (*states, self.target) if self.case.op in WITH_TARGET else states
