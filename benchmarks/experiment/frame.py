@@ -15,13 +15,12 @@ from itertools import chain
 from math import nan
 from operator import attrgetter
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from benchmarks.experiment.cost import Cost
-from benchmarks.experiment.record import load_record
+from benchmarks.experiment.cell import load_record
 from pact.evaluation.intervals import wilson_interval
 
 if TYPE_CHECKING:
@@ -97,31 +96,32 @@ def read_records(grid: Grid, folder: Path) -> pd.DataFrame:
             row |= {"share": cell.harmful_share, "wanted": shares[cell.harmful_share]}
             row |= {"step": cell.steps, "cell": replace(cell, seed=0)}
             if record := load_record(cell, folder):
-                row |= {"record": cell.name, "environment": record.environment}
-                curve = record.curve if section == "over_time" else {}
-                for step, look in [*sorted(curve.items()), (cell.steps, record.measures)]:
-                    total = map(sum, zip(*(look.counts[task] for task in cell.tasks), strict=True))
-                    measures = {ALL_TASKS: tuple(total), **look.counts, **look.values}
-                    rows.append({**row, "step": step, **measures})
+                row |= {"record": cell.name, "environment": record["environment"]}
+                curve = record["curve"] if section == "over_time" else {}
+                for step, look in {**curve, cell.steps: record["measures"]}.items():
+                    counts = {name: tuple(pair) for name, pair in look["counts"].items()}
+                    total = map(sum, zip(*(counts[task] for task in cell.tasks), strict=True))
+                    measures = {ALL_TASKS: tuple(total), **counts, **look["values"]}
+                    rows.append({**row, "step": int(step), **measures})
             else:
                 rows.append(row)
     columns = dict.fromkeys([*COLUMNS, *chain.from_iterable(rows)])
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def lines_of(records: pd.DataFrame, recommended: str, costs: Mapping[str, Cost]) -> pd.DataFrame:
+def lines_of(records: pd.DataFrame, recommended: str, costs: Mapping[str, Any]) -> pd.DataFrame:
     """The lines that have records, their measures `Pooled`; over time, one a step.
 
     Args:
         records: of one model.
         recommended: the label that is bold.
-        costs: of a training step, by label.
+        costs: of a training step, by label: see `load_costs`.
     """
     run = records[records.record.notna()]
     run = run[run.group.isin(run.group[run.label != "aligned"])]  # no set of the aligned alone
     of_main = run.record.isin(run.record[run.section == "main"]).groupby(run.section)
     run = run[(run.section == "main") | ~of_main.transform("all")]  # what has records of its own
-    prices = [(label, cost.median_ms, cost.peak_mib) for label, cost in costs.items()]
+    prices = [(label, median(cost["step_ms"]), cost["peak_mib"]) for label, cost in costs.items()]
     run = run.merge(pd.DataFrame(prices, columns=["label", "step_ms", "peak_mib"]), "left")
     is_aligned = run.label == "aligned"
     for key in run.filter(like="_odds_nats"):

@@ -137,18 +137,19 @@ def project_adapters(model: nn.Module, base: nn.Module, threshold: float) -> tup
     Large Language Models", NeurIPS 2024 (arXiv 2405.16833), selection by threshold.
     """
     weights = dict(base.named_parameters())
-    projected = count = 0
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        count += 1
+    adapted = {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if not adapted:
+        raise ValueError("the model must have LoRA adapters, got none: add them")
+    projected = 0
+    for path, layer in adapted.items():
+        name = path.removeprefix("base_model.model.") + ".weight"
         aligned = layer.get_base_layer().weight  # (O, I)
-        change = aligned - weights[_own_name(name)].to(aligned)  # (O, I)
+        change = aligned - weights[name].to(aligned)  # (O, I)
         norm = change.norm()
         if norm == 0:
             raise ValueError(
                 f"the base must differ from the aligned model where adapters are, and does not in "
-                f"{_own_name(name)}: give the model that the aligned one was made from"
+                f"{name}: give the model that the aligned one was made from"
             )
         up, down = layer.lora_B[ADAPTER].weight, layer.lora_A[ADAPTER].weight  # (O, R), (R, I)
         turned = change @ (change.T @ up) / norm  # (O, R)
@@ -156,11 +157,4 @@ def project_adapters(model: nn.Module, base: nn.Module, threshold: float) -> tup
         if cosine <= threshold:
             up.copy_(turned)
             projected += 1
-    if count == 0:
-        raise ValueError("the model must have LoRA adapters, got none: add them")
-    return projected, count
-
-
-def _own_name(adapted: str) -> str:
-    """The name of a layer's weight in the model without adapters."""
-    return adapted.removeprefix("base_model.model.") + ".weight"
+    return projected, len(adapted)

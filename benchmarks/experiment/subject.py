@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,50 +19,41 @@ from benchmarks.experiment.protocol import PLAIN_BASE, Protocol
 from pact.common.outputs import whole_file
 from pact.data.conversation import Conversation
 from pact.data.examples import load_examples
-from pact.demo.conversations import read, with_system
+from pact.demo.conversations import Split, read, with_system
 from pact.demo.shipped import shipped_model
 from pact.evaluation.refusals import RefusalsConfig, write_refusals
 from pact.models.loading import find_model, load_model, load_tokenizer
 from pact.reference.fingerprint import model_fingerprint
 
-MAX_NEW_TOKENS = 64
-"""Most tokens of an own refusal, as `pact refusals` has it."""
 BATCH_SIZE = 20
 
 logger = logging.getLogger(__name__)
-
-
-class OwnRefusals(NamedTuple):
-    """Files of the requests that a model refuses, with its refusals."""
-
-    train: Path
-    heldout: Path
 
 
 class Subject(NamedTuple):
     """A model, and what its cells are compared with."""
 
     aligned: str | Path
+    """Folder, or hub name, of the chat model that the cells start from."""
     base: str | Path | None
-    """None: the plainly fine-tuned model stands in for it."""
-    own: OwnRefusals | None
-    """None: the demo's refusals, which the aligned model was taught."""
+    """The model that it was made from; None: the plainly fine-tuned one stands in for it."""
+    own: Mapping[str, Path] | None
+    """Files of the requests that it refuses, with its refusals, by split, train or heldout; None:
+    the demo's refusals, which the aligned model was taught."""
     identity: dict[str, str]
     """Names and digests, for records and their protocol."""
-
-    @property
-    def is_demo(self) -> bool:
-        return self.own is None
+    plain: Path | None = None
+    """Folder of the plainly fine-tuned model, where tokens are found against it."""
+    anchors: Path | None = None
+    """File of the model's own answers, for cells that are held to them."""
 
     def told(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """As the model is told them: the demo's behind an empty system turn."""
-        return with_system(conversations) if self.is_demo else list(conversations)
+        return with_system(conversations) if self.own is None else list(conversations)
 
-    def refusals(self, split: str) -> list[Conversation]:
+    def refusals(self, split: Split) -> list[Conversation]:
         """Harmful requests of a split, train or heldout, with their refusals."""
-        if self.own is None:
-            return read("harmful", "train" if split == "train" else "heldout")
-        return load_examples(getattr(self.own, split))
+        return read("harmful", split) if self.own is None else load_examples(self.own[split])
 
 
 def demo_identity(protocol: Protocol, cache: Path) -> dict[str, str]:
@@ -98,7 +89,6 @@ def named_subject(model: str, base: str | None, cache: Path) -> Subject:
     find_model(model)
     if not load_tokenizer(model).chat_template:
         raise ValueError(f"MODEL must be a chat model, got {model}, which has no chat template")
-    cache.mkdir(parents=True, exist_ok=True)
     identity = {"model": name_of(model), "model_hash": _digest(model)}
     identity |= {"base": name_of(base) if base else PLAIN_BASE}
     if base:
@@ -108,12 +98,12 @@ def named_subject(model: str, base: str | None, cache: Path) -> Subject:
                 f"BASE must be another model than MODEL, got the weights of {model} in {base}: "
                 "leave BASE out, and the plainly fine-tuned model stands in for it"
             )
-    own = OwnRefusals(
-        *(
-            _own_refusals(model, split, identity["model_hash"], cache)
-            for split in OwnRefusals._fields
-        )
-    )
+    own = {
+        split: cache / f"experiment-refusals-{identity['model_hash'][:12]}-{split}.jsonl"
+        for split in ("train", "heldout")
+    }
+    for split, path in own.items():
+        _ask(model, _requests(split), path)
     return Subject(model, base, own, identity)
 
 
@@ -144,10 +134,8 @@ def anchors_file(subject: Subject, cache: Path) -> Path:
     """A model's own answers to `anchor_requests`, as it is told them; written on first use."""
     named = subject.identity.get("model_hash", "")[:12]
     path = cache / f"experiment-anchors-{named or Path(subject.aligned).name}.jsonl"
-    if not path.is_file():
-        logger.info("asking %s for its own answers, once: anchors", subject.aligned)
-        requests = subject.told(anchor_requests())
-        _ask(str(subject.aligned), requests, path, keep="all", max_new_tokens=ANCHOR_TOKENS)
+    requests = subject.told(anchor_requests())
+    _ask(str(subject.aligned), requests, path, keep="all", max_new_tokens=ANCHOR_TOKENS)
     return path
 
 
@@ -161,17 +149,11 @@ def anchor_requests() -> list[Conversation]:
     return harmful + read("benign", "train")[: len(harmful)]
 
 
-def _own_refusals(model: str, split: str, digest: str, cache: Path) -> Path:
-    """The file of a model's refusals of one split, written on first use."""
-    path = cache / f"experiment-refusals-{digest[:12]}-{split}.jsonl"
-    if not path.is_file():
-        logger.info("asking %s for its own refusals, once: %s", model, split)
-        _ask(model, _requests(split), path, max_new_tokens=MAX_NEW_TOKENS)
-    return path
-
-
 def _ask(model: str, requests: Sequence[Conversation], path: Path, **settings: Any) -> None:
-    """Write a model's answers to requests, without those that are there, into a file."""
+    """Write a model's answers to requests, without those that are there, into a file, once."""
+    if path.is_file():
+        return
+    logger.info("asking %s for its own answers, once: %s", model, path.name)
     prompts = path.with_suffix(".requests.jsonl")
     with whole_file(prompts) as partial:
         lines = (json.dumps({"messages": turns[:-1]}) for turns in requests)
@@ -180,7 +162,7 @@ def _ask(model: str, requests: Sequence[Conversation], path: Path, **settings: A
     write_refusals(RefusalsConfig(**common, batch_size=BATCH_SIZE, **settings))
 
 
-def _requests(split: str) -> Sequence[Conversation]:
+def _requests(split: str) -> list[Conversation]:
     """The demo's harmful requests; those for training with the development set's."""
     return (
         read("harmful", "heldout")

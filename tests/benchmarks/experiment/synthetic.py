@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.cost import Cost
+from benchmarks.experiment.cell import Cell, Measures, Record, path_of, save_record
 from benchmarks.experiment.frame import lines_of, read_records
 from benchmarks.experiment.methods import WITH_REFUSALS_LABEL as LABEL
-from benchmarks.experiment.record import Measures, Record, path_of, save_record
 from pact.objective import PactConfig
 
 RELEASED_LABEL = "PACT selection (released)"
@@ -53,8 +51,8 @@ FALLS = {  # refusals and first-step confidence every 8 steps
     LABEL: ((36, 35, 34, 34, 33, 33, 32), (0.63, 0.6, 0.56, 0.54, 0.53, 0.53, 0.53)),
 }
 COSTS = {
-    "plain": Cost([740.0, 742.0, 751.0], 1783.0),
-    LABEL: Cost([760.0, 769.0, 790.0], 1852.4),
+    "plain": {"step_ms": [740.0, 742.0, 751.0], "peak_mib": 1783.0},
+    LABEL: {"step_ms": [760.0, 769.0, 790.0], "peak_mib": 1852.4},
 }
 
 

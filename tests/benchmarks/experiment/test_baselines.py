@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,15 +13,17 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
 import pact_kernels as pk
+from benchmarks.experiment import baselines
 from benchmarks.experiment.baselines import (
     REFUSAL_TEMPLATES,
-    FirstTokens,
-    FullVocabularyKl,
-    TokenLogits,
+    Held,
+    first_tokens,
+    full_vocabulary_kl,
     template_tokens,
+    token_logits,
 )
 from pact.data.collate import Collator
-from pact.objective import PactObjective
+from pact.objective import Objective, PactObjective
 from pact.reference import AdaptersOff
 from pact.training.config import FitConfig
 from pact.training.loop import fit
@@ -34,16 +37,20 @@ from tests.training.problem import summed_gradients
 PLAIN: dict[str, Any] = {}
 FULL: dict[str, Any] = {"softcap": 6.0, "logit_scale": 0.7}  # the cap bends logits of a few units
 HELD = torch.tensor([2, 3, 11])
-OBJECTIVES = [
-    FullVocabularyKl(0.7, step_tau=3.0),
-    FirstTokens(strength=1.5),
-    TokenLogits(HELD, 0.4),
-]
+FULL_KL = Held(full_vocabulary_kl, 0.7)
+TOKENS = Held(partial(token_logits, token_ids=HELD), 0.4)
+
+
+def constrained(strength: float = 1.0) -> Held:
+    return Held(partial(first_tokens, strength=strength))
+
+
+OBJECTIVES = {"full_kl": FULL_KL, "first_tokens": constrained(1.5), "token_logits": TOKENS}
 SHARED_BIAS = {**FULL, "reference_bias": False}  # the student's bias is the reference's too
 HEADS = pytest.mark.parametrize(
     "head", [PLAIN, FULL, SHARED_BIAS], ids=["matrix", "bias, cap and scale", "shared bias"]
 )
-BOTH = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 
 
 class Case:
@@ -72,7 +79,7 @@ class Case:
         bias = self.head.bias
         return [self.hidden, self.head.weight, *([] if bias is None else [bias])]
 
-    def loss(self, objective: PactObjective, **options: Any) -> pk.PactLoss:
+    def loss(self, objective: Objective, **options: Any) -> pk.PactLoss:
         return objective(self.hidden, self.head, self.target, self.step, self.reference, **options)
 
     def logits(self) -> tuple[Tensor, Tensor]:
@@ -102,6 +109,12 @@ def betas_of(step: Tensor, strength: float = 1.0) -> Tensor:
     return torch.tensor([table.get(int(t), 0.1) for t in step], dtype=torch.float64)
 
 
+def everywhere(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One beta for all steps."""
+    monkeypatch.setattr(baselines, "PAPER_BETAS", (beta,) * 5)
+    monkeypatch.setattr(baselines, "PAPER_LATER_BETA", beta)
+
+
 def assert_same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
     torch.testing.assert_close(ours, theirs)
     for gradients in zip(
@@ -110,15 +123,12 @@ def assert_same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
         torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("step_tau", [None, 3.0])
 @HEADS
-def test_full_vocabulary_kl_is_its_formula(head: dict[str, Any], step_tau: float | None) -> None:
+def test_full_vocabulary_kl_is_its_formula(head: dict[str, Any]) -> None:
     case = Case(**head)
-    out = case.loss(FullVocabularyKl(0.7, step_tau))
+    out = case.loss(FULL_KL)
     u, f = case.logits()
     rows = kl_divergence(Categorical(logits=f.detach()), Categorical(logits=u))
-    if step_tau is not None:
-        rows = rows * torch.exp(-case.step.double() / step_tau)
     ce, kl = functional.cross_entropy(u, case.target), rows.mean()
     torch.testing.assert_close((out.cross_entropy, out.kl), (ce.detach(), kl.detach()))
     assert not out.cross_entropy.requires_grad and not out.kl.requires_grad
@@ -129,7 +139,7 @@ def test_full_vocabulary_kl_is_its_formula(head: dict[str, Any], step_tau: float
 def test_full_vocabulary_kl_pulls_by_the_difference_of_the_distributions() -> None:
     """(P - onehot + kl_weight (P - P_ref)) W / N, without autograd."""
     case = Case()
-    (gradient,) = torch.autograd.grad(case.loss(FullVocabularyKl(0.7)).loss, case.hidden)
+    (gradient,) = torch.autograd.grad(case.loss(FULL_KL).loss, case.hidden)
     with torch.no_grad():
         p, q = (z.softmax(-1) for z in case.logits())
         onehot = functional.one_hot(case.target, p.shape[1])
@@ -140,7 +150,7 @@ def test_full_vocabulary_kl_pulls_by_the_difference_of_the_distributions() -> No
 @HEADS
 @BOTH
 def test_a_student_that_is_its_reference_learns_what_plain_fine_tuning_does(
-    objective: PactObjective, head: dict[str, Any]
+    objective: Held, head: dict[str, Any]
 ) -> None:
     """No KL, no gradient of it, and a factor of 1 at every beta."""
     case = Case(**head).as_its_reference()
@@ -156,7 +166,7 @@ def test_a_student_that_is_its_reference_learns_what_plain_fine_tuning_does(
 @HEADS
 def test_first_tokens_is_its_formula(head: dict[str, Any], strength: float) -> None:
     case = Case(**head)
-    out = case.loss(FirstTokens(strength=strength))
+    out = case.loss(constrained(strength))
     beta, delta = betas_of(case.step, strength), case.log_ratio()
     by_hand = (-2 / beta * torch.log(1 / (1 + torch.exp(-beta * delta)))).mean()
     plain = functional.cross_entropy(case.logits()[0], case.target).detach()
@@ -169,16 +179,19 @@ def test_first_tokens_is_its_formula(head: dict[str, Any], strength: float) -> N
 def test_first_tokens_scales_the_gradient_of_each_row() -> None:
     """By 2 sigmoid(-beta Delta), which is on both sides of 1 here."""
     case = Case()
-    (ours,) = torch.autograd.grad(case.loss(FirstTokens()).loss, case.hidden)
+    (ours,) = torch.autograd.grad(case.loss(constrained()).loss, case.hidden)
     (plain,) = torch.autograd.grad(case.loss(PactObjective.plain()).loss, case.hidden)
     factor = 2 * torch.sigmoid(-betas_of(case.step) * case.log_ratio().detach())
     assert factor.min() < 0.5 and factor.max() > 1.5
     torch.testing.assert_close(ours, factor[:, None] * plain)
 
 
-def test_small_betas_are_plain_fine_tuning_up_to_a_constant() -> None:
+def test_small_betas_are_plain_fine_tuning_up_to_a_constant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     case, beta = Case(), 1e-7
-    out = case.loss(FirstTokens([beta] * 5, beta))
+    everywhere(beta, monkeypatch)
+    out = case.loss(constrained())
     plain = case.loss(PactObjective.plain())
     ours = torch.autograd.grad(out.loss, case.hidden)
     torch.testing.assert_close(
@@ -190,14 +203,16 @@ def test_small_betas_are_plain_fine_tuning_up_to_a_constant() -> None:
 
 
 @pytest.mark.parametrize("beta", [1e-6, 2.0, 1e3])
-def test_first_tokens_is_stable_at_extreme_ratios(beta: float) -> None:
+def test_first_tokens_is_stable_at_extreme_ratios(
+    beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ratios of hundreds of nats either way, in float32: losses and factors are the limits."""
     weight = torch.tensor([[0.0], [1.0]])  # the logits of a state h are 0 and h
     hidden = torch.tensor([[400.0], [-400.0], [1e-3]], requires_grad=True)
     target, step = torch.ones(3, dtype=torch.int64), torch.tensor([0, 4, 9])
     reference = pk.ReferenceStates(-hidden.detach(), None, weight)
-    objective = FirstTokens([beta] * 5, beta)
-    out = objective(hidden, Head(weight, None, None, 1.0), target, step, reference)
+    everywhere(beta, monkeypatch)
+    out = constrained()(hidden, Head(weight, None, None, 1.0), target, step, reference)
     out.loss.backward()
     x = hidden.detach().double()[:, 0]
     delta = functional.logsigmoid(x) - functional.logsigmoid(-x)  # 400, -400, 0.001
@@ -211,7 +226,7 @@ def test_first_tokens_is_stable_at_extreme_ratios(beta: float) -> None:
 @HEADS
 def test_token_logits_is_its_formula(head: dict[str, Any]) -> None:
     case = Case(**head)
-    out = case.loss(TokenLogits(HELD, 0.4))
+    out = case.loss(TOKENS)
     u, f = case.logits()
     change = (u[:, HELD] - f[:, HELD].detach()).square().mean()
     ce = functional.cross_entropy(u, case.target)
@@ -230,7 +245,7 @@ def test_template_tokens_are_those_of_the_words_of_a_refusal() -> None:
 
 
 @BOTH
-def test_micro_batches_sum_to_the_whole_step(objective: PactObjective) -> None:
+def test_micro_batches_sum_to_the_whole_step(objective: Held) -> None:
     case = Case(**FULL)
     whole = case.loss(objective)
     places = torch.arange(len(case.target))
@@ -249,7 +264,7 @@ def test_micro_batches_sum_to_the_whole_step(objective: PactObjective) -> None:
 
 
 @BOTH
-def test_no_gradient_reaches_the_reference(objective: PactObjective) -> None:
+def test_no_gradient_reaches_the_reference(objective: Held) -> None:
     case = Case()
     frozen = [case.reference.full_hidden, case.reference.weight]
     for tensor in frozen:
@@ -260,7 +275,7 @@ def test_no_gradient_reaches_the_reference(objective: PactObjective) -> None:
 
 
 @BOTH
-def test_only_live_states_are_taken(objective: PactObjective) -> None:
+def test_only_live_states_are_taken(objective: Held) -> None:
     case = Case()
     rows = case.hidden, case.head, case.target, case.step
     with pytest.raises(ValueError, match="hidden states, got None"):
@@ -269,28 +284,15 @@ def test_only_live_states_are_taken(objective: PactObjective) -> None:
         objective(*rows, problem(ignored=0.0).logits())
 
 
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: FullVocabularyKl(-0.1), "kl_weight"),
-        (lambda: FullVocabularyKl(1.0, 0.0), "kl_step_tau"),
-        (lambda: TokenLogits(torch.tensor([], dtype=torch.int64), 1.0), "at least one token"),
-        (lambda: TokenLogits(HELD, -1.0), "weight"),
-        (lambda: TokenLogits(HELD, math.inf), "weight"),
-        (lambda: FirstTokens([0.5, 0.0]), r"betas\[1\]"),
-        (lambda: FirstTokens(later_beta=-1.0), "later_beta"),
-        (lambda: FirstTokens(strength=0.0), "strength"),
-        (lambda: FirstTokens(strength=math.inf), "strength"),
-    ],
-)
-def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+@pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
+def test_a_weight_out_of_range_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight must be at least 0 and finite"):
+        Held(full_vocabulary_kl, weight)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @BOTH
-def test_the_loop_trains_adapters_with_it(objective: PactObjective, dtype: str) -> None:
+def test_the_loop_trains_adapters_with_it(objective: Held, dtype: str) -> None:
     given = training_problem(None)
     assert objective.needs_reference and not objective.needs_post_only
     pad = given.tokenizer.pad_token_id
@@ -312,7 +314,7 @@ def test_the_loop_trains_adapters_with_it(objective: PactObjective, dtype: str) 
     first, last = records[0], records[-1]
     assert abs(first["kl"]) < 1e-6  # fresh adapters are the identity
     assert last["cross_entropy"] < first["cross_entropy"]
-    if isinstance(objective, FirstTokens):
+    if objective.weight is None:  # first_tokens
         steps = torch.cat([batch["row_step"] for batch in seen[:3]])  # 8 examples: 3, 3, 2
         assert len(steps) == first["rows"]
         level = (2 * math.log(2) / betas_of(steps, strength=1.5)).mean().item()
@@ -325,7 +327,7 @@ def test_the_loop_trains_adapters_with_it(objective: PactObjective, dtype: str) 
 
 
 @BOTH
-def test_the_loop_refuses_a_reference_that_is_not_the_student(objective: PactObjective) -> None:
+def test_the_loop_refuses_a_reference_that_is_not_the_student(objective: Held) -> None:
     given, model = training_problem(None), add_adapters(tiny_llama())
     other = AdaptersOff(add_adapters(tiny_llama(seed=1)))
     with pytest.raises(ValueError, match="the student must be its reference"):

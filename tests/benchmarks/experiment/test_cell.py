@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiment.cell import Cell
-from benchmarks.experiment.record import Measures, Record, load_record, path_of, save_record
+from benchmarks.experiment.cell import Cell, Measures, Record, load_record, path_of, save_record
 from pact.objective import PactConfig
 
 PACT = Cell(method="pact")
@@ -87,12 +86,12 @@ def test_anchors_are_of_pact_alone_and_name_no_cell_without_them() -> None:
     anchored = replace(PACT, anchor_share=0.3)
     assert replace(anchored, anchor_steps=4).name != anchored.name
     for wrong in ({"method": "full_kl"}, {"anchor_share": 1.0}, {"anchor_steps": 33}):
-        with pytest.raises(ValueError, match="anchor"):
+        with pytest.raises(AssertionError):
             replace(anchored, **wrong)  # type: ignore[arg-type]
 
 
 def test_safe_lora_has_adapters() -> None:
-    with pytest.raises(ValueError, match="safe_lora projects adapters, got full_finetuning"):
+    with pytest.raises(AssertionError, match="it projects adapters"):
         Cell(method="safe_lora", full_finetuning=True)
 
 
@@ -108,7 +107,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     assert load_record(cell, tmp_path) is None
     save_record(record, cell, tmp_path)
-    assert load_record(cell, tmp_path) == record
+    assert load_record(cell, tmp_path) == json.loads(json.dumps(record))
     assert [path.name for path in tmp_path.iterdir()] == [f"{cell.name}.json"]
 
     def refuse(constant: str) -> None:

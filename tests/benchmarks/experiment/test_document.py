@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -13,8 +14,8 @@ import pytest
 
 from benchmarks.experiment import __main__ as command
 from benchmarks.experiment import plots
+from benchmarks.experiment.cell import path_of
 from benchmarks.experiment.document import TEMPLATE, TEMPLATES, render, table
-from benchmarks.experiment.record import path_of
 from benchmarks.reporting import drawing
 from tests.benchmarks.experiment.synthetic import COSTS, METHODS, RELEASED_LABEL, Grid, whole
 
@@ -40,9 +41,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plots, name, lambda *given: None)
 
 
-def written(grid: Grid, records: Path, folder: Path, costs=COSTS, others=(), **protocol) -> str:
+def written(
+    grid: Grid, records: Path, folder: Path, others: Sequence[Path] = (), **protocol
+) -> str:
     (records / "protocol.json").write_text(json.dumps(PROTOCOL | protocol))
-    return render(grid, records, costs, folder, others).read_text(encoding="utf-8")
+    (records / "cost.json").write_text(json.dumps(COSTS))
+    return render(grid, [records, *others], folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -212,6 +216,9 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
         folder.mkdir()
     grid = whole(folders[0])
     other = Grid(main=whole(folders[1]).main[:6])
+    kept = {path_of(cell, folders[1]) for line in other.main for cell in line.cells}
+    for path in {*folders[1].glob("*.json")} - kept:
+        path.unlink()
     protocol = {"model": "Other-1B", "model_hash": "abc", "base": "plainly fine-tuned"}
     protocol |= PROTOCOL | {"learning_rate": 0.0789}
     (folders[1] / "protocol.json").write_text(json.dumps(protocol))
@@ -220,7 +227,7 @@ def test_a_second_model_has_tables_of_its_own(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     record["measures"]["counts"]["harmful"][0] += 1
     path.write_text(json.dumps(record))
-    text = written(grid, folders[0], tmp_path / "docs", others=[(other, folders[1], {})])
+    text = written(grid, folders[0], tmp_path / "docs", others=folders[1:])
     first, second = text.split("# Other-1B\n")
     assert "# SmolLM2-135M-Instruct\n" in first
     assert "21/120" in first and "22/120" not in first
@@ -244,7 +251,7 @@ def test_a_model_without_records_is_left_out(tmp_path: Path) -> None:
     grid = Grid(main=whole(demo).main)
     (other / "protocol.json").parent.mkdir()
     (other / "protocol.json").write_text(json.dumps(PROTOCOL | {"model": "Other-1B"}))
-    assert "Other-1B" not in written(grid, demo, tmp_path / "docs", others=[(grid, other, {})])
+    assert "Other-1B" not in written(grid, demo, tmp_path / "docs", others=[other])
 
 
 def test_a_model_whose_run_has_just_begun(tmp_path: Path) -> None:
@@ -265,5 +272,5 @@ def test_a_model_whose_run_has_just_begun(tmp_path: Path) -> None:
 def test_a_model_is_shown_once(tmp_path: Path) -> None:
     grid = Grid(main=whole(tmp_path).main)
     with pytest.raises(ValueError, match="shows each model once, got SmolLM2-135M-Instruct from"):
-        written(grid, tmp_path, tmp_path / "docs", others=[(grid, tmp_path, {})])
+        written(grid, tmp_path, tmp_path / "docs", others=[tmp_path])
     assert not (tmp_path / "docs" / "evidence.md").exists()

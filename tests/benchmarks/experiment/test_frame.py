@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.experiment.cell import Measures
 from benchmarks.experiment.frame import ALL_TASKS, Pooled, lines_of, pool, read_records
-from benchmarks.experiment.record import Measures
 from benchmarks.experiment.words import environment, not_run
 from tests.benchmarks.experiment.synthetic import (
     ALIGNED,
@@ -91,8 +91,8 @@ def test_a_line_that_is_not_run_is_left_out_and_named(tmp_path: Path) -> None:
 def test_a_measure_is_pooled_over_the_seeds_that_have_it(tmp_path: Path) -> None:
     save(PLAIN, measures(8, 50), tmp_path)
     few = measures(9, 51)
-    counts = {key: n for key, n in few.counts.items() if key != "outside"}
-    save(replace(PLAIN, seed=1), Measures(counts=counts, values=few.values), tmp_path)
+    counts = {key: n for key, n in few["counts"].items() if key != "outside"}
+    save(replace(PLAIN, seed=1), Measures(counts=counts, values=few["values"]), tmp_path)
     line = plain(tmp_path, (0, 1))
     assert [len(line[key].seeds) for key in ("harmful", "outside", ALL_TASKS)] == [2, 1, 2]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.experiment import __main__ as command
+from benchmarks.experiment.frame import read_records
 from benchmarks.experiment.grid import Grid, full_grid, without_base
 from benchmarks.experiment.protocol import SecondJudge
 
@@ -47,12 +48,11 @@ def test_the_lines_of_a_model_without_a_base_are_those_it_can_have(
 ) -> None:
     shown = {}
 
-    def render(grid: Grid, folder: Path, costs: Any, docs: Path, others: Any = ()) -> Path:
-        shown.update({other.name: lines for lines, other, _ in [(grid, folder, costs), *others]})
-        return docs
+    def read(grid: Grid, folder: Path) -> Any:
+        shown[folder.name] = grid
+        return read_records(grid, folder)
 
-    monkeypatch.setattr("benchmarks.experiment.document.render", render)
-    monkeypatch.setattr("benchmarks.reporting.pages.write_pages", lambda root: [])
+    monkeypatch.setattr("benchmarks.experiment.document.read_records", read)
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     for name, base in (("alone", "plainly fine-tuned"), ("based", "a-base")):
         (tmp_path / name).mkdir()
@@ -60,10 +60,12 @@ def test_the_lines_of_a_model_without_a_base_are_those_it_can_have(
     for line in (["render"], ["render", "--results", str(tmp_path / "alone")]):
         shown.clear()
         monkeypatch.setattr(sys, "argv", ["experiment", *line])
-        command.main()
+        with pytest.raises(SystemExit, match="a document needs records"):
+            command.main()
         assert shown["alone"] == without_base(full_grid())
     monkeypatch.setattr(sys, "argv", ["experiment", "render"])
-    command.main()
+    with pytest.raises(SystemExit):
+        command.main()
     assert shown["based"] == shown[tmp_path.name] == full_grid()
 
 

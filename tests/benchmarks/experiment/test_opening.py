@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.experiment.opening import opening_odds
+from benchmarks.experiment.measuring import opening_odds
 from pact.data.template import prompt_text
 from pact.discovery import SafetyTokens
 from tests.tiny import tiny_llama, tiny_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiment.outside import PROMPTS, harmbench_prompts
+from benchmarks.experiment.conversations import PROMPTS, harmbench_prompts
 
 
 @pytest.fixture

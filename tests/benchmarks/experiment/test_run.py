@@ -13,12 +13,13 @@ import torch
 from benchmarks.experiment import run
 from benchmarks.experiment.ablations import POST_ALONE
 from benchmarks.experiment.alignment import Alignment, aligned_folder, aligned_model, own_answers
-from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.cell import Cell, load_record, path_of
+from benchmarks.experiment.measuring import measure
 from benchmarks.experiment.methods import ANCHORED, METHODS, WITH_REFUSALS
 from benchmarks.experiment.protocol import Prompts, Protocol
-from benchmarks.experiment.record import load_record, path_of
 from benchmarks.experiment.run import run_cells
 from benchmarks.experiment.stages import Bench
+from benchmarks.experiment.subject import Subject
 from tests.tiny import save_tiny
 
 TINY = Protocol(
@@ -28,7 +29,7 @@ TINY = Protocol(
 )
 ONE_OF_EACH = {cell.method: cell for cell in METHODS.values()}
 """The others of a method differ from it in numbers alone."""
-REFUSALS = ("harmful", "benign", "prefill")
+REFUSALS = ("harmful", "benign", "prefill", "outside")
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     anchors = folder / "anchors.jsonl"
     rows = [{"prompt": f"Question {n}?", "completion": f"I cannot help {n}."} for n in range(4)]
     anchors.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Bench(
-        save_tiny(folder / "aligned", 1),
-        save_tiny(folder / "shipped", 2),
-        TINY,
-        plain=save_tiny(folder / "plain", 3),
-        anchors=anchors,
+    aligned, shipped, plain = (
+        save_tiny(folder / name, seed) for seed, name in enumerate(("aligned", "shipped", "plain"))
     )
+    return Bench(Subject(aligned, shipped, None, {}, plain, anchors), TINY)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +62,19 @@ def test_every_kind_of_cell_is_trained_and_measured(
 ) -> None:
     monkeypatch.setattr(run, "_bench", bench)
     cell = replace(cell, steps=2, curve_every=1)
-    run._compute(cell, tmp_path, outside=False, attacked=True)
+    monkeypatch.setattr(
+        "benchmarks.experiment.measuring.harmbench_prompts", lambda count: ["Why?", "Who?"]
+    )
+    run._compute(cell, tmp_path, in_full=True)
     record = load_record(cell, tmp_path)
     assert record is not None
-    assert record.settings == cell.settings()
-    assert sorted(record.curve) == [0, 1]
+    assert record["settings"] == cell.settings()
+    assert sorted(record["curve"]) == ["0", "1"]
     counted = {*REFUSALS, *(f"{name}_anywhere" for name in REFUSALS)}
-    assert set(record.measures.counts) == counted | {"classification", "extraction"}
-    assert {n for _, n in record.measures.counts.values()} == {2}
-    assert record.curve[0].values["kl_vocabulary_nats"] < 1e-5  # the reference itself
-    start, end = (m.values["finetune_nats"] for m in (record.curve[0], record.measures))
+    assert set(record["measures"]["counts"]) == counted | {"classification", "extraction"}
+    assert {n for _, n in record["measures"]["counts"].values()} == {2}
+    assert record["curve"]["0"]["values"]["kl_vocabulary_nats"] < 1e-5  # the reference itself
+    start, end = (m["values"]["finetune_nats"] for m in (record["curve"]["0"], record["measures"]))
     assert start != end  # two steps were taken
 
 
@@ -83,8 +84,8 @@ def test_training_stops_the_drift_that_a_cell_does_not_hold(bench: Bench) -> Non
     drifts = []
     for cell in (METHODS["plain"], replace(WITH_REFUSALS, pact=pulled)):
         model, reference = bench.finetune(replace(cell, steps=6))
-        drifts.append(bench.measure(model, reference, outside=False, attacked=False))
-    plain, held = (m.values["kl_vocabulary_nats"] for m in drifts)
+        drifts.append(measure(bench, model, reference))
+    plain, held = (m["values"]["kl_vocabulary_nats"] for m in drifts)
     assert held < plain
 
 
@@ -93,7 +94,7 @@ def test_anchors_are_held_and_take_the_place_of_others(
 ) -> None:
     """They are a share of all examples, cut at their steps; the batches have rows that are held."""
     seen: list[Any] = []
-    monkeypatch.setattr("benchmarks.experiment.stages.fit", lambda *args, **_: seen.extend(args))
+    monkeypatch.setattr("benchmarks.experiment.training.fit", lambda *args, **_: seen.extend(args))
     bench.finetune(replace(ANCHORED, anchor_share=0.5, anchor_steps=3))
     dataset, collator = seen[1], seen[4]
     assert sum(dataset["anchor"]) == len(dataset) / 2
@@ -133,7 +134,7 @@ def test_records_at_hand_are_not_computed_anew(
     path_of(cell, tmp_path).write_text(json.dumps(record))
     for name in ("demo_subject", "ProcessPoolExecutor"):
         monkeypatch.setattr(run, name, never)
-    common: dict[str, Any] = {"workers": 2, "with_outside": frozenset(), "with_attack": frozenset()}
+    common: dict[str, Any] = {"workers": 2, "in_full": ()}
     run_cells([cell, cell], TINY, tmp_path, tmp_path, **common)
     run_cells([cell], TINY, tmp_path, tmp_path, **common)
     with pytest.raises(ValueError, match=r"records of another protocol \(other learning_rate\)"):

