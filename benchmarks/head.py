@@ -22,18 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 import pact_kernels as pk
+from benchmarks.cases import plans
 from benchmarks.cases.case import Case, Inputs
-from benchmarks.cases.plans import (
-    BASE,
-    CAPPED_HEAD,
-    GEMMA,
-    LLAMA,
-    OURS,
-    SOFTCAP,
-    Plan,
-    gpu_case,
-    title,
-)
+from benchmarks.cases.plans import OURS, Plan, gpu_case, title
 from benchmarks.harness import Bench, measure_all
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
 from benchmarks.measuring.machine import circumstances, memory_limit_bytes
@@ -59,16 +50,16 @@ class Goal(NamedTuple):
     """The most that a loss with a KL may take, by the cross-entropy alone."""
 
 
-def _cross_entropy(head: str = LLAMA, sequences: int = 8, **options: Any) -> Case:
+def _cross_entropy(head: str = plans.LLAMA, sequences: int = 8, **options: Any) -> Case:
     return gpu_case("linear_cross_entropy", head, sequences, **options)
 
 
 GOALS = {
     "frozen": Goal(_cross_entropy(), speed=0.97),
     "trainable": Goal(_cross_entropy(trainable_head=True), speed=0.97),
-    "softcap": Goal(_cross_entropy(CAPPED_HEAD, 4, softcap=SOFTCAP), speed=0.88),
-    "width-2304": Goal(_cross_entropy(CAPPED_HEAD, 4), speed=0.97),
-    "width-640": Goal(_cross_entropy(GEMMA, 4), speed=0.92),
+    "softcap": Goal(_cross_entropy(plans.CAPPED_HEAD, 4, softcap=plans.SOFTCAP), speed=0.88),
+    "width-2304": Goal(_cross_entropy(plans.CAPPED_HEAD, 4), speed=0.97),
+    "width-640": Goal(_cross_entropy(plans.GEMMA, 4), speed=0.92),
     "kl-50": Goal(gpu_case("pact_loss", cached=True, over="selection"), added=1.01),
     "kl-1000": Goal(gpu_case("pact_loss", cached=True, over="selection", tokens=1000), added=1.03),
     "logsumexp": Goal(gpu_case("linear_logsumexp"), speed=0.98),
@@ -142,7 +133,7 @@ def run(
     goals: Mapping[str, Goal], bench: Bench, say: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """Measure case after case, and say each as it is done."""
-    planned, records = [Plan(case=goal.case, varied=BASE) for goal in goals.values()], []
+    planned, records = [Plan(case=goal.case, varied=plans.BASE) for goal in goals.values()], []
     for (name, goal), results in zip(goals.items(), measure_all(planned, bench), strict=True):
         records.append(record(name, goal, results))
         say(records[-1])
@@ -162,7 +153,14 @@ def table(goals: Mapping[str, Goal], records: Sequence[Mapping[str, Any]]) -> st
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.head",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cuda",), default="cuda")
+    parser.add_argument("--cases", nargs="+", choices=GOALS, default=list(GOALS), metavar="CASE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines there too")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("the head's kernels need an NVIDIA or AMD GPU, and torch sees none")
@@ -182,18 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         say(dict(bench.circumstances))
         print(table(goals, run(goals, bench, say)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.head",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=("cuda",), default="cuda")
-    parser.add_argument("--cases", nargs="+", choices=GOALS, default=list(GOALS), metavar="CASE")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines there too")
-    return parser
 
 
 if __name__ == "__main__":

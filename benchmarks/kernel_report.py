@@ -201,23 +201,6 @@ def table(found: Sequence[Reading]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if `--check` found something."""
-    args = _parser().parse_args(arguments)
-    chosen = args.targets or (TARGETS if args.all else CONTRACT)
-    targets = [name for name in TARGETS if name in chosen]
-    cases = [
-        case
-        for case in CASES
-        if (args.all or case.default) and (args.ops is None or case.op in args.ops)
-    ]
-    found = readings(cases, [TARGETS[name] for name in targets], args.jobs)
-    print(table(found))
-    complaints = [x for reading in found for x in problems(reading)] if args.check else []
-    for complaint in complaints:
-        print(complaint, file=sys.stderr)
-    return 1 if complaints else 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernel_report",
         description=__doc__,
@@ -232,7 +215,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: CPUs)"
     )
-    return parser
+    args = parser.parse_args(arguments)
+    chosen = args.targets or (TARGETS if args.all else CONTRACT)
+    targets = [name for name in TARGETS if name in chosen]
+    cases = [
+        case
+        for case in CASES
+        if (args.all or case.default) and (args.ops is None or case.op in args.ops)
+    ]
+    found = readings(cases, [TARGETS[name] for name in targets], args.jobs)
+    print(table(found))
+    complaints = [x for reading in found for x in problems(reading)] if args.check else []
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints else 0
 
 
 def _positive(text: str) -> int:

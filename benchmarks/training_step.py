@@ -169,7 +169,15 @@ def table(measured: Measured) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", type=Path, help="default: the demo's, converted on first use")
+    parser.add_argument("--runs", type=_positive, default=5, help="recorded rounds (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time too")
     args = parser.parse_args(arguments)
     on_card, runs = args.device == "cuda", args.runs
     if on_card and args.model:
@@ -198,19 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", type=Path, help="default: the demo's, converted on first use")
-    parser.add_argument("--runs", type=_positive, default=5, help="recorded rounds (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time too")
-    return parser
 
 
 def _positive(text: str) -> int:

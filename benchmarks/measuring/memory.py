@@ -86,7 +86,10 @@ def preload_compiler() -> None:
 def _measure(case: Case, peer: Peer, setting: Setting) -> Memory:
     call = peer.prepare(case, make_inputs(case), setting)
     call()
-    _give_back_freed_memory()
+    gc.collect()  # or the second call would find what the first has freed, and look smaller
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
     before_mib, permitted = resident_mib(), reset_peak()
     highest_mib = peak_mib()
     call()
@@ -94,11 +97,3 @@ def _measure(case: Case, peer: Peer, setting: Setting) -> Memory:
     if not permitted and after_mib <= highest_mib:
         return Memory(None, "the peak before the call hides its own, and may not be reset")
     return Memory(after_mib - before_mib)
-
-
-def _give_back_freed_memory() -> None:
-    """Or the second call would find what the first has freed, and look smaller than it is."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)

@@ -17,18 +17,8 @@ import pandas as pd
 
 from benchmarks.cases.plans import OURS, Line, lines, title
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS
-from benchmarks.reporting.drawing import (
-    FAINT,
-    FIRST,
-    OTHERS,
-    TITLE,
-    Style,
-    clean,
-    legend,
-    log_scale,
-    new_figure,
-    save,
-)
+from benchmarks.reporting import drawing
+from benchmarks.reporting.drawing import Style
 from benchmarks.reporting.results import Result, frame_of
 from benchmarks.reporting.scaling import exponent, tracks
 
@@ -48,7 +38,7 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
     """The style of every implementation, in the order in which the results meet them."""
     names = dict.fromkeys(each.implementation for each in results if each.measured)
     others = [name for name in names if name not in (OURS, GEMMS)]
-    return {**dict(zip(others, cycle(OTHERS), strict=False)), OURS: FIRST}
+    return {**dict(zip(others, cycle(drawing.OTHERS), strict=False)), OURS: drawing.FIRST}
 
 
 def plot_cases(
@@ -61,22 +51,22 @@ def plot_cases(
         return None
     cases = list(dict.fromkeys(frame.case))
     frame = frame.assign(row=[cases.index(case) for case in frame.case], times=1 / frame.of_gemms)
-    figure = new_figure(11.0, 1.6 + 0.3 * len(cases))
+    figure = drawing.new_figure(11.0, 1.6 + 0.3 * len(cases))
     left, right = panels = figure.subplots(1, 2, sharey=True)
     for name, own in frame.groupby("implementation", sort=False):
         _dots(left, own.times, own.row, name, style[name])
         if name != CROSS_ENTROPY_ALONE:
             _dots(right, own.extra_mib, own.row, name, style[name])
-    left.axvline(1.0, color=FAINT, linewidth=1, linestyle="--")
+    left.axvline(1.0, color=drawing.FAINT, linewidth=1, linestyle="--")
     left.set_yticks(range(len(cases)), [title(case) for case in cases])
     left.set_ylim(len(cases) - 0.4, -0.6)
-    left.set_title("Time / time of its GEMMs alone", **TITLE)
-    right.set_title("Peak memory beyond the inputs, MiB", **TITLE)
+    left.set_title("Time / time of its GEMMs alone", **drawing.TITLE)
+    right.set_title("Peak memory beyond the inputs, MiB", **drawing.TITLE)
     for axes in panels:
-        log_scale(axes, "x")
-        clean(axes)
-    legend(figure, panels)
-    return save(figure, path)
+        drawing.log_scale(axes, "x")
+        drawing.clean(axes)
+    drawing.legend(figure, panels)
+    return drawing.save(figure, path)
 
 
 def plot_growth(
@@ -86,7 +76,7 @@ def plot_growth(
     found = [(line, group) for line in along if (group := tracks(line, results))]
     if not found:
         return None
-    figure = new_figure(11.0, 0.5 + 3.2 * len(found))
+    figure = drawing.new_figure(11.0, 0.5 + 3.2 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False)
     for (time_axes, memory_axes), (line, group) in zip(grid, found, strict=True):
         for name, points in group:
@@ -95,16 +85,16 @@ def plot_growth(
                 _curve(memory_axes, points.along, points.beyond_outputs_mib, name, style[name])
         head = line.cases[0]
         rest = f"V {head.vocabulary}" if line.size == "N" else f"N {head.rows}"
-        time_axes.set_title(f"Time, ms (D {head.hidden}, {rest})", **TITLE)
-        memory_axes.set_title("Memory beyond inputs and outputs, MiB", **TITLE)
+        time_axes.set_title(f"Time, ms (D {head.hidden}, {rest})", **drawing.TITLE)
+        memory_axes.set_title("Memory beyond inputs and outputs, MiB", **drawing.TITLE)
         for axes in (time_axes, memory_axes):
-            log_scale(axes, "x")
-            log_scale(axes, "y")
+            drawing.log_scale(axes, "x")
+            drawing.log_scale(axes, "y")
             axes.set_xticks(line.sizes(), [str(size) for size in line.sizes()])
             axes.set_xlabel(line.size)
-            clean(axes)
+            drawing.clean(axes)
             axes.legend(frameon=False, fontsize=8)
-    return save(figure, path)
+    return drawing.save(figure, path)
 
 
 def _dots(axes: Any, x: pd.Series, y: pd.Series, name: str, style: Style) -> None:

@@ -140,7 +140,8 @@ def load_results(path: Path) -> list[Result]:
 
 def save_results(results: Iterable[Result], path: Path) -> None:
     """Write them whole or not at all."""
-    frame = frame_of(results)[COLUMNS].map(_in_one_line)
+    frame = frame_of(results)[COLUMNS]
+    frame = frame.map(lambda cell: " ".join(cell.split()) if isinstance(cell, str) else cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     frame.to_csv(unfinished, index=False, float_format="%.6g", lineterminator="\n")
@@ -150,7 +151,3 @@ def save_results(results: Iterable[Result], path: Path) -> None:
 def add_results(new: Iterable[Result], path: Path) -> None:
     """Put them into the file."""
     save_results(merged(load_results(path), new), path)
-
-
-def _in_one_line(cell: object) -> object:
-    return " ".join(cell.split()) if isinstance(cell, str) else cell
