@@ -7,7 +7,6 @@ selection, and is compared with nothing: it says what a KL costs that is fused, 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 
@@ -16,20 +15,22 @@ from torch import Tensor
 
 from benchmarks.cases.case import Case, Inputs
 from benchmarks.peers.calls import answer_rows, make_call, take
-from benchmarks.peers.cross_entropies import Liger, Trl, trl_function
+from benchmarks.peers.cross_entropies import CrossEntropyPeer, Liger, Trl, trl_function
 from benchmarks.peers.peer import Call, Peer, Setting
 
 StatesLoss = Callable[[Tensor, Tensor], Tensor]
 """The student's states and the reference's, (N, D) each -> the mean over rows."""
 
 
-class FullKlPeer(Peer):
+class FullKl(Peer):
     """Rows: answer rows alone."""
 
     ops = ("pact_kl",)
 
-    @abstractmethod
-    def load(self, inputs: Inputs) -> StatesLoss:
+    def __init__(self, peer: CrossEntropyPeer, load: Callable[[Inputs], StatesLoss]) -> None:
+        self.name = f"{peer.name} full-vocabulary KL"
+        self.distribution, self.gpu_kernels = peer.distribution, peer.gpu_kernels
+        self.load = load
         """Imports what it needs; the heads are those of the inputs."""
 
     def other_objective(self, case: Case) -> str:
@@ -48,36 +49,18 @@ class FullKlPeer(Peer):
         return make_call(case, inputs, forward)
 
 
-class LigerFullKl(FullKlPeer):
+def liger_divergence(inputs: Inputs) -> StatesLoss:
     """Its Jensen-Shannon divergence at beta 0, which is the KL to the teacher."""
-
-    name = "Liger full-vocabulary KL"
-    distribution = Liger.distribution
-    gpu_kernels = Liger.gpu_kernels
-
-    def load(self, inputs: Inputs) -> StatesLoss:
-        fused = import_module("liger_kernel.transformers.functional").liger_fused_linear_jsd
-
-        def loss(hidden: Tensor, reference: Tensor) -> Tensor:
-            made: Tensor = fused(
-                hidden, inputs.weight, reference, inputs.reference_weight, jsd_beta=0.0
-            )
-            return made
-
-        return loss
+    fused = import_module("liger_kernel.transformers.functional").liger_fused_linear_jsd
+    student, teacher = inputs.weight, inputs.reference_weight
+    return lambda hidden, reference: fused(hidden, student, reference, teacher, jsd_beta=0.0)
 
 
-class TrlFullKl(FullKlPeer):
+def trl_divergence(inputs: Inputs) -> StatesLoss:
     """Its generalised divergence at beta 0, which is the KL to the teacher."""
+    function = trl_function("chunked_divergence", "ChunkedDivergenceFunction")
+    student, teacher = (inputs.weight, None), (inputs.reference_weight, None)
+    return lambda hidden, reference: function(hidden, *student, reference, *teacher, 0.0)[0].mean()
 
-    name = "TRL full-vocabulary KL"
-    distribution = Trl.distribution
 
-    def load(self, inputs: Inputs) -> StatesLoss:
-        function = trl_function("chunked_divergence", "ChunkedDivergenceFunction")
-
-        def loss(hidden: Tensor, reference: Tensor) -> Tensor:
-            teacher = reference, inputs.reference_weight, None
-            return function(hidden, inputs.weight, None, *teacher, 0.0)[0].mean()
-
-        return loss
+LIGER_KL, TRL_KL = FullKl(Liger(), liger_divergence), FullKl(Trl(), trl_divergence)

@@ -23,8 +23,8 @@ PEERS: tuple[Peer, ...] = (
     Released(),
     Composed("peer CE + released KL", CROSS_ENTROPIES, every_column=True),
     Composed("peer CE + KL of K columns", CROSS_ENTROPIES, every_column=False),
-    full_kl.LigerFullKl(),
-    full_kl.TrlFullKl(),
+    full_kl.LIGER_KL,
+    full_kl.TRL_KL,
 )
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from benchmarks.cases.case import IGNORE, make_inputs
-from benchmarks.peers.full_kl import TrlFullKl
+from benchmarks.peers.full_kl import TRL_KL
 from tests.benchmarks.peers.judging import BASE, CPU, relative
 
 CASE = replace(BASE, op="pact_kl", trainable_head=True)
 
 
 def test_trl_has_the_kl_to_the_full_context_reference() -> None:
-    peer = TrlFullKl()
+    peer = TRL_KL
     reason = peer.unavailable(CASE, CPU)
     if reason is not None:
         pytest.skip(reason)
@@ -35,6 +35,6 @@ def test_trl_has_the_kl_to_the_full_context_reference() -> None:
 
 
 def test_it_cannot_take_a_cache() -> None:
-    if TrlFullKl().version() is not None:
-        reason = TrlFullKl().unavailable(replace(CASE, cached=True), CPU)
+    if TRL_KL.version() is not None:
+        reason = TRL_KL.unavailable(replace(CASE, cached=True), CPU)
         assert reason is not None and "states" in reason

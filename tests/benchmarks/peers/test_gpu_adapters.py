@@ -15,7 +15,7 @@ from torch.nn import functional
 from benchmarks.cases.case import IGNORE, make_inputs
 from benchmarks.cases.plans import QUICK_SOFTCAP
 from benchmarks.peers.cross_entropies import CrossEntropyPeer, CutCrossEntropy, Liger, Quack
-from benchmarks.peers.full_kl import LigerFullKl
+from benchmarks.peers.full_kl import LIGER_KL
 from tests.benchmarks.peers.judging import BASE, assert_equal, run
 
 CUDA = torch.device("cuda")
@@ -143,7 +143,7 @@ def test_settings_arrive(stand_ins: StandIns) -> None:
 def test_the_teacher_is_the_full_context_reference(stand_ins: StandIns) -> None:
     case = replace(ALIGNED, op="pact_kl", trainable_head=True)
     inputs = make_inputs(case)
-    found = LigerFullKl().prepare(case, inputs, {})()
+    found = LIGER_KL.prepare(case, inputs, {})()
     ((beta, student, teacher),) = stand_ins.options
     assert beta == 0.0 and student is inputs.weight and teacher is inputs.reference_weight
     keep = (inputs.target != IGNORE)[:, None]
