@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from benchmarks.harness import Bench
     from benchmarks.peers.peer import Peer
 
-SUBSETS = {"cpu": "cpu", "cuda": "gpu"}
-"""A device's own."""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
@@ -96,16 +93,12 @@ class List:
         from benchmarks.harness import Bench
         from benchmarks.measuring.machine import GIB, circumstances, memory_limit_bytes
 
-        device = self.torch_device()
+        device, most_gib = self.torch_device(), self.memory_gib
         return Bench(
             device=device,
             peers_for=self.peers_of,
             circumstances=circumstances(device) | {"command": command},
-            memory_limit_bytes=(
-                memory_limit_bytes(device)
-                if self.memory_gib is None
-                else int(self.memory_gib * GIB)
-            ),
+            memory_limit_bytes=int(most_gib * GIB) if most_gib else memory_limit_bytes(device),
             rounds=getattr(self, "rounds", None),
         )
 
@@ -118,7 +111,7 @@ class List:
         """The cases that were asked for."""
         from benchmarks.cases.plans import plans, title
 
-        subset = self.subset or SUBSETS[self.torch_device().type]
+        subset = self.subset or ("gpu" if self.torch_device().type == "cuda" else "cpu")
         names = [(plan, f"{plan.case.op}, {title(plan.case)}") for plan in plans(subset)]
         found = [plan for plan, name in names if self.match in name]
         if not found:

@@ -21,7 +21,7 @@ import torch
 from benchmarks.cases.case import Case, make_inputs
 from benchmarks.cases.plans import OURS, Plan, title
 from benchmarks.cases.products import flops
-from benchmarks.measuring.clock import Quantiles, clock_of, quantiles, take_turns
+from benchmarks.measuring.clock import clock_of, quantiles, take_turns
 from benchmarks.measuring.equality import Checker
 from benchmarks.measuring.floors import CROSS_ENTROPY_ALONE, GEMMS, CrossEntropyAlone, Gemms
 from benchmarks.measuring.machine import GIB, NEEDS_A_GPU
@@ -160,24 +160,22 @@ def _measure(taking_part: Sequence[Peer], plan: Plan, bench: Bench) -> dict[str,
     return columns | {name: {**own, "rounds": rounds} for name, own in measured.items()}
 
 
-def _memory(ready: Ready, plan: Plan, bench: Bench) -> Memory:
-    if ready.peer.is_floor:
-        return Memory(None)
-    if bench.device.type == "cuda":
-        return gpu_memory(ready.call, bench.device)
-    return cpu_memory(plan.case, ready.peer, ready.setting)
-
-
 def _measured(
-    ready: Ready, times: Mapping[str, Quantiles], plan: Plan, bench: Bench
+    ready: Ready, times: Mapping[str, Mapping[str, float]], plan: Plan, bench: Bench
 ) -> dict[str, Any]:
-    memory, own = _memory(ready, plan, bench), times[ready.peer.name]
-    remarks = ready.peer.other_objective(plan.case), ready.columns["remark"], memory.remark
-    ratios = {name: own.p50_ms / other.p50_ms for name, other in times.items()}
+    peer, own = ready.peer, times[ready.peer.name]
+    if peer.is_floor:
+        memory = Memory(None)
+    elif bench.device.type == "cuda":
+        memory = gpu_memory(ready.call, bench.device)
+    else:
+        memory = cpu_memory(plan.case, peer, ready.setting)
+    remarks = peer.other_objective(plan.case), ready.columns["remark"], memory.remark
+    ratios = {name: own["p50_ms"] / other["p50_ms"] for name, other in times.items()}
     return ready.columns | {
-        **own._asdict(),
+        **own,
         "remark": "; ".join(filter(None, remarks)),
-        "tflop_per_s": flops(plan.case) / own.p50_ms / 1e9,
+        "tflop_per_s": flops(plan.case) / own["p50_ms"] / 1e9,
         "of_gemms": 1 / ratios[GEMMS] if GEMMS in ratios else None,
         "of_cross_entropy": ratios.get(CROSS_ENTROPY_ALONE),
         "of_baseline": ratios.get(plan.baseline),
