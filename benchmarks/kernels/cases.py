@@ -1,12 +1,12 @@
 """What `benchmarks.kernel_report` compiles: calls of the launchers with tensors on no device.
 
-A case names an op, a dtype and a variant, and calls the op's launcher on meta tensors. The sizes
+A case names an op, a variant and a dtype, and calls the op's launcher on meta tensors. The sizes
 are those of an 8B model's head: N = 4096 rows, D = 4096, V = 128256, K = 64 selected tokens.
 
 A list by hand: pytest's parametrisation and hypothesis vary all things together, and what is to be
 looked at in a report are variants with a name.
 
-To add a kernel: a function that launches it, and lines in `CASES`.
+To add a kernel: a function that launches it, in `LAUNCHERS`, and lines in `CASES`.
 
 Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 """
@@ -14,7 +14,7 @@ Legend: N rows, D hidden size, V vocabulary, K selected tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -49,18 +49,45 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 GPU_WORKSPACE_BYTES = workspace_bytes(torch.device("cuda"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """One call of a launcher."""
 
     op: str
-    dtype: torch.dtype
+    """One of LAUNCHERS."""
     variant: str
     """What sets it apart from the op's other cases of this dtype."""
-    default: bool
+    dtype: torch.dtype = BF16
+    default: bool = False
     """Compiled without `--all`."""
-    launch: Callable[[], object]
-    """Calls the launcher on meta tensors."""
+    num_tokens: int = SELECTED
+    """K."""
+    width: int = WIDTH
+    """D."""
+    vocabulary: int = VOCABULARY
+    """V."""
+    bias: bool = False
+    softcap: float | None = None
+    trained: bool = False
+    """Whether the head is."""
+    target: bool = False
+    """Whether a log-sum-exp's rows have one."""
+    selected: bool = False
+    """Whether a log-sum-exp comes with selected logits."""
+    over: Literal["selection", "vocabulary"] | None = None
+    """What a KL is over; None has none."""
+    states: bool = False
+    """Whether a KL's reference comes as states, not as logits of 16 bits."""
+    gate: bool = True
+    own_tokens: bool = False
+    """Whether each row has its own K."""
+    smoothed: bool = False
+    mode: str = "p_diff"
+    """Of token scores."""
+
+    def launch(self) -> None:
+        """Call the launcher on meta tensors."""
+        LAUNCHERS[self.op](self)
 
     @property
     def dtype_name(self) -> str:
@@ -70,154 +97,107 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op} {self.dtype_name} {self.variant}"
 
+    def hidden(self, num_rows: int = NUM_ROWS) -> Tensor:
+        """(N, D) states that are nowhere."""
+        return meta(num_rows, self.width, dtype=self.dtype)
+
+    def head(self, tokens: int) -> Head:
+        """A head that is nowhere."""
+        bias = meta(tokens, dtype=self.dtype) if self.bias else None
+        return Head(meta(tokens, self.width, dtype=self.dtype), bias, self.softcap)
+
+    def kl(self, num_rows: int) -> KlRequest:
+        """Its KL."""
+        assert self.over is not None
+        size = self.width if self.states else self.num_tokens
+        reference = meta(num_rows, size, dtype=self.dtype)
+        lse = meta(num_rows, dtype=FP32) if self.over == "vocabulary" else None
+        return KlRequest(
+            token_weights=meta(self.num_tokens, dtype=FP32),
+            step=meta(num_rows, dtype=torch.int64),
+            reference_full=reference,
+            reference_post=reference if self.gate else None,
+            reference_head=replace(self, bias=False).head(self.num_tokens) if self.states else None,
+            full_lse=lse,
+            post_lse=lse if self.gate else None,
+            row_weight=None,
+            gate=GateConfig() if self.gate else None,
+            over=self.over,
+            temperature=2.0 if self.over == "selection" else 1.0,
+            kl_weight=1.0,
+        )
+
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor that is nowhere."""
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def meta_head(
-    tokens: int, width: int, dtype: torch.dtype, *, bias: bool = False, softcap: float | None = None
-) -> Head:
-    """A head that is nowhere."""
-    weight = meta(tokens, width, dtype=dtype)
-    return Head(weight, meta(tokens, dtype=dtype) if bias else None, softcap)
-
-
-def _linear_logsumexp(
-    dtype: torch.dtype,
-    *,
-    width: int = WIDTH,
-    target: bool = False,
-    selected: bool = False,
-    **head: Any,
-) -> None:
+def _linear_logsumexp(case: Case) -> None:
     launch_linear_logsumexp(
-        meta(NUM_ROWS, width, dtype=dtype),
-        meta_head(VOCABULARY, width, dtype, **head),
-        meta(NUM_ROWS, dtype=torch.int64) if target else None,
-        meta(SELECTED, dtype=torch.int64) if selected else None,
+        case.hidden(),
+        case.head(case.vocabulary),
+        meta(NUM_ROWS, dtype=torch.int64) if case.target else None,
+        meta(case.num_tokens, dtype=torch.int64) if case.selected else None,
         limit_bytes=GPU_WORKSPACE_BYTES,
     )
 
 
-def _kl_request(
-    num_rows: int,
-    reference_head: Head,
-    *,
-    over: Literal["selection", "vocabulary"] = "selection",
-    states: bool = True,
-    gate: bool = True,
-) -> KlRequest:
-    """A KL whose reference comes as states, or as logits of 16 bits."""
-    num_tokens, width = reference_head.weight.shape
-    source = meta(num_rows, width if states else num_tokens, dtype=reference_head.weight.dtype)
-    lse = meta(num_rows, dtype=FP32) if over == "vocabulary" else None
-    return KlRequest(
-        token_weights=meta(num_tokens, dtype=FP32),
-        step=meta(num_rows, dtype=torch.int64),
-        reference_full=source,
-        reference_post=source if gate else None,
-        reference_head=reference_head if states else None,
-        full_lse=lse,
-        post_lse=lse if gate else None,
-        row_weight=None,
-        gate=GateConfig() if gate else None,
-        over=over,
-        temperature=2.0 if over == "selection" else 1.0,
-        kl_weight=1.0,
-    )
-
-
-def _pact_kl(
-    dtype: torch.dtype,
-    *,
-    num_tokens: int = SELECTED,
-    width: int = WIDTH,
-    trained: bool = False,
-    softcap: float | None = None,
-    **reference: Any,
-) -> None:
-    head = meta_head(num_tokens, width, dtype, softcap=softcap)
+def _pact_kl(case: Case) -> None:
     selection_kl(
-        meta(NUM_ROWS, width, dtype=dtype),
-        head,
-        kl=_kl_request(NUM_ROWS, head, **reference),
+        case.hidden(),
+        case.head(case.num_tokens),
+        kl=case.kl(NUM_ROWS),
         row_grad=None,
-        needs_grad=(True, trained, False),
+        needs_grad=(True, case.trained, False),
         limit_bytes=GPU_WORKSPACE_BYTES,
     )
 
 
-def _head_loss(
-    dtype: torch.dtype,
-    *,
-    over: Literal["selection", "vocabulary"] | None = None,
-    num_tokens: int = SELECTED,
-    states: bool = False,
-    smoothed: bool = False,
-    trained: bool = False,
-    own_tokens: bool = False,
-    **head: Any,
-) -> None:
-    kl = token_ids = None
-    if over is not None:
-        selected = meta_head(num_tokens, WIDTH, dtype, softcap=head.get("softcap"))
-        kl = _kl_request(CHUNK_ROWS, selected, over=over, states=states)
-        tokens = (CHUNK_ROWS, num_tokens) if own_tokens else (num_tokens,)
-        token_ids = meta(*tokens, dtype=torch.int64)
+def _head_loss(case: Case) -> None:
+    hidden, head = case.hidden(CHUNK_ROWS), case.head(case.vocabulary)
+    tokens = (CHUNK_ROWS, case.num_tokens) if case.own_tokens else (case.num_tokens,)
     scale = meta(1, dtype=FP32)
-    launch_scale_gradient(meta(CHUNK_ROWS, WIDTH, dtype=dtype), scale)
-    if trained:
-        formed = meta(VOCABULARY, WIDTH, dtype=FP32)
-        launch_scale_gradient(formed, scale, meta(VOCABULARY, WIDTH, dtype=dtype))
+    launch_scale_gradient(hidden, scale)
+    if case.trained:
+        formed = meta(*head.weight.shape, dtype=FP32)
+        launch_scale_gradient(formed, scale, head.weight)
     reduced_head_loss(
-        meta(CHUNK_ROWS, WIDTH, dtype=dtype),
-        meta_head(VOCABULARY, WIDTH, dtype, **head),
+        hidden,
+        head,
         meta(CHUNK_ROWS, dtype=torch.int64),
-        token_ids,
-        term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if smoothed else 0.0),
-        kl=kl,
+        meta(*tokens, dtype=torch.int64) if case.over else None,
+        term=TermRequest(kind="cross_entropy", label_smoothing=0.1 if case.smoothed else 0.0),
+        kl=case.kl(CHUNK_ROWS) if case.over else None,
         reduction=Reduction("mean"),
-        needs_grad=(True, trained, trained and "bias" in head),
+        needs_grad=(True, case.trained, case.trained and case.bias),
         limit_bytes=GPU_WORKSPACE_BYTES,
         num_rows=CHUNK_ROWS,
     )
 
 
-def _selected_logits(
-    dtype: torch.dtype, *, num_tokens: int = SELECTED, width: int = WIDTH, **options: Any
-) -> None:
-    states, limit = meta(NUM_ROWS, width, dtype=dtype), GPU_WORKSPACE_BYTES
-    head = meta_head(num_tokens, width, dtype, **options)
+def _selected_logits(case: Case) -> None:
+    states, head, limit = case.hidden(), case.head(case.num_tokens), GPU_WORKSPACE_BYTES
     logits = selected_logits(states, head, limit_bytes=limit)
     needs_grad = (True, False, False)
     selected_logits_backward(logits, states, head, needs_grad=needs_grad, limit_bytes=limit)
 
 
-def _token_scores(
-    dtype: torch.dtype,
-    *,
-    mode: str = "p_diff",
-    width: int = WIDTH,
-    vocabulary: int = VOCABULARY,
-    **head: Any,
-) -> None:
-    model = meta(NUM_ROWS, width, dtype=dtype), meta_head(vocabulary, width, dtype, **head)
+def _token_scores(case: Case) -> None:
+    model = case.hidden(), case.head(case.vocabulary)
     share = meta(NUM_ROWS, dtype=torch.float64)
-    token_scores(*model, *model, share, mode=mode, limit_bytes=GPU_WORKSPACE_BYTES)
+    token_scores(*model, *model, share, mode=case.mode, limit_bytes=GPU_WORKSPACE_BYTES)
 
 
-def _case(
-    launch: Any, variant: str, dtype: torch.dtype = BF16, *, default: bool = False, **options: Any
-) -> Case:
-    """A case of the op that a function launches, and what that is told."""
-    op, call = launch.__name__.removeprefix("_"), partial(launch, dtype, **options)
-    return Case(op=op, dtype=dtype, variant=variant, default=default, launch=call)
-
-
-_kl, _loss, _lse = (partial(_case, each) for each in (_pact_kl, _head_loss, _linear_logsumexp))
-_logits, _scores = partial(_case, _selected_logits), partial(_case, _token_scores)
+LAUNCHERS: dict[str, Callable[[Case], None]] = {
+    "pact_kl": _pact_kl,
+    "head_loss": _head_loss,
+    "linear_logsumexp": _linear_logsumexp,
+    "selected_logits": _selected_logits,
+    "token_scores": _token_scores,
+}
+_kl = partial(Case, "pact_kl", over="selection", states=True)
+_loss, _lse, _logits, _scores = (partial(Case, op) for op in list(LAUNCHERS)[1:])
 _CAPPED_HEAD: dict[str, Any] = {"trained": True, "softcap": SOFTCAP}
 
 CASES: tuple[Case, ...] = (

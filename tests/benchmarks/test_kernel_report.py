@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -32,17 +32,27 @@ GOOD = Compiled(
 )
 
 
-def case(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> Case:
-    """A case of 192 tokens: not a multiple of the 128 in a tile."""
+@dataclass(frozen=True)
+class Rows(Case):
+    """A case of so many rows, and of 192 tokens: not a multiple of the 128 in a tile."""
 
-    def launch() -> object:
-        return launch_linear_logsumexp(
-            meta(num_rows, 64, dtype=dtype),
-            Head(meta(192, 64, dtype=dtype)),
+    num_rows: int = 16
+
+    def launch(self) -> None:
+        launch_linear_logsumexp(
+            meta(self.num_rows, 64, dtype=self.dtype),
+            Head(meta(192, 64, dtype=self.dtype)),
             limit_bytes=1024,  # two fp32 partials of 128 rows: a row tile is a chunk
         )
 
-    return Case(op="op", dtype=dtype, variant=f"N{num_rows}", default=True, launch=launch)
+
+class Failing(Rows):
+    def launch(self) -> None:
+        raise ValueError("no")
+
+
+def case(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    return Rows("op", f"N{num_rows}", dtype, num_rows=num_rows)
 
 
 def reading(result: Compiled | str = GOOD, target: str = "sm_80") -> Reading:
@@ -127,11 +137,8 @@ def test_cases_share_what_they_launch_alike() -> None:
 
 
 def test_a_launcher_that_fails_is_named() -> None:
-    def launch() -> None:
-        raise ValueError("no")
-
     with pytest.raises(ValueError) as raised:
-        record([replace(case(16), launch=launch)], [TARGETS["sm_90"]])
+        record([Failing("op", "N16")], [TARGETS["sm_90"]])
     assert raised.value.__notes__ == ["while op bf16 N16 was recorded for sm_90"]
 
 
