@@ -33,7 +33,6 @@ from benchmarks.peers.cross_entropies import Liger
 from benchmarks.peers.every_op import Ours
 from benchmarks.peers.peer import Call, Peer, Setting
 from benchmarks.reporting.figures import Figure, align, ratio
-from benchmarks.reporting.results import Result
 
 EXPONENTIALS, LOGITS = "exponential chunks", "chunks of logits"
 COLUMNS = (GEMMS, CROSS_ENTROPY_ALONE, OURS, EXPONENTIALS, LOGITS, Liger.name)
@@ -114,28 +113,19 @@ def figures(name: str, goal: Goal, ms: Mapping[str, float]) -> list[Figure]:
     ]
 
 
-def record(name: str, goal: Goal, results: Sequence[Result]) -> dict[str, Any]:
-    """What was found of one case, ready for JSON."""
-    ms = {each.implementation: each.p50_ms for each in results if each.p50_ms is not None}
-    kept = ("p20_ms", "p80_ms", "setting", "extra_mib", "reason")
-    return {
-        "case": name,
-        "shape": title(goal.case),
-        "ms": ms,
-        "sides": {
-            each.implementation: {key: getattr(each, key) for key in kept} for each in results
-        },
-        "figures": [figure.record() for figure in figures(name, goal, ms)],
-    }
-
-
 def run(
     goals: Mapping[str, Goal], bench: Bench, say: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
-    """Measure case after case, and say each as it is done."""
-    planned, records = [Plan(case=goal.case, varied=plans.BASE) for goal in goals.values()], []
+    """Measure case after case, and say what was found of each as it is done, ready for JSON."""
+    planned = [Plan(case=goal.case, varied=plans.BASE) for goal in goals.values()]
+    kept = ("p20_ms", "p80_ms", "setting", "extra_mib", "reason")
+    records: list[dict[str, Any]] = []
     for (name, goal), results in zip(goals.items(), measure_all(planned, bench), strict=True):
-        records.append(record(name, goal, results))
+        ms = {each.implementation: each.p50_ms for each in results if each.p50_ms is not None}
+        sides = {each.implementation: {key: getattr(each, key) for key in kept} for each in results}
+        told = [figure.record() for figure in figures(name, goal, ms)]
+        shape = title(goal.case)
+        records.append({"case": name, "shape": shape, "ms": ms, "sides": sides, "figures": told})
         say(records[-1])
     return records
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import torch
+from triton import cdiv
 
 from pact_kernels.kernels._launch.runtime import KIB, Cost
 
@@ -86,9 +87,12 @@ def resident_programs(
         shared_bytes: of a program.
         tensor_memory_columns: of a program; none before sm_100.
     """
-    resident = LANE_REGISTERS // max(_round_up(registers, REGISTER_GRANULE), REGISTER_GRANULE)
+    granules = max(cdiv(registers, REGISTER_GRANULE), 1)
+    resident = LANE_REGISTERS // (granules * REGISTER_GRANULE)
     limits = [PARTITIONS * min(resident, gpu.warps // PARTITIONS) // warps, gpu.programs]
-    shared_bytes = _round_up(shared_bytes + gpu.shared_reserved_bytes, gpu.shared_granule)
+    shared_bytes = (
+        cdiv(shared_bytes + gpu.shared_reserved_bytes, gpu.shared_granule) * gpu.shared_granule
+    )
     if shared_bytes > 0:
         limits.append(gpu.shared_bytes // shared_bytes)
     if tensor_memory_columns > 0:
@@ -115,7 +119,3 @@ def has_tensor_operation(gpu: Gpu, operations: dict[str, int], *, fastest: bool 
     """Whether some instruction is of the card's own matrix classes, or of the fastest of them."""
     patterns = gpu.tensor_operations[:1] if fastest else gpu.tensor_operations
     return any(fnmatch(name, pattern) for name in operations for pattern in patterns)
-
-
-def _round_up(value: int, granule: int) -> int:
-    return -(-value // granule) * granule

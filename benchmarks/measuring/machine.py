@@ -30,13 +30,15 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     multiplies it: by which instructions, or through fp32.
     """
     on_gpu = device.type == "cuda"
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = commit and _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
         "machine": machine_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": installed_version("triton") or "",
         "cuda": (torch.version.cuda or "") if on_gpu else "",
-        "commit": _commit(),
+        "commit": f"{commit}+" if changed else commit,
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
         "bf16": "" if on_gpu else _bf16_products(),
     }
@@ -74,12 +76,6 @@ def _cpuinfo(key: str) -> str:
         return ""
     found = re.search(rf"^{key}\s*:\s*(.+)$", listed, re.MULTILINE)
     return found[1].strip() if found else ""
-
-
-def _commit() -> str:
-    head = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return f"{head}+" if head and changed else head
 
 
 def _git(*arguments: str) -> str:

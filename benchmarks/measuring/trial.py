@@ -58,7 +58,8 @@ class Trial:
             except Exception as error:  # another's code: it may raise what it likes
                 if self.inputs.hidden.is_cuda:
                     torch.cuda.empty_cache()
-                reason = _reason(error)
+                failed = f"fails: {type(error).__name__}: {error}"[:MOST_OF_A_REASON]
+                reason = str(error) if isinstance(error, Refused) else failed
                 refused.append(f"{written(setting)}: {reason}" if setting else reason)
         if not ready:
             raise Refused("; ".join(refused) or "has no setting for this case")
@@ -105,12 +106,6 @@ class Trial:
 def written(setting: Setting) -> str:
     """As JSON, the same for equal ones."""
     return json.dumps(dict(setting), sort_keys=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Refused):
-        return str(error)
-    return f"fails: {type(error).__name__}: {error}"[:MOST_OF_A_REASON]
 
 
 def _refuse_wrong(verdict: Verdict) -> Verdict:

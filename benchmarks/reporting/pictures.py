@@ -8,7 +8,7 @@ Legend: N rows, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,12 @@ DRAWN_OPS = ("linear_cross_entropy", "pact_loss")
 def plot_all(device: str, machine: str, results: Sequence[Result], folder: Path) -> list[Path]:
     """Into PNG files named after the machine."""
     stem = f"{device}-{'-'.join(re.findall('[a-z0-9]+', machine.lower()))}"
-    style = styles(results)
+    names = dict.fromkeys(each.implementation for each in results if each.measured)
+    others = [name for name in names if name not in (OURS, GEMMS)]
+    style = {**dict(zip(others, cycle(drawing.OTHERS), strict=False)), OURS: drawing.FIRST}
     drawn = [plot_cases(op, results, style, folder / f"{op}-{stem}.png") for op in DRAWN_OPS]
     drawn.append(plot_growth(lines(device), results, style, folder / f"growth-{stem}.png"))
     return [path for path in drawn if path is not None]
-
-
-def styles(results: Iterable[Result]) -> dict[str, Style]:
-    """The style of every implementation, in the order in which the results meet them."""
-    names = dict.fromkeys(each.implementation for each in results if each.measured)
-    others = [name for name in names if name not in (OURS, GEMMS)]
-    return {**dict(zip(others, cycle(drawing.OTHERS), strict=False)), OURS: drawing.FIRST}
 
 
 def plot_cases(
