@@ -93,7 +93,7 @@ def measure(model: Path, runs: int) -> Measured:
         size: {side: in_own_process(process_memory, model, side, size) for side in sides.SIDES}
         for size in SIZES
     }
-    setting, demo = sides.make_setting(load_model(model)), DemoData(load_tokenizer(model))
+    setting, demo = sides.Setting(load_model(model)), DemoData(load_tokenizer(model))
     steps = {}
     for size in SIZES:
         task = sides.random_task(setting.student, *size)
@@ -114,7 +114,7 @@ def measure(model: Path, runs: int) -> Measured:
 
 def measure_on_card(runs: int) -> Measured:
     """The steps of a random model."""
-    setting = sides.make_setting(random_model(LLAMA_8B, "cuda"))
+    setting = sides.Setting(random_model(LLAMA_8B, "cuda"))
     task = sides.random_task(setting.student, *CARD)
     return Measured({str(CARD): measure_steps(setting, task, runs, sides.sides_on_card(), _say)})
 

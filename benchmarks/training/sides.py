@@ -13,7 +13,6 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -64,17 +63,18 @@ class Task(NamedTuple):
         return {name: x if name == "example" else x.to(self.device) for name, x in batch}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all sides share."""
+    """What all sides share: a model with adapters, put on in place, and safety tokens at random."""
 
-    student: Any
-    """The model with adapters."""
-    token_ids: Tensor
-    """(K,) int64."""
-    token_weights: Tensor
-    """(K,)"""
-    optimizer: torch.optim.Optimizer
+    def __init__(self, model: Any, num_tokens: int = NUM_TOKENS) -> None:
+        g = torch.Generator().manual_seed(0)
+        vocabulary, device = output_head(model).weight.shape[0], output_head(model).weight.device
+        self.student = add_adapters(model).train()
+        token_ids = torch.randperm(vocabulary, generator=g)[:num_tokens].sort().values
+        self.token_ids = token_ids.to(device)  # (K,) int64
+        self.token_weights = torch.randn(num_tokens, generator=g).to(device)  # (K,)
+        trained = trainable_parameters(self.student).values()
+        self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
     @cached_property
     def frozen(self) -> Any:
@@ -101,20 +101,6 @@ class Setting:
             positive_only=False,
         )
         return PactObjective(self.token_ids, self.token_weights, config)
-
-
-def make_setting(model: Any, num_tokens: int = NUM_TOKENS) -> Setting:
-    """Put adapters on `model`, in place, and draw the safety tokens."""
-    g = torch.Generator().manual_seed(0)
-    vocabulary, device = output_head(model).weight.shape[0], output_head(model).weight.device
-    student = add_adapters(model).train()
-    token_ids = torch.randperm(vocabulary, generator=g)[:num_tokens].sort().values
-    return Setting(
-        student=student,
-        token_ids=token_ids.to(device),
-        token_weights=torch.randn(num_tokens, generator=g).to(device),
-        optimizer=torch.optim.AdamW(trainable_parameters(student).values(), lr=LEARNING_RATE),
-    )
 
 
 def random_task(model: Any, sequences: int, length: int) -> Task:

@@ -126,7 +126,7 @@ def measure_steps(
 
 def process_memory(model: Path, side: str, size: Size) -> Memory:
     """What this process has held when one side has loaded the model and taken two steps."""
-    imports_mib, setting = peak_mib(), sides.make_setting(load_model(model))
+    imports_mib, setting = peak_mib(), Setting(load_model(model))
     loss = sides.SIDES[side](setting, sides.random_task(setting.student, *size))
     for _ in range(2):
         sides.take_step(setting, loss)

@@ -26,7 +26,6 @@ from benchmarks.training.sides import (
     Setting,
     Task,
     loss_and_gradients,
-    make_setting,
     random_task,
     take_step,
 )
@@ -45,7 +44,7 @@ from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 @pytest.fixture
 def setting() -> Setting:
     """With adapters that are not the identity any more."""
-    made = make_setting(tiny_llama(), num_tokens=7)  # odd, and no power of two
+    made = Setting(tiny_llama(), num_tokens=7)  # odd, and no power of two
     with torch.no_grad():
         for name, parameter in made.student.named_parameters():
             if "lora_B" in name:
