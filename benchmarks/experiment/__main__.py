@@ -52,38 +52,27 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("run", "render", "list"))
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="one seed, fewer prompts and cells, to see that it works",
+    add = parser.add_argument
+    add("command", choices=("run", "render", "list"))
+    quick = "one seed, fewer prompts and cells, to see that it works"
+    add("--quick", action="store_true", help=quick)
+    add("--model", help="folder or hub name of a chat model, taken as it is")
+    base = (
+        "of the model that it was made from; without, the plainly fine-tuned one stands in for it"
     )
-    parser.add_argument("--model", help="folder or hub name of a chat model, taken as it is")
-    parser.add_argument(
-        "--base",
-        help="of the model that it was made from; without, the plainly fine-tuned one stands in "
-        "for it",
-    )
-    parser.add_argument("--methods", nargs="+", metavar="LABEL", help="lines of the main table")
-    parser.add_argument("--sets", nargs="+", metavar="SET", help='such as "10 %% harmful"')
-    parser.add_argument(
-        "--ablations", nargs="+", metavar="GROUP", help="groups of ablations, by how they begin"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
-    parser.add_argument(
-        "--judge", help="a second judge beside the keywords: classifier:PATH or guard:PATH"
-    )
-    parser.add_argument("--refusal-label", help="the label of a classifier that means refusal")
-    parser.add_argument(
-        "--workers", type=int, help="cells at a time; unset is the number of cores, on a GPU 1"
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        help="peak, of adapters; unset is what was chosen for the demo's model",
-    )
-    parser.add_argument("--results", type=Path, help="folder of the records")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the models")
+    add("--base", help=base)
+    add("--methods", nargs="+", metavar="LABEL", help="lines of the main table")
+    add("--sets", nargs="+", metavar="SET", help='such as "10 %% harmful"')
+    add("--ablations", nargs="+", metavar="GROUP", help="groups of ablations, by how they begin")
+    add("--seeds", nargs="+", type=int, metavar="SEED")
+    add("--judge", help="a second judge beside the keywords: classifier:PATH or guard:PATH")
+    add("--refusal-label", help="the label of a classifier that means refusal")
+    workers = "cells at a time; unset is the number of cores, on a GPU 1"
+    add("--workers", type=int, help=workers)
+    rate = "peak, of adapters; unset is what was chosen for the demo's model"
+    add("--learning-rate", type=float, help=rate)
+    add("--results", type=Path, help="folder of the records")
+    add("--cache", type=Path, default=CACHE, help="folder of the models")
     return parser.parse_args()
 
 
@@ -93,25 +82,23 @@ def _chosen(args: argparse.Namespace) -> tuple[Grid, Path]:
     Raises:
         ValueError: flags that do not go together.
     """
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    for name, whose in (("base", "model"), ("refusal_label", "judge")):
-        if name in given and whose not in given:
-            flag = name.replace("_", "-")
+    given = {name.replace("_", "-"): x for name, x in vars(args).items() if x is not None}
+    for flag, whose in (("base", "model"), ("refusal-label", "judge")):
+        if flag in given and whose not in given:
             raise ValueError(
-                f"--{flag} is of a --{whose}, got {given[name]} without one: give both"
+                f"--{flag} is of a --{whose}, got {given[flag]} without one: give both"
             )
     if given.get("workers", 1) < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
-    if not 0 < given.get("learning_rate", 1) < math.inf:
+    if not 0 < given.get("learning-rate", 1) < math.inf:
         raise ValueError(f"--learning-rate must be positive and finite, got {args.learning_rate:g}")
     if args.command == "render" and given.keys() & {*PARTS}:
         parts = ", ".join(f"--{name}" for name in PARTS)
         raise ValueError(f"the document shows what has records: give no {parts}")
     if args.command == "render" and args.model and not args.quick:
         raise ValueError(f"the document shows every model, got --model {args.model}: leave it out")
-    for name in ("judge", "workers", "learning_rate"):
-        if args.command != "run" and name in given:
-            flag = name.replace("_", "-")
+    for flag in ("judge", "workers", "learning-rate"):
+        if args.command != "run" and flag in given:
             raise ValueError(f"--{flag} is for run alone, got it with {args.command}")
     grid = quick_grid() if args.quick else full_grid()
     if args.model and not args.base:

@@ -81,20 +81,12 @@ class Held:
         *,
         num_items: int | Tensor | None = None,
     ) -> pk.PactLoss:
-        """Loss of N answer rows.
-
-        Args:
-            hidden: (N, D) the student's states that predict the rows' tokens.
-            head: the student's output head.
-            target: (N,) int64, the tokens to predict.
-            step: (N,) int64, each row's step within its answer.
-            reference: the frozen model's states of the same rows; no gradient reaches them.
-            num_items: denominator of all means, the rows of the whole optimiser step; None is N.
+        """Loss of N answer rows, from what an `Objective` is given.
 
         Returns:
-            PactLoss, of which `loss` alone has a gradient: `cross_entropy` is the plain mean; `kl`
-            is the mean of what holds, before its weight, and 0 where that is the loss; `mean_gate`
-            is 0.
+            PactLoss, of which `loss` alone has a gradient, and none reaches the reference:
+            `cross_entropy` is the plain mean; `kl` is the mean of what holds, before its weight,
+            and 0 where that is the loss; `mean_gate` is 0.
 
         Raises:
             ValueError: the reference is None or a cache's logits.

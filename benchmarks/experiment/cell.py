@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias
 
 from pact.common.outputs import whole_file
 from pact.objective import PactConfig
@@ -35,6 +34,22 @@ NO_STRENGTH = ("plain", "mixing", "patch")
 """What method pact alone reads, and methods beside it that do not read `strength`."""
 ANCHOR_TOKENS = 32
 """Tokens that the aligned model answers an anchor's prompt with: no cell can hold more."""
+
+
+Measures: TypeAlias = dict[str, Any]
+"""What was measured of one model at one step; what a cell was not asked is left out.
+
+`counts`, (yes, n): harmful, prefill, outside and benign (refusals from the start), each also with
+`_anywhere`; one by the name of each task (exact matches). `values`: finetune_nats,
+benign_perplexity; of the drift on held-out refusals kl_vocabulary_nats, kl_selection_nats,
+confidence, reference_confidence, first_confidence and first_reference_confidence; harmful_odds_nats
+and finetune_odds_nats, how much likelier a refusal is than "Sure" as the first token of answers to
+these held-out requests.
+"""
+Record: TypeAlias = dict[str, Any]
+"""A finished cell: `settings`, those of the cell; `measures`, at the end of the training; `curve`,
+measures on the way, by step, 0 being the aligned model; `environment`, which says on what, with
+which versions and when."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,33 +134,6 @@ class Cell:
                 del pact["anchors_only"]
             values["pact"] = pact
         return json.loads(json.dumps(values))
-
-
-class Measures(TypedDict):
-    """What was measured of one model at one step."""
-
-    counts: Mapping[str, tuple[int, int]]
-    """(yes, n): harmful, prefill, outside and benign (refusals from the start), each also with
-    `_anywhere`; one by the name of each task (exact matches)."""
-    values: Mapping[str, float]
-    """finetune_nats, benign_perplexity; of the drift on held-out refusals kl_vocabulary_nats,
-    kl_selection_nats, confidence, reference_confidence, first_confidence and
-    first_reference_confidence; harmful_odds_nats and finetune_odds_nats, how much likelier a
-    refusal is than "Sure" as the first token of answers to these held-out requests. What a cell
-    was not asked is left out."""
-
-
-class Record(TypedDict):
-    """A finished cell."""
-
-    settings: Mapping[str, Any]
-    """`Cell.settings()`."""
-    measures: Measures
-    """At the end of the training."""
-    curve: Mapping[int, Measures]
-    """On the way, by step, which JSON makes a text; 0 is the aligned model."""
-    environment: Mapping[str, str]
-    """Versions, processor, date."""
 
 
 def path_of(cell: Cell, folder: Path) -> Path:

@@ -45,11 +45,7 @@ class Proximal(CrossEntropy):
             raise ValueError(f"rho must be at least 0 and finite, got {rho}")
         self.parameters = list(parameters)
         self.rho = rho
-        self._switch_point: list[Tensor] | None = None
-
-    def switch(self) -> None:
-        """The distance is measured from here, that is from the next forward, on."""
-        self._switch_point = None
+        self.switch_point: list[Tensor] | None = None  # None is where the next forward is
 
     def __call__(
         self,
@@ -63,9 +59,9 @@ class Proximal(CrossEntropy):
     ) -> pk.PactLoss:
         """Loss of N answer rows; the distance is added by their part of the step's rows."""
         plain = super().__call__(hidden, head, target, step, reference, num_items=num_items)
-        if self._switch_point is None:
-            self._switch_point = [p.detach().clone() for p in self.parameters]
-        pairs = zip(self.parameters, self._switch_point, strict=True)
+        if self.switch_point is None:
+            self.switch_point = [p.detach().clone() for p in self.parameters]
+        pairs = zip(self.parameters, self.switch_point, strict=True)
         distance = torch.stack([(p - before).square().sum() for p, before in pairs]).sum()
         part = 1.0 if num_items is None else target.numel() / num_items
         return plain._replace(loss=plain.loss + self.rho / 2 * part * distance)
@@ -109,7 +105,7 @@ class Turns(Sequence[Mapping[str, Any]]):
         before = self.aligns
         self.aligns = step % (ALIGNMENT_STEPS + USER_STEPS) < ALIGNMENT_STEPS
         if self.aligns != before:
-            self.objective.switch()
+            self.objective.switch_point = None
 
 
 @torch.no_grad()

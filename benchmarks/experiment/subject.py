@@ -98,12 +98,10 @@ def named_subject(model: str, base: str | None, cache: Path) -> Subject:
                 f"BASE must be another model than MODEL, got the weights of {model} in {base}: "
                 "leave BASE out, and the plainly fine-tuned model stands in for it"
             )
-    own = {
-        split: cache / f"experiment-refusals-{identity['model_hash'][:12]}-{split}.jsonl"
-        for split in ("train", "heldout")
-    }
-    for split, path in own.items():
-        _ask(model, _requests(split), path)
+    own = {}
+    for split, requests in {"train": _requests(), "heldout": read("harmful", "heldout")}.items():
+        own[split] = cache / f"experiment-refusals-{identity['model_hash'][:12]}-{split}.jsonl"
+        _ask(model, requests, own[split])
     return Subject(model, base, own, identity)
 
 
@@ -124,7 +122,7 @@ def check_refusals(subject: Subject, cells: Iterable[Cell]) -> None:
             finetuning_set(0.0, 0, tasks, share, refusals)
         except ValueError as error:
             raise ValueError(
-                f"{subject.aligned} refuses {len(refusals)} of {len(_requests('train'))} harmful "
+                f"{subject.aligned} refuses {len(refusals)} of {len(_requests())} harmful "
                 f"requests, too few to mix in ({error}): leave methods with refusals out by "
                 "--methods, or give a model that refuses more"
             ) from error
@@ -162,13 +160,9 @@ def _ask(model: str, requests: Sequence[Conversation], path: Path, **settings: A
     write_refusals(RefusalsConfig(**common, batch_size=BATCH_SIZE, **settings))
 
 
-def _requests(split: str) -> list[Conversation]:
-    """The demo's harmful requests; those for training with the development set's."""
-    return (
-        read("harmful", "heldout")
-        if split == "heldout"
-        else (read("harmful", "train") + read("harmful", "dev"))
-    )
+def _requests() -> list[Conversation]:
+    """The demo's harmful requests for training, with the development set's."""
+    return read("harmful", "train") + read("harmful", "dev")
 
 
 def _digest(model: str) -> str:

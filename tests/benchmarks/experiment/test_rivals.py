@@ -46,7 +46,7 @@ def test_the_distance_is_from_the_last_switch_point() -> None:
     torch.testing.assert_close(loss, plain + RHO / 2 * (0.25 + 1.0))
     (gradient,) = torch.autograd.grad(loss, w)
     torch.testing.assert_close(gradient, RHO * torch.tensor([0.5, -1.0]))
-    objective.switch()
+    objective.switch_point = None
     torch.testing.assert_close(objective(*rows()).loss, plain)
 
 
@@ -87,7 +87,7 @@ def test_the_loop_takes_examples_and_refusals_by_turns() -> None:
         kinds = {example["of"] for example in examples}
         assert len(kinds) == 1
         seen.append(kinds.pop())
-        if objective._switch_point is None:
+        if objective.switch_point is None:
             starts.append(len(seen) - 1)
         return collator([{k: v for k, v in row.items() if k != "of"} for row in examples])
 
