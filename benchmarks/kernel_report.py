@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.kernels.cases import CASES, Case
-from benchmarks.kernels.compiled import Compiled, Configuration, compile_all, specialise
+from benchmarks.kernels.compiled import Configuration, compile_all, specialise
 from benchmarks.kernels.gpus import (
     GPUS,
     Gpu,
@@ -33,6 +33,7 @@ from benchmarks.kernels.gpus import (
     resident_programs,
     roofline_us,
 )
+from benchmarks.kernels.machine_code import Compiled
 from benchmarks.reporting.figures import align
 from pact_kernels.kernels._launch.runtime import KIB, TARGETS, Cost, Target, recording
 
@@ -128,9 +129,9 @@ def problems(reading: Reading) -> list[str]:
         found.append(f"does not compile: {compiled}")
     else:
         gpu, limit = reading.gpu, reading.shared_limit_bytes
-        if compiled.code.spills:
-            found.append(f"spills registers: {compiled.code.spills}")
-        if compiled.has_product and not has_tensor_operation(gpu, compiled.code.tensor_operations):
+        if compiled.spills:
+            found.append(f"spills registers: {compiled.spills}")
+        if compiled.has_product and not has_tensor_operation(gpu, compiled.tensor_operations):
             found.append(f"forms a product without {' or '.join(gpu.tensor_operations)}")
         if compiled.shared_bytes > limit:
             asked = f"asks for {compiled.shared_bytes} bytes of shared memory"
@@ -156,27 +157,27 @@ def cells(reading: Reading) -> list[str]:
     ]
     if isinstance(compiled, str):
         return left + [""] * (len(COLUMNS) - len(left))
-    code, operations = compiled.code, compiled.code.tensor_operations
+    operations = compiled.tensor_operations
     older = operations and not has_tensor_operation(gpu, operations, fastest=True)
     programs = resident_programs(
         gpu,
         warps=options.warps,
-        registers=code.registers,
+        registers=compiled.registers,
         shared_bytes=compiled.shared_bytes,
         tensor_memory_columns=compiled.tensor_memory_columns,
     )
     bound_us = roofline_us(gpu, cost, reading.dtype, product=compiled.has_product)
     return [
         *left,
-        f"{code.registers}",
-        f"{code.spills}",
+        f"{compiled.registers}",
+        f"{compiled.spills}",
         f"{compiled.shared_bytes / KIB:.1f}/{reading.shared_limit_bytes // KIB}",
         f"{programs}",
         f"{programs * options.warps / gpu.warps:.0%}",
         _counted(operations) + ("*" if older else ""),
-        _counted(code.copies),
-        f"{code.widest_load_bytes or '-'}",
-        f"{code.widest_store_bytes or '-'}",
+        _counted(compiled.copies),
+        f"{compiled.widest_load_bytes or '-'}",
+        f"{compiled.widest_store_bytes or '-'}",
         f"{cost.flops / cost.row_tiles / 1e6:,.1f}",
         f"{cost.bytes / cost.row_tiles / KIB:,.1f}",
         f"{cost.logit_bytes or '-'}",

@@ -153,18 +153,15 @@ def table(measured: Measured) -> str:
     """Medians and ranges of every side, its peak where it was measured, and why one has none."""
     lines = [["", "median ms", "least", "most", "peak MiB"]]
 
-    def block(title: str, times: Mapping[str, Sequence[float]], peaks: Mapping[str, float]) -> None:
+    blocks = {f"step, {size} tokens": steps for size, steps in measured.steps.items()}
+    blocks |= {title: Steps(times, {}, {}, {}) for title, times in measured.data_ms.items()}
+    for title, steps in blocks.items():
         lines.append([title, "", "", "", ""])
-        for name, values in times.items():
+        for name, values in steps.times_ms.items():
             spread = (statistics.median(values), min(values), max(values))
-            peak = f"{peaks[name]:.0f}" if name in peaks else ""
+            peak = f"{steps.peak_mib[name]:.0f}" if name in steps.peak_mib else ""
             lines.append([f"  {name}", *(f"{value:.1f}" for value in spread), peak])
-
-    for size, steps in measured.steps.items():
-        block(f"step, {size} tokens", steps.times_ms, steps.peak_mib)
         lines += [[f"  {name}", reason, "", "", ""] for name, reason in steps.left_out.items()]
-    for title, times in measured.data_ms.items():
-        block(title, times, {})
     return align(lines)
 
 

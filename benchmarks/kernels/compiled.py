@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from benchmarks.kernels.machine_code import MachineCode, read_amd, read_nvidia
+from benchmarks.kernels.machine_code import Compiled, read_amd, read_nvidia
 from benchmarks.measuring.process import in_own_process
 from pact_kernels.kernels._launch.runtime import TARGETS, Launch, Options, Target
 
@@ -49,18 +49,6 @@ class Configuration:
     """Values known to the compiler, by position."""
     attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
     """What else it may rely on, by position: alignment, 32-bit range."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """What the compiler made of a configuration."""
-
-    code: MachineCode
-    shared_bytes: int
-    """Shared memory of a program."""
-    tensor_memory_columns: int
-    has_product: bool
-    """Whether the kernel as written contains a matrix product."""
 
 
 def specialise(launch: Launch, target: Target) -> Configuration:
@@ -135,15 +123,12 @@ def _compile(configuration: Configuration) -> Compiled:
     target = _gpu_target(TARGETS[configuration.target])
     compiled = triton.compile(source, target=target, options=configuration.options.keywords())
     nvidia = target.backend == "cuda"
-    return Compiled(
-        code=(
-            read_nvidia(_disassembled(compiled.asm["cubin"]))
-            if nvidia
-            else read_amd(compiled.asm["amdgcn"])
-        ),
+    assembly = compiled.asm
+    return replace(
+        read_nvidia(_disassembled(assembly["cubin"])) if nvidia else read_amd(assembly["amdgcn"]),
         shared_bytes=compiled.metadata.shared,
         tensor_memory_columns=compiled.metadata.tmem_size if nvidia else 0,
-        has_product="tt.dot" in compiled.asm["ttir"],
+        has_product="tt.dot" in assembly["ttir"],
     )
 
 

@@ -34,8 +34,8 @@ class Spills:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineCode:
-    """What the machine code of one kernel shows."""
+class Compiled:
+    """What the compiler made of a kernel: its machine code shows all but the last three."""
 
     registers: int
     """Per thread; on AMD vector and accumulation registers together."""
@@ -47,9 +47,14 @@ class MachineCode:
     widest_load_bytes: int
     """Most that a lane reads in one instruction from global memory; bulk copies of TMA apart."""
     widest_store_bytes: int
+    shared_bytes: int = 0
+    """Shared memory of a program."""
+    tensor_memory_columns: int = 0
+    has_product: bool = False
+    """Whether the kernel as written contains a matrix product."""
 
 
-def read_nvidia(text: str) -> MachineCode:
+def read_nvidia(text: str) -> Compiled:
     """From what `cuobjdump --dump-resource-usage --dump-sass` prints."""
     usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if not usage:
@@ -60,7 +65,7 @@ def read_nvidia(text: str) -> MachineCode:
     # /*0a70*/   @!P0 LDG.E.128.CONSTANT R4, [R2.64] ;
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", text)
     count = Counter(name.partition(".")[0] for name in names)
-    return MachineCode(
+    return Compiled(
         registers=registers,
         spills=Spills(bytes=stack_bytes + local_bytes, moves=count["LDL"] + count["STL"]),
         tensor_operations=_matching(count, r"HMMA|[HIQ]GMMA|UTC[A-Z]*MMA"),
@@ -70,13 +75,13 @@ def read_nvidia(text: str) -> MachineCode:
     )
 
 
-def read_amd(text: str) -> MachineCode:
+def read_amd(text: str) -> Compiled:
     """From the assembly."""
     lines = [line.partition(";")[0].split() for line in text.splitlines()]
     instructions = [line for line in lines if line and re.fullmatch(r"[a-z]\w+", line[0])]
     count = Counter(_amd_class(line) for line in instructions)
     names = [line[0] for line in instructions]
-    return MachineCode(
+    return Compiled(
         registers=_amd_field(text, "vgpr_count"),  # agpr_count is a part of it
         spills=Spills(
             bytes=_amd_field(text, "private_segment_fixed_size"),

@@ -13,8 +13,9 @@ import triton.language as tl
 
 from benchmarks.kernel_report import Reading, problems
 from benchmarks.kernels.cases import CASES, meta
-from benchmarks.kernels.compiled import Compiled, compile_all, compile_or_error, specialise
+from benchmarks.kernels.compiled import compile_all, compile_or_error, specialise
 from benchmarks.kernels.gpus import GPUS, has_tensor_operation
+from benchmarks.kernels.machine_code import Compiled
 from pact_kernels.kernels._device.operands import Matrix
 from pact_kernels.kernels._launch.runtime import (
     TARGETS,
@@ -94,12 +95,12 @@ def test_the_streaming_logsumexp_multiplies_on_tensor_cores_and_spills_nothing(t
     compiled = compile_or_error(stream)
     assert isinstance(compiled, Compiled), compiled
     assert compiled.has_product
-    assert has_tensor_operation(GPUS[target], compiled.code.tensor_operations, fastest=True)
-    assert not compiled.code.spills
+    assert has_tensor_operation(GPUS[target], compiled.tensor_operations, fastest=True)
+    assert not compiled.spills
     assert 0 < compiled.shared_bytes <= TARGETS[target].shared_bytes
     finished = compile_or_error(finish)
     assert isinstance(finished, Compiled), finished
-    assert not finished.has_product and not finished.code.tensor_operations
+    assert not finished.has_product and not finished.tensor_operations
 
 
 def test_a_product_of_fp32_as_it_stands_leaves_the_tensor_cores() -> None:
