@@ -101,8 +101,8 @@ def measure(model: Path, runs: int) -> Measured:
         reading = {sides.READING: lambda reference=reference, batch=batch: reference(batch)}
         found = measure_steps(setting, task, runs, sides.SIDES, _say, reading)
         steps[str(size)] = found._replace(
-            peak_mib={side: held.peak_mib for side, held in memory[size].items()},
-            added_mib={side: held.added_mib for side, held in memory[size].items()},
+            peak_mib={side: most_mib for side, (most_mib, _) in memory[size].items()},
+            added_mib={side: added_mib for side, (_, added_mib) in memory[size].items()},
         )
     data_ms = {
         EXAMPLE: data.example_times_ms(setting, demo, runs),

@@ -93,10 +93,6 @@ class Peer(ABC):
         """
         return None
 
-    def compared(self, case: Case) -> bool:
-        """Whether its result must equal the oracle's."""
-        return not self.is_floor and self.other_objective(case) is None
-
 
 def installed_version(distribution: str) -> str | None:
     """The version of a distribution, which is not imported; None where it is not installed."""

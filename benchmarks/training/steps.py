@@ -56,14 +56,6 @@ class Size(NamedTuple):
         return f"{self.sequences} x {self.length}"
 
 
-class Memory(NamedTuple):
-    """What the process of a side held at most."""
-
-    peak_mib: float
-    added_mib: float
-    """Beyond the interpreter and its libraries."""
-
-
 class Steps(NamedTuple):
     """What was measured of one batch, by side."""
 
@@ -124,13 +116,16 @@ def measure_steps(
     return found._replace(times_ms=take_turns([turns] * runs, warm_up=0)) if turns else found
 
 
-def process_memory(model: Path, side: str, size: Size) -> Memory:
-    """What this process has held when one side has loaded the model and taken two steps."""
+def process_memory(model: Path, side: str, size: Size) -> tuple[float, float]:
+    """MiB that this process has held at most when one side has loaded the model and taken two
+    steps, and how many of them are beyond the interpreter and its libraries.
+    """
     imports_mib, setting = peak_mib(), Setting(load_model(model))
     loss = sides.SIDES[side](setting, sides.random_task(setting.student, *size))
     for _ in range(2):
         sides.take_step(setting, loss)
-    return Memory(peak_mib(), peak_mib() - imports_mib)
+    most_mib = peak_mib()
+    return most_mib, most_mib - imports_mib
 
 
 def _first_steps(setting: Setting, make: Side, task: Task) -> tuple[LossOf, dict[str, float]]:

@@ -30,7 +30,6 @@ from benchmarks.training.sides import (
     take_step,
 )
 from benchmarks.training.steps import (
-    Memory,
     Size,
     Steps,
     measure_steps,
@@ -152,7 +151,7 @@ def test_memory_is_compared_with_and_without_the_imports() -> None:
 def test_a_run_prints_and_writes_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "in_own_process", lambda *_: Memory(100.0, 40.0))
+    monkeypatch.setattr(training_step, "in_own_process", lambda *_: (100.0, 40.0))
     monkeypatch.setattr(training_step, "SIZES", (Size(2, 16),))
     monkeypatch.setattr(training_step, "FILLING_EXAMPLES", 4)
     file = tmp_path / "report.json"
