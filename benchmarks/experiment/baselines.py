@@ -57,17 +57,13 @@ class Held:
     Args:
         rows: gives the student's cross-entropies (N,), and by what each row is held (N,).
         weight: of the latter beside the cross-entropy, at least 0; None where they are the loss.
-
-    Raises:
-        ValueError: the weight is negative or not finite.
     """
 
     needs_reference = True
     needs_post_only = False
 
     def __init__(self, rows: Callable[..., Rows], weight: float | None = None) -> None:
-        if weight is not None and not 0 <= weight < math.inf:
-            raise ValueError(f"weight must be at least 0 and finite, got {weight}")
+        assert weight is None or 0 <= weight < math.inf, weight
         self.rows = rows
         self.weight = weight
 
@@ -87,10 +83,8 @@ class Held:
             PactLoss, of which `loss` alone has a gradient, and none reaches the reference:
             `cross_entropy` is the plain mean; `kl` is the mean of what holds, before its weight,
             and 0 where that is the loss; `mean_gate` is 0.
-
-        Raises:
-            ValueError: the reference is None or a cache's logits.
         """
+        assert isinstance(reference, pk.ReferenceStates), "the bench has no cache"
         frozen = _frozen(reference, head)
         ce, held = (
             mean_of(rows.sum(), target.numel(), num_items)
@@ -177,14 +171,8 @@ def template_tokens(tokenizer: Any) -> Tensor:
     return torch.tensor(sorted({token for ids in encoded for token in ids}))
 
 
-def _frozen(reference: pk.ReferenceLogits | pk.ReferenceStates | None, head: Head) -> States:
+def _frozen(reference: pk.ReferenceStates, head: Head) -> States:
     """The reference's states (N, D) and its head, which shares the student's cap and scale."""
-    if not isinstance(reference, pk.ReferenceStates):
-        received = "None" if reference is None else "a cache's logits of a few tokens"
-        raise ValueError(
-            f"this objective needs the reference's hidden states, got {received}: use AdaptersOff "
-            "or FrozenModel"
-        )
     states = in_one_dtype(reference)
     bias = head.bias if states.bias is None else states.bias
     frozen = head._replace(

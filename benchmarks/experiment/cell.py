@@ -57,12 +57,8 @@ class Cell:
     """What is trained, on what, and what of it is measured. Equal cells are computed once."""
 
     method: Method
-    """aligned: no training at all; plain: cross-entropy; pact: with the settings `pact`; full_kl:
-    KL to the reference over the whole vocabulary; first_tokens: constrained fine-tuning of the
-    first answer tokens (Qi et al. 2025); mixing: plain with refusals in the data
-    (`refusal_share`), which pact may have too; token_logits: the reference's logits of the tokens
-    of refusal templates held; patch: plain, then a few steps on one refusal; lisa: steps on the
-    data and on refusals by turns; safe_lora: plain, then the adapters are projected."""
+    """Each is described in `words.METHODS`; aligned is no training at all. mixing is plain with
+    refusals in the data (`refusal_share`), which pact may have too."""
     seed: int = 0
     """Order of the data, harmful pairs drawn, first values of the adapters."""
     harmful_share: float = 0.0
@@ -136,6 +132,11 @@ class Cell:
         return json.loads(json.dumps(values))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is missing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def path_of(cell: Cell, folder: Path) -> Path:
     return folder / f"{cell.name}.json"
 
@@ -148,5 +149,4 @@ def save_record(record: Record, cell: Cell, folder: Path) -> None:
 
 def load_record(cell: Cell, folder: Path) -> Record | None:
     """The record of a cell as JSON has it, or None where there is none yet."""
-    path = path_of(cell, folder)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path_of(cell, folder)) or None

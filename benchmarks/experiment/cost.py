@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.cell import Cell, read_json
 from benchmarks.measuring.process import in_own_process, peak_mib
 
 if TYPE_CHECKING:
@@ -23,13 +23,8 @@ STEPS = 12
 """Steps that are run; the first WARM_UP are not timed."""
 WARM_UP = 2
 COSTS_FILE = "cost.json"
-
-
-def load_costs(folder: Path) -> dict[str, Any]:
-    """By the label of a method, `step_ms` of the steps that were timed and `peak_mib`, the most
-    memory that their process held; none where the file is missing."""
-    path = folder / COSTS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+"""By the label of a method, `step_ms` of the steps that were timed, and `peak_mib`, the most memory
+that their process held."""
 
 
 def measure_costs(methods: Mapping[str, Cell], subject: Subject, folder: Path) -> None:
@@ -40,7 +35,7 @@ def measure_costs(methods: Mapping[str, Cell], subject: Subject, folder: Path) -
         subject: the demo's, with its own answers.
         folder: an existing folder for cost.json.
     """
-    costs = load_costs(folder)
+    costs = read_json(folder / COSTS_FILE)
     for label, cell in methods.items():
         if label not in costs:
             costs[label] = in_own_process(_cost, replace(cell, steps=STEPS), subject)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -13,7 +12,8 @@ import jinja2
 import pandas as pd
 
 from benchmarks.experiment import plots, verdicts, words
-from benchmarks.experiment.cost import load_costs
+from benchmarks.experiment.cell import read_json
+from benchmarks.experiment.cost import COSTS_FILE
 from benchmarks.experiment.frame import NOT_MEASURED, SECTIONS, lines_of, read_records
 from benchmarks.experiment.grid import Grid, without_base
 from benchmarks.experiment.methods import WITH_REFUSALS_LABEL
@@ -51,11 +51,10 @@ def render(grid: Grid, folders: Sequence[Path], docs: Path) -> Path:
     """
     models: dict[str, dict[str, Any]] = {}
     for place in folders:
-        path, origin = place / PROTOCOL_FILE, place / ORIGIN_FILE
-        protocol = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        protocol, origin = read_json(place / PROTOCOL_FILE), place / ORIGIN_FILE
         has_no_base = protocol.get("base") == PLAIN_BASE
         records = read_records(without_base(grid) if has_no_base else grid, place)
-        lines = lines_of(records, grid.recommended, load_costs(place))
+        lines = lines_of(records, grid.recommended, read_json(place / COSTS_FILE))
         if "main" not in set(lines.section):
             continue
         name = protocol.get("model", DEMO_MODEL)

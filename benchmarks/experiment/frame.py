@@ -115,7 +115,7 @@ def lines_of(records: pd.DataFrame, recommended: str, costs: Mapping[str, Any]) 
     Args:
         records: of one model.
         recommended: the label that is bold.
-        costs: of a training step, by label: see `load_costs`.
+        costs: of a training step, by label: see `COSTS_FILE`.
     """
     run = records[records.record.notna()]
     run = run[run.group.isin(run.group[run.label != "aligned"])]  # no set of the aligned alone

@@ -41,8 +41,7 @@ class Proximal(CrossEntropy):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], rho: float) -> None:
-        if not 0 <= rho < float("inf"):
-            raise ValueError(f"rho must be at least 0 and finite, got {rho}")
+        assert 0 <= rho < float("inf"), rho
         self.parameters = list(parameters)
         self.rho = rho
         self.switch_point: list[Tensor] | None = None  # None is where the next forward is
@@ -127,15 +126,14 @@ def project_adapters(model: nn.Module, base: nn.Module, threshold: float) -> tup
         How many adapters were projected, and how many there are.
 
     Raises:
-        ValueError: there is no such adapter, or base and aligned model do not differ there.
+        ValueError: base and aligned model do not differ where adapters are.
 
     Source: Hsu et al., "Safe LoRA: the Silver Lining of Reducing Safety Risks when Fine-tuning
     Large Language Models", NeurIPS 2024 (arXiv 2405.16833), selection by threshold.
     """
     weights = dict(base.named_parameters())
     adapted = {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    if not adapted:
-        raise ValueError("the model must have LoRA adapters, got none: add them")
+    assert adapted, "the model must have LoRA adapters"
     projected = 0
     for path, layer in adapted.items():
         name = path.removeprefix("base_model.model.") + ".weight"

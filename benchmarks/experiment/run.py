@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.experiment.cell import Cell, Measures, Record, load_record, save_record
+from benchmarks.experiment.cell import Cell, Measures, Record, load_record, read_json, save_record
 from benchmarks.experiment.conversations import harmbench_prompts
 from benchmarks.experiment.measuring import measure, second_judge
 from benchmarks.experiment.protocol import PROTOCOL_FILE, Protocol
@@ -78,17 +78,14 @@ def run_cells(
     second_judge(protocol)  # what is not there is said now, not after a cell
     if any(cell.name in in_full for cell in missing):
         harmbench_prompts(protocol.prompts.outside)
-    if model is None:
-        _check_protocol(protocol, demo_identity(protocol, cache), folder)
-        if not missing:
-            return
-        subject = demo_subject(protocol, cache)
-    else:
-        subject = named_subject(model, base, cache)
-        check_refusals(subject, missing)
-        _check_protocol(protocol, subject.identity, folder)
+    named = named_subject(model, base, cache) if model is not None else None
+    if named is not None:
+        check_refusals(named, missing)
+    identity = named.identity if named else demo_identity(protocol, cache)
+    _check_protocol(protocol, identity, folder)
     if not missing:
         return
+    subject = named or demo_subject(protocol, cache)
     if subject.base is None or any(cell.token_source == "plain" for cell in missing):
         subject = subject._replace(plain=_plain_folder(subject, protocol, cache))
     if any(cell.anchor_share for cell in missing):
@@ -167,12 +164,10 @@ def _check_protocol(protocol: Protocol, identity: Mapping[str, str], folder: Pat
     now = {**identity, **json.loads(json.dumps(settings))}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PROTOCOL_FILE
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = {n for n in before | now if before.get(n) != now.get(n)}
-        if changed:
-            raise ValueError(
-                f"{folder} holds records of another protocol (other {', '.join(sorted(changed))}), "
-                "which these cannot be compared with: remove them, or name another folder"
-            )
+    before = read_json(path) or now
+    if changed := {n for n in before | now if before.get(n) != now.get(n)}:
+        raise ValueError(
+            f"{folder} holds records of another protocol (other {', '.join(sorted(changed))}), "
+            "which these cannot be compared with: remove them, or name another folder"
+        )
     path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")

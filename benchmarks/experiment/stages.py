@@ -63,13 +63,12 @@ class Bench:
         key = (source, top_k, length, cell.num_samples)
         if key not in self._tokens:
             dataset = self._encoded(self.subject.refusals("train")[: cell.num_samples])
-            if source in ("p_diff", "plain"):
-                base = self.subject.base if source == "p_diff" else None
-                other = base or self.subject.plain
-                assert other is not None, "`run_cells` makes the plainly fine-tuned model"
+            plain: Any = self.subject.plain  # `run_cells` makes it where it is needed
+            bases = {"p_diff": self.subject.base or plain, "plain": plain}
+            if source in bases:
                 self._tokens[key] = discover(
                     self.load(self.subject.aligned),
-                    self.load(other),
+                    self.load(bases[source]),
                     dataset,
                     top_k=top_k,
                     max_response_length=length,

@@ -278,15 +278,15 @@ def test_no_gradient_reaches_the_reference(objective: Held) -> None:
 def test_only_live_states_are_taken(objective: Held) -> None:
     case = Case()
     rows = case.hidden, case.head, case.target, case.step
-    with pytest.raises(ValueError, match="hidden states, got None"):
+    with pytest.raises(AssertionError):
         objective(*rows, None)
-    with pytest.raises(ValueError, match="hidden states, got a cache's logits"):
+    with pytest.raises(AssertionError):
         objective(*rows, problem(ignored=0.0).logits())
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
 def test_a_weight_out_of_range_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight must be at least 0 and finite"):
+    with pytest.raises(AssertionError):
         Held(full_vocabulary_kl, weight)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.experiment import cost
-from benchmarks.experiment.cost import load_costs
+from benchmarks.experiment.cell import read_json
 from benchmarks.experiment.methods import ANCHORED, PLAIN
 from benchmarks.experiment.subject import Subject
 from tests.tiny import save_tiny
@@ -40,4 +40,4 @@ def test_what_has_a_figure_is_not_measured_again(
     for methods in ({"plain": PLAIN}, {"plain": PLAIN, "anchors": ANCHORED}):
         cost.measure_costs(methods, subject, tmp_path)
     assert asked == [("plain", subject), ("pact", subject)]
-    assert load_costs(tmp_path) == dict.fromkeys(("plain", "anchors"), found)
+    assert read_json(tmp_path / cost.COSTS_FILE) == dict.fromkeys(("plain", "anchors"), found)
