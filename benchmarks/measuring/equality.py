@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.cases.case import IGNORE, TRAINED, Case, Inputs, make_inputs
 from benchmarks.peers.every_op import Eager
 from benchmarks.peers.naive import fewer_rows, oracle
-from benchmarks.peers.peer import Outputs
+from benchmarks.peers.peer import OF_HIDDEN, Outputs
 
 FACTOR = 2.0
 FLOORS = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-4, "bfloat16": 1e-3}
@@ -37,8 +37,6 @@ ORACLE_BYTES = 100
 MOST_ORACLE_BYTES = 2**31
 SAMPLED_ROWS = 16
 """Rows of the timed case that are compared."""
-GRADIENT = "gradient of {}"
-OF_HIDDEN = GRADIENT.format("hidden")
 
 
 class Verdict(NamedTuple):
@@ -72,17 +70,16 @@ class Truth(NamedTuple):
 
 def truths_of(case: Case, inputs: Inputs) -> dict[str, Truth]:
     """By the oracle in float64, and bounds by eager torch in the case's dtype."""
-    rounded = named(Eager().prepare(case, inputs, {})())
+    rounded = Eager().prepare(case, inputs, {})()
 
     def truth(name: str, tensor: Tensor) -> Truth:
         bound = FACTOR * relative_error(rounded[name], tensor) + FLOORS[case.dtype]
         return Truth(tensor, bound, _step(rounded[name]))
 
-    exact = named(oracle(case, inputs))
-    return {name: truth(name, tensor.double()) for name, tensor in exact.items()}
+    return {name: truth(name, exact.double()) for name, exact in oracle(case, inputs).items()}
 
 
-def judge(outputs: Mapping[str, Tensor], truths: Mapping[str, Truth]) -> Verdict:
+def judge(outputs: Outputs, truths: Mapping[str, Truth]) -> Verdict:
     """The verdict on what a call returned; what it lacks, or has in another shape, is wrong."""
     verdicts = []
     for name, truth in truths.items():
@@ -104,12 +101,6 @@ def relative_error(tensor: Tensor, truth: Tensor) -> float:
 
 def _step(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).eps
-
-
-def named(outputs: Outputs) -> dict[str, Tensor]:
-    """Values and gradients under one name each."""
-    gradients = {GRADIENT.format(name): tensor for name, tensor in outputs.gradients.items()}
-    return {**outputs.values, **gradients}
 
 
 class Sample:
@@ -136,11 +127,11 @@ class Sample:
     def of(self, outputs: Outputs) -> dict[str, Tensor]:
         """What a call on the whole case says of these rows, as a call on them alone would."""
         if self.case.op in TRAINED:
-            gradient = outputs.gradients["hidden"][self.positions]  # (R, D)
+            gradient = outputs[OF_HIDDEN][self.positions]  # (R, D)
             return {OF_HIDDEN: gradient.double() * (self.rows / len(self.picked))}
         return {
             name: tensor[self.positions if len(tensor) == self.num_positions else self.picked]
-            for name, tensor in outputs.values.items()
+            for name, tensor in outputs.items()
         }
 
 
@@ -162,7 +153,7 @@ class Checker:
 
     def judge(self, outputs: Outputs) -> Verdict:
         """All that a call on the smaller case returned."""
-        return judge(named(outputs), self.truths)
+        return judge(outputs, self.truths)
 
     def judge_sample(self, outputs: Outputs) -> Verdict | None:
         """Some rows of what a call on the timed case returned; None where there is no sample."""

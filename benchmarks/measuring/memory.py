@@ -44,11 +44,7 @@ class Memory(NamedTuple):
 
 def output_mib(outputs: Outputs) -> float:
     """What a call returns."""
-    tensors = {
-        tensor.untyped_storage().data_ptr(): tensor
-        for group in (outputs.values, outputs.gradients)
-        for tensor in group.values()
-    }
+    tensors = {each.untyped_storage().data_ptr(): each for each in outputs.values()}
     return sum(tensor.nbytes for tensor in tensors.values()) / MIB
 
 

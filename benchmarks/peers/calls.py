@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pact_kernels as pk
 from benchmarks.cases.case import CAPPED, IGNORE, TRAINED, Case, Inputs
-from benchmarks.peers.peer import Call, Outputs
+from benchmarks.peers.peer import OF_HIDDEN, OF_WEIGHT, Call, Outputs
 
 Forward = Callable[[], Mapping[str, Tensor]]
 """Values by name; an op with a backward pass has one, `loss`."""
@@ -38,17 +38,17 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
 
     An input that the loss does not depend on is an error, no gradient of zeros.
     """
-    wanted = {"hidden": inputs.hidden}
+    wanted = {OF_HIDDEN: inputs.hidden}
     if case.trainable_head:
-        wanted["weight"] = inputs.weight
+        wanted[OF_WEIGHT] = inputs.weight
 
     def call() -> Outputs:
         if case.op not in TRAINED:
             with torch.no_grad():
-                return Outputs({name: each.detach() for name, each in forward().items()}, {})
+                return {name: each.detach() for name, each in forward().items()}
         loss = forward()["loss"]
         gradients = torch.autograd.grad(loss, tuple(wanted.values()))
-        return Outputs({"loss": loss.detach()}, dict(zip(wanted, gradients, strict=True)))
+        return {"loss": loss.detach(), **dict(zip(wanted, gradients, strict=True))}
 
     return call
 

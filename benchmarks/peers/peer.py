@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,10 @@ Setting = Mapping[str, Any]
 """One way to run a peer: plain values alone, so that it can be written down."""
 
 
-class Outputs(NamedTuple):
-    """Results of one call, compared with naive before anything is timed."""
-
-    values: Mapping[str, Tensor]
-    """By name, detached: loss; or what the op returns."""
-    gradients: Mapping[str, Tensor]
-    """By the name of the input, `hidden` and, with a trainable head, `weight`; none for ops without
-    a backward pass."""
-
-
+Outputs = Mapping[str, Tensor]
+"""Results of one call, detached: the loss, or what the op returns, by name; of an op with a
+backward pass also OF_HIDDEN and, with a trainable head, OF_WEIGHT."""
+OF_HIDDEN, OF_WEIGHT = "gradient of hidden", "gradient of weight"
 Call = Callable[[], Outputs]
 """One forward and, where the op has one, backward pass, from the inputs on. It leaves no gradient
 in the inputs' `.grad`, so that the next call does not add to it."""

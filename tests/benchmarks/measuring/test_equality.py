@@ -100,7 +100,7 @@ def test_a_sample_reaches_from_the_first_row_to_the_last() -> None:
     assert sample.picked.tolist() == [0, 299, 599]
     whole, few = oracle(CASE, inputs), oracle(sample.case, sample.inputs)
     of_whole = sample.of(whole)["gradient of hidden"]
-    torch.testing.assert_close(of_whole, few.gradients["hidden"], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(of_whole, few["gradient of hidden"], rtol=1e-10, atol=1e-14)
 
 
 def test_fewer_rows_are_compared_where_the_vocabulary_is_large() -> None:

@@ -12,7 +12,6 @@ import torch
 from benchmarks.cases.case import Case
 from benchmarks.measuring import memory, process
 from benchmarks.measuring.memory import cpu_memory, output_mib
-from benchmarks.peers.peer import Outputs
 from tests.benchmarks import fake_peers as fakes
 
 CASE = Case(op="linear_cross_entropy", sequences=1, length=64, hidden=16, vocabulary=8192)
@@ -68,4 +67,4 @@ def test_a_process_that_ends_early_is_a_remark(
 def test_outputs_that_share_memory_count_once() -> None:
     tensor = torch.zeros(MIB // 4)
     both = {"hidden": tensor, "weight": torch.zeros(MIB // 8, dtype=torch.bfloat16)}
-    assert output_mib(Outputs({"loss": tensor}, both)) == 1.25
+    assert output_mib({"loss": tensor, **both}) == 1.25

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.cases.case import IGNORE, Case, make_inputs
 from benchmarks.peers.calls import make_call
 from benchmarks.peers.every_op import Compiled, Eager
-from benchmarks.peers.peer import Outputs, Peer
+from benchmarks.peers.peer import OF_HIDDEN, OF_WEIGHT, Peer
 from benchmarks.peers.registry import PEERS, peers_for
 from tests.benchmarks.peers.judging import BASE, CASES, CPU, assert_equal, label, run
 
@@ -61,21 +60,16 @@ def test_a_call_leaves_nothing_behind(peer: Peer) -> None:
     first, second = call(), call()
     assert inputs.hidden.grad is None and inputs.weight.grad is None
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
-    assert set(first.gradients) == {"hidden", "weight"}
-    for kind in ("values", "gradients"):
-        for name, tensor in getattr(first, kind).items():
-            torch.testing.assert_close(tensor, getattr(second, kind)[name], rtol=0, atol=0)
-
-
-def spoilt(outputs: Outputs, name: str, tensor: Tensor) -> Outputs:
-    return outputs._replace(gradients={**outputs.gradients, name: tensor})
+    assert {OF_HIDDEN, OF_WEIGHT} < set(first)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=0)
 
 
 def test_a_head_without_its_gradient_is_found() -> None:
     right = run(Eager(), TRAINED, {})
     assert_equal(right, TRAINED)
-    silent = spoilt(right, "weight", torch.zeros_like(right.gradients["weight"]))
-    absent = right._replace(gradients={"hidden": right.gradients["hidden"]})
+    silent = {**right, OF_WEIGHT: torch.zeros_like(right[OF_WEIGHT])}
+    absent = {name: right[name] for name in ("loss", OF_HIDDEN)}
     for wrong in (silent, absent):
         with pytest.raises(AssertionError):
             assert_equal(wrong, TRAINED)
@@ -83,9 +77,9 @@ def test_a_head_without_its_gradient_is_found() -> None:
 
 def test_a_gradient_of_the_rows_alone_is_found() -> None:
     right = run(Eager(), TRAINED, {})
-    rows = right.gradients["hidden"][make_inputs(TRAINED).target != IGNORE]
+    rows = right[OF_HIDDEN][make_inputs(TRAINED).target != IGNORE]
     with pytest.raises(AssertionError):
-        assert_equal(spoilt(right, "hidden", rows), TRAINED)
+        assert_equal({**right, OF_HIDDEN: rows}, TRAINED)
 
 
 def test_prompts_that_are_counted_are_found() -> None:
@@ -98,10 +92,7 @@ def test_prompts_that_are_counted_are_found() -> None:
 def test_a_denominator_with_prompts_in_it_is_found() -> None:
     right = run(Eager(), TRAINED, {})
     share = TRAINED.rows / TRAINED.positions
-    diluted = Outputs(
-        {name: share * tensor for name, tensor in right.values.items()},
-        {name: share * tensor for name, tensor in right.gradients.items()},
-    )
+    diluted = {name: share * tensor for name, tensor in right.items()}
     with pytest.raises(AssertionError):
         assert_equal(diluted, TRAINED)
 

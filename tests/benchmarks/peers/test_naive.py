@@ -42,10 +42,10 @@ def test_the_oracle_drops_prompts_as_naive_does(over: str) -> None:
     ).loss
     loss.backward()
     found = oracle(case, inputs)
-    torch.testing.assert_close(found.values["loss"], loss.detach())
-    torch.testing.assert_close(found.gradients["hidden"], hidden.grad)
-    torch.testing.assert_close(found.gradients["weight"], weight.grad)
-    assert found.values["loss"].dtype == torch.float64
+    torch.testing.assert_close(found["loss"], loss.detach())
+    torch.testing.assert_close(found["gradient of hidden"], hidden.grad)
+    torch.testing.assert_close(found["gradient of weight"], weight.grad)
+    assert found["loss"].dtype == torch.float64
 
 
 def test_cached_values_are_those_of_the_states() -> None:
@@ -53,7 +53,7 @@ def test_cached_values_are_those_of_the_states() -> None:
         oracle(case, make_inputs(case))
         for case in (replace(BASE, op="pact_kl", cached=cached) for cached in (False, True))
     )
-    torch.testing.assert_close(states.values["loss"], cached.values["loss"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(states["loss"], cached["loss"], rtol=1e-12, atol=0)
 
 
 LARGE = Case(op="pact_loss", sequences=8, length=2048, hidden=64, vocabulary=1031, tokens=200)
