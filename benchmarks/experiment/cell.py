@@ -57,7 +57,7 @@ class Cell:
     """What is trained, on what, and what of it is measured. Equal cells are computed once."""
 
     method: Method
-    """Each is described in `words.METHODS`; aligned is no training at all. mixing is plain with
+    """Each is described in `document.METHODS`; aligned is no training at all. mixing is plain with
     refusals in the data (`refusal_share`), which pact may have too."""
     seed: int = 0
     """Order of the data, harmful pairs drawn, first values of the adapters."""

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.experiment.cell import Measures
+from benchmarks.experiment.document import environment, not_run
 from benchmarks.experiment.frame import ALL_TASKS, Pooled, lines_of, pool, read_records
-from benchmarks.experiment.words import environment, not_run
 from tests.benchmarks.experiment.synthetic import (
     ALIGNED,
     LABEL,

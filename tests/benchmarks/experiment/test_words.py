@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import get_args
 
 from benchmarks.experiment.cell import Cell, Method
-from benchmarks.experiment.words import METHODS, describe, listed
+from benchmarks.experiment.document import METHODS, describe, listed
 from tests.benchmarks.experiment import synthetic
 
 OURS = synthetic.METHODS[synthetic.LABEL]
