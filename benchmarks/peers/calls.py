@@ -11,7 +11,7 @@ Legend: B sequences, L positions of each, N answer rows, D hidden size, K select
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ import pact_kernels as pk
 from benchmarks.cases.case import CAPPED, IGNORE, TRAINED, Case, Inputs
 from benchmarks.peers.peer import OF_HIDDEN, OF_WEIGHT, Call, Outputs
 
-Forward = Callable[[], Mapping[str, Tensor]]
-"""Values by name; an op with a backward pass has one, `loss`."""
 WITH_TARGET = ("linear_cross_entropy", "pact_loss")
 WITH_KL = ("pact_kl", "pact_loss")
 VALUES = {
@@ -30,11 +28,11 @@ VALUES = {
     "selected_confidences": ("confidences",),
     "token_scores": ("difference", "confidence"),
 }
-"""Names of an op's values; that of all others is a loss."""
+"""Names of the values of ops that are forward alone."""
 
 
-def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
-    """Forward, and backward where the op has one, with nothing left in the inputs' `.grad`.
+def make_call(case: Case, inputs: Inputs, loss: Callable[[], Tensor]) -> Call:
+    """Forward and backward, with nothing left in the inputs' `.grad`.
 
     An input that the loss does not depend on is an error, no gradient of zeros.
     """
@@ -43,19 +41,29 @@ def make_call(case: Case, inputs: Inputs, forward: Forward) -> Call:
         wanted[OF_WEIGHT] = inputs.weight
 
     def call() -> Outputs:
-        if case.op not in TRAINED:
-            with torch.no_grad():
-                return {name: each.detach() for name, each in forward().items()}
-        loss = forward()["loss"]
-        gradients = torch.autograd.grad(loss, tuple(wanted.values()))
-        return {"loss": loss.detach(), **dict(zip(wanted, gradients, strict=True))}
+        formed = loss()
+        gradients = torch.autograd.grad(formed, tuple(wanted.values()))
+        return {"loss": formed.detach(), **dict(zip(wanted, gradients, strict=True))}
 
     return call
 
 
 def op_call(case: Case, inputs: Inputs, function: Callable[..., Any], **options: Any) -> Call:
     """The call of a function that has the op's public signature; options are of `Operands`."""
-    return make_call(case, inputs, Operands(case, inputs, **options).forward(function))
+    operands = Operands(case, inputs, **options)
+
+    def formed() -> Any:
+        found = function(*operands.positional(), **operands.options)
+        return getattr(found, "loss", found)
+
+    def call() -> Outputs:
+        with torch.no_grad():
+            found = formed()
+        names = VALUES[case.op]
+        values = found if len(names) > 1 else (found,)
+        return dict(zip(names, values, strict=True))
+
+    return make_call(case, inputs, formed) if case.op in TRAINED else call
 
 
 def answer_rows(case: Case, inputs: Inputs) -> Tensor | None:
@@ -119,17 +127,6 @@ class Operands:
             gate = pk.GateConfig() if case.gated else None  # as released
             self.options = {"over": case.over, "gate": gate, "temperature": temperature}
             self.known = cached_logits(case, inputs, ops) if case.cached else None
-
-    def forward(self, function: Callable[..., Any]) -> Forward:
-        """The values that a function with the op's public signature returns, by name."""
-        names = VALUES.get(self.case.op, ("loss",))
-
-        def forward() -> dict[str, Tensor]:
-            found = function(*self.positional(), **self.options)
-            values = found if len(names) > 1 else (getattr(found, "loss", found),)
-            return dict(zip(names, values, strict=True))
-
-        return forward
 
     def positional(self) -> tuple[Any, ...]:
         """Gathered anew for each call."""

@@ -60,10 +60,10 @@ class Composed(Peer):
         cross_entropy, operands = peer.load(own), Operands(replace(case, op="pact_kl"), inputs)
         pact_kl = partial(dense.pact_kl, every_column=self.every_column)
 
-        def forward() -> dict[str, Tensor]:
+        def loss() -> Tensor:
             found = hidden, weight, *_ = operands.positional()
             kl = pact_kl(*found, **operands.options)
-            return {"loss": cross_entropy(hidden, weight, operands.target) + kl}
+            return cross_entropy(hidden, weight, operands.target) + kl
 
-        call = make_call(case, inputs, forward)
+        call = make_call(case, inputs, loss)
         return compile_now(call) if peer.compiles else call

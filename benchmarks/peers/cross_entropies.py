@@ -56,11 +56,9 @@ class CrossEntropyPeer(Peer):
         loss = self.load(setting, case.softcap)
         rows = answer_rows(case, inputs) if setting["rows"] == "answers" else None
         target = take(inputs.target, rows)
-
-        def forward() -> dict[str, Tensor]:
-            return {"loss": loss(take(inputs.hidden, rows), inputs.weight, target)}
-
-        call = make_call(case, inputs, forward)
+        call = make_call(
+            case, inputs, lambda: loss(take(inputs.hidden, rows), inputs.weight, target)
+        )
         return compile_now(call) if self.compiles else call
 
 

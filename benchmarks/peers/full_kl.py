@@ -42,11 +42,8 @@ class FullKl(Peer):
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
         loss, rows = self.load(inputs), answer_rows(case, inputs)
-
-        def forward() -> dict[str, Tensor]:
-            return {"loss": loss(take(inputs.hidden, rows), take(inputs.reference_hidden, rows))}
-
-        return make_call(case, inputs, forward)
+        states = inputs.hidden, inputs.reference_hidden
+        return make_call(case, inputs, lambda: loss(*(take(each, rows) for each in states)))
 
 
 def liger_divergence(inputs: Inputs) -> StatesLoss:

@@ -69,4 +69,4 @@ class Released(Peer):
 
     def prepare(self, case: Case, inputs: Inputs, setting: Setting) -> Call:
         gate = GateConfig()
-        return make_call(case, inputs, lambda: {"loss": released_loss(inputs, gate)})
+        return make_call(case, inputs, lambda: released_loss(inputs, gate))

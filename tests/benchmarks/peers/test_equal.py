@@ -99,6 +99,6 @@ def test_a_denominator_with_prompts_in_it_is_found() -> None:
 
 def test_a_loss_without_the_head_in_it_is_an_error() -> None:
     inputs = make_inputs(TRAINED)
-    call = make_call(TRAINED, inputs, lambda: {"loss": inputs.hidden.sum()})
+    call = make_call(TRAINED, inputs, lambda: inputs.hidden.sum())
     with pytest.raises(RuntimeError, match="not have been used"):
         call()
