@@ -214,9 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ops = list(dict.fromkeys(case.op for case in CASES))
     parser.add_argument("--ops", nargs="+", choices=ops, help="default: all")
     parser.add_argument(
-        "--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: CPUs)"
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: CPUs)"
     )
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: must be positive, got {args.jobs}")
     chosen = args.targets or (TARGETS if args.all else CONTRACT)
     targets = [name for name in TARGETS if name in chosen]
     cases = [
@@ -230,12 +232,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 def _counted(count: dict[str, int]) -> str:

@@ -173,9 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, help="default: the demo's, converted on first use")
-    parser.add_argument("--runs", type=_positive, default=5, help="recorded rounds (default: 5)")
+    parser.add_argument("--runs", type=int, default=5, help="recorded rounds (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time too")
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"argument --runs: must be positive, got {args.runs}")
     on_card, runs = args.device == "cuda", args.runs
     if on_card and args.model:
         parser.error("--model is of --device cpu: a GPU runs a random model")
@@ -203,12 +205,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 def _shipped() -> Path:

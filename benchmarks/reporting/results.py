@@ -16,8 +16,6 @@ import pandas as pd
 from benchmarks.cases.case import Case
 from benchmarks.measuring.machine import NO_GPU
 
-Key = tuple[Case, str, str, str]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -72,11 +70,6 @@ class Result:
     command: str = ""
 
     @property
-    def key(self) -> Key:
-        """What a new measurement replaces."""
-        return self.case, self.implementation, self.device, self.machine
-
-    @property
     def measured(self) -> bool:
         return self.p50_ms is not None
 
@@ -106,11 +99,13 @@ def frame_of(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
-    """New lines in the place of known ones with their key, the others behind.
+    """New lines in the place of those known of the same case, peer and machine, others behind.
 
     What a machine without a GPU could not measure gives way to any GPU's measurement.
     """
-    lines = {result.key: result for result in (*known, *new)}
+    lines = {
+        (each.case, each.implementation, each.device, each.machine): each for each in (*known, *new)
+    }
     on_gpus = {key[:3] for key in lines if key[3] != NO_GPU}
     return [result for key, result in lines.items() if key[3] != NO_GPU or key[:3] not in on_gpus]
 
