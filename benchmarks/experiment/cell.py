@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -132,21 +133,17 @@ class Cell:
         return json.loads(json.dumps(values))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where it is missing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def path_of(cell: Cell, folder: Path) -> Path:
+    """The file of a cell's record."""
     return folder / f"{cell.name}.json"
 
 
-def save_record(record: Record, cell: Cell, folder: Path) -> None:
-    """Write it whole or not at all."""
-    with whole_file(path_of(cell, folder)) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds, such as a record; nothing where it is missing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def load_record(cell: Cell, folder: Path) -> Record | None:
-    """The record of a cell as JSON has it, or None where there is none yet."""
-    return read_json(path_of(cell, folder)) or None
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

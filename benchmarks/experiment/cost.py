@@ -5,7 +5,6 @@ The cells of the experiment share the machine with each other, so their own time
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment.cell import Cell, read_json
+from benchmarks.experiment.cell import Cell, read_json, write_json
 from benchmarks.measuring.process import in_own_process, peak_mib
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def measure_costs(methods: Mapping[str, Cell], subject: Subject, folder: Path) -
     for label, cell in methods.items():
         if label not in costs:
             costs[label] = in_own_process(_cost, replace(cell, steps=STEPS), subject)
-            text = json.dumps(costs, indent=1) + "\n"
-            (folder / COSTS_FILE).write_text(text, encoding="utf-8")
+            write_json(folder / COSTS_FILE, costs)
 
 
 def _cost(cell: Cell, subject: Subject) -> dict[str, Any]:

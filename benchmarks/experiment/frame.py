@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from benchmarks.experiment.cell import load_record
+from benchmarks.experiment.cell import path_of, read_json
 from pact.evaluation.intervals import wilson_interval
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def read_records(grid: Grid, folder: Path) -> pd.DataFrame:
             row = {"section": section, "group": line.group, "label": line.label}
             row |= {"share": cell.harmful_share, "wanted": shares[cell.harmful_share]}
             row |= {"step": cell.steps, "cell": replace(cell, seed=0)}
-            if record := load_record(cell, folder):
+            if record := read_json(path_of(cell, folder)):
                 row |= {"record": cell.name, "environment": record["environment"]}
                 curve = record["curve"] if section == "over_time" else {}
                 for step, look in {**curve, cell.steps: record["measures"]}.items():

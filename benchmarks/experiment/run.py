@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.experiment.cell import Cell, Measures, Record, load_record, read_json, save_record
+from benchmarks.experiment.cell import Cell, Measures, Record, path_of, read_json, write_json
 from benchmarks.experiment.conversations import harmbench_prompts
 from benchmarks.experiment.measuring import measure, second_judge
 from benchmarks.experiment.protocol import PROTOCOL_FILE, Protocol
@@ -73,7 +73,7 @@ def run_cells(
         ValueError: the folder holds records of another protocol or model; a model cannot be loaded,
             or refuses too little for the cells; or there is no such second judge.
     """
-    missing = [cell for cell in dict.fromkeys(cells) if load_record(cell, folder) is None]
+    missing = [cell for cell in dict.fromkeys(cells) if not path_of(cell, folder).is_file()]
     logger.info("%d cells, %d to compute", len(set(cells)), len(missing))
     second_judge(protocol)  # what is not there is said now, not after a cell
     if any(cell.name in in_full for cell in missing):
@@ -151,7 +151,7 @@ def _compute(cell: Cell, folder: Path, in_full: bool) -> None:
     record = Record(
         settings=cell.settings(), measures=measures, curve=curve, environment=environment
     )
-    save_record(record, cell, folder)
+    write_json(path_of(cell, folder), record)
 
 
 def _check_protocol(protocol: Protocol, identity: Mapping[str, str], folder: Path) -> None:
@@ -162,7 +162,6 @@ def _check_protocol(protocol: Protocol, identity: Mapping[str, str], folder: Pat
     if "model" in identity:  # it is taken as it is
         del settings["alignment"]
     now = {**identity, **json.loads(json.dumps(settings))}
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PROTOCOL_FILE
     before = read_json(path) or now
     if changed := {n for n in before | now if before.get(n) != now.get(n)}:
@@ -170,4 +169,4 @@ def _check_protocol(protocol: Protocol, identity: Mapping[str, str], folder: Pat
             f"{folder} holds records of another protocol (other {', '.join(sorted(changed))}), "
             "which these cannot be compared with: remove them, or name another folder"
         )
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_json(path, now)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from benchmarks.experiment.cell import Cell, Measures, Record, path_of, save_record
+from benchmarks.experiment.cell import Cell, Measures, Record, path_of, write_json
 from benchmarks.experiment.frame import lines_of, read_records
 from benchmarks.experiment.methods import WITH_REFUSALS_LABEL as LABEL
 from pact.objective import PactConfig
@@ -123,7 +123,7 @@ def save(
             curve=curve or {},
             environment=environment,
         )
-        save_record(record, cell, folder)
+        write_json(path_of(cell, folder), record)
 
 
 def main_lines(folder: Path) -> list[Line]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiment.cell import Cell, Measures, Record, load_record, path_of, save_record
+from benchmarks.experiment.cell import Cell, Measures, Record, path_of, read_json, write_json
 from pact.objective import PactConfig
 
 PACT = Cell(method="pact")
@@ -105,9 +105,10 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         curve={0: measures, 6: measures},
         environment={"torch": "2"},
     )
-    assert load_record(cell, tmp_path) is None
-    save_record(record, cell, tmp_path)
-    assert load_record(cell, tmp_path) == json.loads(json.dumps(record))
+    path = path_of(cell, tmp_path)
+    assert not read_json(path)
+    write_json(path, record)
+    assert read_json(path) == json.loads(json.dumps(record))
     assert [path.name for path in tmp_path.iterdir()] == [f"{cell.name}.json"]
 
     def refuse(constant: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.experiment import run
 from benchmarks.experiment.ablations import POST_ALONE
 from benchmarks.experiment.alignment import Alignment, aligned_folder, aligned_model, own_answers
-from benchmarks.experiment.cell import Cell, load_record, path_of
+from benchmarks.experiment.cell import Cell, path_of, read_json
 from benchmarks.experiment.measuring import measure
 from benchmarks.experiment.methods import ANCHORED, METHODS, WITH_REFUSALS
 from benchmarks.experiment.protocol import Prompts, Protocol
@@ -66,8 +66,7 @@ def test_every_kind_of_cell_is_trained_and_measured(
         "benchmarks.experiment.measuring.harmbench_prompts", lambda count: ["Why?", "Who?"]
     )
     run._compute(cell, tmp_path, in_full=True)
-    record = load_record(cell, tmp_path)
-    assert record is not None
+    record = read_json(path_of(cell, tmp_path))
     assert record["settings"] == cell.settings()
     assert sorted(record["curve"]) == ["0", "1"]
     counted = {*REFUSALS, *(f"{name}_anywhere" for name in REFUSALS)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.experiment import run, subject
-from benchmarks.experiment.cell import TASKS, Cell, load_record
+from benchmarks.experiment.cell import TASKS, Cell, path_of, read_json
 from benchmarks.experiment.conversations import attack, harmbench_prompts, task
 from benchmarks.experiment.measuring import measure
 from benchmarks.experiment.methods import ANCHORED, WITH_REFUSALS
@@ -125,8 +125,7 @@ def test_the_plainly_fine_tuned_model_stands_in_for_a_base(model: str, tmp_path:
     run_cells(cells, TINY, folder, cache, model=model, **COMMON)
     (plain,) = cache.glob("experiment-plain-*")
     made = (plain / "adapter_model.safetensors").stat().st_mtime_ns
-    record = load_record(cells[0], folder)
-    assert record is not None
+    record = read_json(path_of(cells[0], folder))
     digest = named_subject(model, None, cache).identity["model_hash"]
     assert record["environment"]["model"] == "their-model"
     assert record["environment"]["model_hash"] == digest
@@ -154,7 +153,7 @@ def test_its_own_answers_are_its_anchors_and_asked_for_once(
     cells = [replace(ANCHORED, steps=1), replace(ANCHORED, steps=1, seed=1)]
     four = replace(TINY, batch_size=4)  # no step of these is of anchors alone
     run_cells(cells, four, folder, cache, model=model, **COMMON)
-    assert all(load_record(cell, folder) for cell in cells)
+    assert all(path_of(cell, folder).is_file() for cell in cells)
     (path,) = cache.glob("experiment-anchors-*[0-9a-f].jsonl")
     rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
     assert [turns[0] for turns in rows] == [turns[0] for turns in anchor_requests()]
