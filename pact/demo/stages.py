@@ -43,14 +43,14 @@ def arms(config: DemoConfig) -> list[Arm]:
     """The fine-tunings, alike in data, seed and rate.
 
     The second is the released objective with its settings. The third is what is recommended: the
-    confidences over the vocabulary, at the first answer tokens of anchors beside the data's.
+    confidences over the vocabulary at the first answer tokens of anchors, and these alone.
     """
     selection = PactConfig(over="selection", kl_weight=config.selection_weight)
-    vocabulary = PactConfig(over="vocabulary", kl_weight=config.anchor_weight)
+    anchored = PactConfig(over="vocabulary", kl_weight=config.anchor_weight, anchors_only=True)
     return [
         Arm("plain", None),
         Arm("PACT selection", selection),
-        Arm("PACT anchors", vocabulary, TrainConfig.anchor_share),
+        Arm("PACT anchors", anchored, TrainConfig.anchor_share),
     ]
 
 

@@ -25,7 +25,8 @@ def test_the_arms_are_what_was_released_and_what_is_recommended():
     plain, released, recommended = arms(DemoConfig())
     assert (plain.pact, plain.anchor_share) == (None, 0.0)
     assert (released.pact, released.anchor_share) == (matching("selection"), 0.0)
-    assert (recommended.pact, recommended.anchor_share) == (PactConfig(kl_weight=10.0), 0.5)
+    alone = PactConfig(kl_weight=10.0, anchors_only=True)
+    assert (recommended.pact, recommended.anchor_share) == (alone, 0.5)
 
 
 def test_demo_in_a_reduced_form(trained, small_demo, tmp_path, capsys):
