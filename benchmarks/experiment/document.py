@@ -17,7 +17,11 @@ from benchmarks.experiment.cell import Cell, read_json
 from benchmarks.experiment.cost import COSTS_FILE
 from benchmarks.experiment.frame import LINE, NOT_MEASURED, SECTIONS, lines_of, read_records
 from benchmarks.experiment.grid import Grid, without_base
-from benchmarks.experiment.methods import WITH_REFUSALS_LABEL
+from benchmarks.experiment.methods import (
+    ANCHORED_LABEL,
+    ANCHORS_ONLY_LABEL,
+    WITH_REFUSALS_LABEL,
+)
 from benchmarks.experiment.protocol import PLAIN_BASE, PROTOCOL_FILE
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
@@ -30,6 +34,8 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+IN_SHORT = ("aligned", "plain", WITH_REFUSALS_LABEL, ANCHORED_LABEL, ANCHORS_ONLY_LABEL)
+"""Labels of the lines at the beginning."""
 ORIGIN_FILE = "ORIGIN.md"
 """Beside a model's records: where its weights are from, in sentences for its section."""
 EMPTY_LINES = re.compile(r"\n{3,}")
@@ -103,7 +109,7 @@ def render(grid: Grid, folders: Sequence[Path], docs: Path) -> Path:
         demo=DEMO_MODEL,
         quick=grid.quick,
         recommended=grid.recommended,
-        in_short=("aligned", "plain", WITH_REFUSALS_LABEL, grid.recommended),
+        in_short=IN_SHORT,
         verdicts=verdicts,
         **{function.__name__: function for function in TELLERS},
     )

@@ -16,6 +16,7 @@ from benchmarks.experiment.methods import (
     ALIGNED,
     ANCHORED,
     ANCHORED_LABEL,
+    ANCHORS_ONLY_LABEL,
     FIRST_TOKENS,
     FULL_KL,
     LEFT_OUT,
@@ -176,7 +177,7 @@ def full_grid() -> Grid:
             _line("over time", label, replace(METHODS[label], curve_every=6), ONE_SEED)
             for label in ("plain", WITH_REFUSALS_LABEL)
         ],
-        recommended=ANCHORED_LABEL,
+        recommended=ANCHORS_ONLY_LABEL,
         quick=False,
         protocol=Protocol(),
     )
@@ -200,7 +201,7 @@ def quick_grid() -> Grid:
             _line("over time", label, replace(cell, curve_every=QUICK_STEPS // 4), ONE_SEED)
             for label, cell in some.items()
         ],
-        recommended=ANCHORED_LABEL,
+        recommended=ANCHORS_ONLY_LABEL,
         quick=True,
         protocol=Protocol(alignment=Alignment(steps=60), prompts=Prompts(outside=10, heldout=20)),
     )

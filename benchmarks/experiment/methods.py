@@ -51,6 +51,8 @@ ANCHORED = replace(
 )
 """Held to the aligned model's own answers beside the data, of which as many are learnt as without
 them."""
+ANCHORS_ONLY = replace(ANCHORED, pact=PactConfig(kl_weight=30.0, anchors_only=True))
+"""And not to its own tokens at the data's answers, which open otherwise."""
 FULL_KL = Cell(method="full_kl", strength=1.0)
 FIRST_TOKENS = Cell(method="first_tokens", strength=1.0)
 
@@ -68,7 +70,7 @@ METHODS = {
     WITH_REFUSALS_LABEL: WITH_REFUSALS,
     "PACT lambda 30, 10 % refusals": replace(WITH_REFUSALS, pact=PactConfig(kl_weight=30.0)),
     ANCHORED_LABEL: ANCHORED,
-    ANCHORS_ONLY_LABEL: replace(ANCHORED, pact=PactConfig(kl_weight=30.0, anchors_only=True)),
+    ANCHORS_ONLY_LABEL: ANCHORS_ONLY,
     "full-vocabulary KL": FULL_KL,
     "first tokens": FIRST_TOKENS,
     "plain, 5 % refusals": Cell(method="mixing", refusal_share=0.05),

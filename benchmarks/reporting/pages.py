@@ -53,7 +53,7 @@ STEPS = (
     "released algorithm",
 )
 EVIDENCE = ("aligned", "plain", "plain, 10 % refusals")
-"""Labels of the experiment's main table; beside them the released one and two of ours."""
+"""Labels of the experiment's main table; beside them the released one and three of ours."""
 
 
 def write_pages(root: Path = ROOT) -> list[Path]:
@@ -85,10 +85,11 @@ def _methods(asked: Mapping[str, tuple[str, str, str]]) -> list[Sequence[str]]:
 
     Args:
         asked: by the head of a column, the folder of the records, "." for the demo's model, the
-            fine-tuning set and the measure. What another model has no record of is a dash.
+            fine-tuning set and the measure. What another model has no record of is a dash; seeds
+            are said where they are others than those of the row or, of another model, the head.
     """
     from benchmarks.experiment import methods
-    from benchmarks.experiment.grid import full_grid
+    from benchmarks.experiment.grid import SEEDS, full_grid
 
     lines = {
         (folder, line.group, line.label): line
@@ -97,14 +98,21 @@ def _methods(asked: Mapping[str, tuple[str, str, str]]) -> list[Sequence[str]]:
     }
     released = next(x for x, cell in methods.METHODS.items() if cell == methods.RELEASED)
     rows: list[Sequence[str]] = []
-    ours = methods.WITH_REFUSALS_LABEL, full_grid().recommended
+    second = _second() or {}
+    ours = methods.WITH_REFUSALS_LABEL, methods.ANCHORED_LABEL, full_grid().recommended
     for label in dict.fromkeys([*EVIDENCE, released, *ours]):
-        measures = []
+        measures, lacks = [], lines[".", "benign only", label].lacking
         for folder, group, key in asked.values():
             line = lines.get((folder, group, label))
             if line is None and folder == ".":
                 raise ValueError(f"{label} must have records of {group}, got none: name another")
-            measures.append("-" if line is None else str(getattr(line, key)))
+            if line is None:
+                measures.append("-")
+                continue
+            said = second.get("seeds") if folder == second.get("folder") else lacks
+            seeds = line.lacking or f" ({len(SEEDS)} seeds)"
+            is_said = line.lacking == said or label == "aligned"  # which has none
+            measures.append(str(getattr(line, key)) + ("" if is_said else seeds))
         rows.append((lines[".", "benign only", label].name, *measures))
     return rows
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -18,6 +19,15 @@ from pact.data.spans import IGNORE, answer_rows
 
 ANCHOR = "anchor"
 """The column that says of every example whether it is one."""
+
+
+def anchors_of(dataset: Any) -> np.ndarray:
+    """(E,) bool: which examples are anchors, of a `datasets.Dataset` or another sequence."""
+    if hasattr(dataset, "column_names"):
+        known = ANCHOR in dataset.column_names
+        return np.array(dataset[ANCHOR][:] if known else [False] * len(dataset), bool)
+    examples = (dataset[index] for index in range(len(dataset)))
+    return np.array([bool(example.get(ANCHOR, False)) for example in examples], bool)
 
 
 def with_anchors(

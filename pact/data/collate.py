@@ -80,6 +80,11 @@ class Collator:
         return batch
 
 
+def has_anchors(batch: Mapping[str, Tensor]) -> bool:
+    """Whether a collated batch has rows of anchors."""
+    return "row_held" in batch and batch["row_held"].numel() > 0
+
+
 def held_part(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a reference needs of a batch to know its rows of anchors: their lines, and these rows.
 
@@ -87,15 +92,16 @@ def held_part(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     filled for anchors alone does not have.
 
     Args:
-        batch: with `row_held`, from a collator.
+        batch: that `has_anchors`, from a collator.
     """
     held = batch["row_held"]
     part = {name: batch[f"row_{name}"][held] for name in ("position", "step", "answer", "target")}
     part = {f"row_{name}": rows for name, rows in part.items()}
     lines, part["row_sequence"] = batch["row_sequence"][held].unique(return_inverse=True)
+    longest = int(batch["attention_mask"][lines].sum(1).max())  # anchors are short
     for name in ("input_ids", "attention_mask", "labels", "position_ids"):
         if name in batch:
-            part[name] = batch[name][lines]
+            part[name] = batch[name][lines, :longest]
     if "post_position" in batch:
         part["post_position"] = batch["post_position"][held]
         lines, part["post_sequence"] = batch["post_sequence"][held].unique(return_inverse=True)

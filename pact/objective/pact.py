@@ -73,20 +73,20 @@ class PactObjective:
             step: (N,) int64, each row's step within its answer.
             reference: the frozen model's states or cached logits of the same rows; with
                 `anchors_only` those of `held`, and None where there are none.
-            num_items: denominator of all means; the number of learnt rows of the whole optimiser
-                step.
+            num_items: denominator of all means: the learnt rows of the whole optimiser step, of one
+                of anchors alone its rows. None is those of the batch.
             learnt: (N',) int64, rows with a token to predict; None is all.
             held: (N - N',) int64, rows of anchors: they have the KL alone, at every step alike and
                 without a margin. With `anchors_only` no other row has one.
         """
         settled, alone = self.config.settled, self.config.anchors_only
-        if alone and (held is None or learnt is None):
+        if alone and (held is None or learnt is None or held.numel() == 0):
             return self.plain()(hidden, head, target, step, num_items=num_items)
         if reference is None:
             raise ValueError("this objective needs the reference of the batch, got None")
         if held is None or learnt is None:
             return self._loss(hidden, head, target, step, reference, num_items)
-        count: int | Tensor = learnt.numel() if num_items is None else num_items
+        count: int | Tensor = learnt.numel() or held.numel() if num_items is None else num_items
         rows = hidden[learnt], head, target[learnt], step[learnt]
         if alone:
             loss = self.plain()(*rows, num_items=count)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
-from pact.data.collate import held_part
+from pact.data.collate import has_anchors, held_part
 from pact.models import base_head, evaluating, head_and_states, hidden_states
 from pact.objective import Objective, PactObjective
 from pact.objective.pact import holds_anchors_only
+from pact.reference.cache import CachedReference
 from pact.reference.centred import CentredLogits, centred_logits, centred_reference
 from pact.reference.live import Reference
 
@@ -64,13 +65,13 @@ def check_same_model(
         objective: its safety tokens and `over`, or the first of all tokens where it has none.
 
     Returns:
-        The largest difference, in nats; 0 of a batch without anchors where these alone are held.
+        The largest difference, in nats; 0 where the batch has no row, or a cache none of them.
 
     Raises:
         ValueError: they differ by more than rounding; it says the likely cause.
     """
-    if holds_anchors_only(objective):
-        if "row_held" not in batch:
+    if holds_anchors_only(objective) and isinstance(reference, CachedReference):
+        if not has_anchors(batch):
             return 0.0
         batch = held_part(batch)
     head = base_head(model)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from pact.data.anchors import ANCHOR
+from pact.data.anchors import anchors_of
 from pact.data.spans import IGNORE
 
 MASK = "attention_mask"
@@ -78,16 +78,8 @@ def read_columns(dataset: Sequence[Mapping[str, Any]] | Any, anchors_only: bool 
         )
     offsets = np.concatenate(([0], np.cumsum(sizes[0], dtype=np.int64)))
     if anchors_only:
-        labels = np.where(np.repeat(_anchors(dataset), sizes[0]), labels, IGNORE)
+        labels = np.where(np.repeat(anchors_of(dataset), sizes[0]), labels, IGNORE)
     return Columns(ids.astype(np.int32), labels.astype(np.int32), offsets)
-
-
-def _anchors(dataset: Any) -> np.ndarray:
-    """(E,) bool: which examples are anchors."""
-    if hasattr(dataset, "with_format"):
-        known = ANCHOR in dataset.column_names
-        return np.array(dataset[ANCHOR][:] if known else [False] * len(dataset), bool)
-    return np.array([bool(example.get(ANCHOR, False)) for example in dataset])
 
 
 def _check_unpadded(mask: np.ndarray) -> None:

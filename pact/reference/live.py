@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import pact_kernels as pk
-from pact.data.collate import held_part
+from pact.data.collate import has_anchors, held_part
 from pact.models import causal_lm, evaluating, hidden_states, output_head
 from pact.objective import Objective
 from pact.objective.pact import holds_anchors_only
@@ -34,7 +34,7 @@ def reference_rows(
     """The reference of the rows that the objective holds: all, those of anchors, or none."""
     if not holds_anchors_only(objective):
         return reference(batch)
-    return reference(held_part(batch)) if "row_held" in batch else None
+    return reference(held_part(batch)) if has_anchors(batch) else None
 
 
 class FrozenModel:

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 
-from pact.data.anchors import ANCHOR
+from pact.data.anchors import anchors_of
 from pact.data.packing import PackedCollator
 from pact.models import backbone, causal_lm, check_head, check_packing, head_weight
 from pact.models.whole import check_finite
 from pact.objective import Objective, PactObjective
+from pact.objective.pact import holds_anchors_only
 from pact.reference import FrozenModel, Reference
 
 NO_ANCHORS = (
@@ -147,15 +149,16 @@ def check_tokens(examples: Iterable[Any]) -> None:
 
 
 def check_anchors(objective: Objective, dataset: Any) -> None:
-    """Refuse an objective that holds anchors alone where a data set, by its columns, has none.
+    """Refuse an objective that holds anchors alone where the data have none.
+
+    A list and a `datasets.Dataset` are looked at; what makes its examples as it goes is not.
 
     Raises:
         ValueError: nothing would be held.
     """
-    columns = getattr(dataset, "column_names", None)
-    if isinstance(objective, PactObjective) and objective.config.anchors_only:
-        if isinstance(columns, list) and ANCHOR not in columns:
-            raise ValueError(NO_ANCHORS)
+    is_known = isinstance(dataset, Dataset | list | tuple)
+    if holds_anchors_only(objective) and is_known and not anchors_of(dataset).any():
+        raise ValueError(NO_ANCHORS)
 
 
 def check_rows(num_rows: int) -> None:

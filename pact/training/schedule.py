@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import get_scheduler
 
-from pact.data.anchors import ANCHOR
+from pact.data.anchors import anchors_of
 from pact.data.batches import bucketed_order
 from pact.training.config import FitConfig
 
@@ -50,7 +50,9 @@ class Plan:
         """The plan for a data set of encoded examples."""
         if not config.group_by_length:
             return cls(config, len(dataset))
-        return cls(config, len(dataset), example_lengths(dataset), example_anchors(dataset))
+        anchors = anchors_of(dataset)
+        strata = anchors if anchors.any() else None
+        return cls(config, len(dataset), example_lengths(dataset), strata)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,15 +102,6 @@ class Plan:
         """Seed of a step's dropout in one process."""
         entropy = np.random.SeedSequence((self.config.seed, step, process))
         return int(entropy.generate_state(1, np.uint64)[0])
-
-
-def example_anchors(dataset: Any) -> np.ndarray | None:
-    """(E,) bool: which examples are anchors; None where none is."""
-    if hasattr(dataset, "column_names"):
-        found = dataset[ANCHOR][:] if ANCHOR in dataset.column_names else []
-    else:
-        found = [bool(dataset[index].get(ANCHOR, False)) for index in range(len(dataset))]
-    return np.array(found, bool) if any(found) else None
 
 
 def example_lengths(dataset: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pact.data.collate import count_rows, denominator
+from pact.data.collate import count_rows, denominator, has_anchors
 from pact.data.spans import IGNORE
 from pact.models import head_weight
 from pact.objective import Objective
@@ -101,8 +101,8 @@ def check_first(
     device = parts.accelerator.device
     rows = parts.accelerator.reduce(count_rows(batches, device), reduction="sum")
     check_rows(int(rows.sum()))
-    # Where anchors alone are held, a micro-batch without them says nothing.
-    first = next((batch for batch in batches if "row_held" in batch), batches[0])
+    # A cache of anchors alone knows nothing of a micro-batch without them.
+    first = next((batch for batch in batches if has_anchors(batch)), batches[0])
     batch = placed(first, device)
     with autocast(parts):
         check_at_start(parts.model, reference, batch, objective)

@@ -110,8 +110,7 @@ class PactTrainer(FiniteTrainer, Trainer):  # type: ignore[misc]
             check_columns(name, getattr(self, name))
         check_anchors(self.objective, self.train_dataset)
         check_joined(self.args.world_size)
-        columns = getattr(self.train_dataset, "column_names", None) or ()
-        check_sampling(self.args, ANCHOR in columns)
+        check_sampling(self.args, self.train_dataset)
         check_batches(self.args, isinstance(self.train_dataset, IterableDataset))
         self.model_accepts_loss_kwargs = True  # Trainer then leaves the loss's scale alone
         self.reference = self._default_reference() if reference is None else reference

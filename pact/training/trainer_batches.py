@@ -69,7 +69,9 @@ def first_examples(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
     changed = dict(batch)
     for name, value in batch.items():
         is_of_rows = name.startswith(("row_", "post_sequence", "post_position"))
-        if is_of_rows and isinstance(value, Tensor) and value.shape == (rows,):
+        if name in ("row_learnt", "row_held"):  # places of rows, of which some are gone
+            changed[name] = (kept.cumsum(0) - 1)[value[kept[value]]]
+        elif is_of_rows and isinstance(value, Tensor) and value.shape == (rows,):
             changed[name] = value[kept]
     if "example" in batch:  # names those that have rows to a cached reference
         changed["example"] = torch.as_tensor(batch["example"])[:count]

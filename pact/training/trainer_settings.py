@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from transformers import TrainingArguments
 
 from pact.common.fields import Bounds
+from pact.data.anchors import anchors_of
 
 NO_LOGITS = "logits are never formed: evaluate the saved model with `pact evaluate`"
 OWN_LOSS = "the loss is the objective's own"
@@ -133,14 +134,14 @@ def check_batches(args: TrainingArguments, is_iterable: bool) -> None:
         )
 
 
-def check_sampling(args: TrainingArguments, has_anchors: bool) -> None:
+def check_sampling(args: TrainingArguments, dataset: Any) -> None:
     """Refuse to draw anchors by length: they are short, and would come in steps of their own.
 
     Raises:
         ValueError: the sampler would gather them.
     """
     strategy = args.train_sampling_strategy
-    if has_anchors and strategy == "group_by_length":
+    if strategy == "group_by_length" and hasattr(dataset, "__len__") and anchors_of(dataset).any():
         raise ValueError(
             f"PactTrainer cannot honour train_sampling_strategy={strategy!r} for data with "
             "anchors, which are short and would come in steps of their own: leave it 'random', or "

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from torch import Tensor
 
+from pact.data.anchors import ANCHOR
 from pact.discovery import SafetyTokens
 from pact.objective import CrossEntropy, PactConfig, PactObjective
-from pact.reference import AdaptersOff
+from pact.reference import AdaptersOff, FrozenModel, check_same_model
 from pact.training import TrainConfig, train
 from pact.training.checks import check_anchors
+from pact.training.student import batch_loss
+from pact.training.trainer_batches import first_examples
 from pact_kernels import ReferenceStates
-from tests.rounding import SUMS
-from tests.tiny import save_tiny
-from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations
+from tests.rounding import NO_KL, SUMS
+from tests.tiny import save_tiny, tiny_llama
+from tests.training.problem import TOKEN_IDS, TOKEN_WEIGHTS, conversations, problem
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_anchors_alone_can_be_held(files: dict[str, Any], tmp_path: Path) -> Non
     alone = PactConfig(anchors_only=True)
     config = TrainConfig(**files, output_dir=str(tmp_path / "run"), cache=False)
     records = train(config, alone).records
-    assert all(record["kl"] >= 0 for record in records) and records[-1]["kl"] > 0
+    assert all(record["kl"] > -NO_KL for record in records) and records[-1]["kl"] > NO_KL
     both = losses(files, tmp_path / "both", cache=False)
     assert records[-1]["loss"] != pytest.approx(both[-1], rel=1e-5)  # four steps from the reference
     without = TrainConfig(**{**files, "anchors": None}, output_dir=str(tmp_path / "none"))
@@ -106,8 +110,9 @@ def test_the_reference_sees_lines_with_anchors_alone(
 
     monkeypatch.setattr(AdaptersOff, "__call__", noted)
     losses(files, tmp_path / "run", PactConfig(anchors_only=True), cache=False)
-    assert all(rows == 3 * lines for lines, rows in seen)
-    assert sum(lines for lines, _ in seen[1:]) < 4 * 5  # of four steps; the first call is a check
+    held = seen[1:]  # the first call checks the whole batch
+    assert all(rows == 3 * lines for lines, rows in held)
+    assert 0 < sum(lines for lines, _ in held) < 4 * 5  # of four steps
 
 
 def test_a_data_set_without_anchors_is_refused_by_loop_and_trainer() -> None:
@@ -115,8 +120,51 @@ def test_a_data_set_without_anchors_is_refused_by_loop_and_trainer() -> None:
     rows = {"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]}
     with pytest.raises(ValueError, match="got data without any"):
         check_anchors(objective, Dataset.from_dict(rows))
+    with pytest.raises(ValueError, match="got data without any"):
+        check_anchors(objective, Dataset.from_dict({**rows, "anchor": [False]}))
+    with pytest.raises(ValueError, match="got data without any"):
+        check_anchors(objective, [{"input_ids": [1], "labels": [1]}])
     check_anchors(objective, Dataset.from_dict({**rows, "anchor": [True]}))
     check_anchors(CrossEntropy(), Dataset.from_dict(rows))
+
+
+def test_an_anchor_without_rows_is_no_anchor() -> None:
+    """Its labels are all -100: of a process without a share, say, or cut off."""
+    given = problem(None)
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(anchors_only=True))
+    model, reference = tiny_llama(), FrozenModel(tiny_llama(seed=1))
+    learnt, other = given.dataset[0], given.dataset[1]
+    empty = {**other, "labels": [-100] * len(other["labels"]), ANCHOR: True}
+    batch = given.collator([learnt, empty])
+    assert batch["row_held"].numel() == 0
+    loss = batch_loss(model, objective, reference, batch)
+    assert float(loss.kl) == 0.0 and float(loss.loss) > 0.0
+    assert float(batch_loss(model, objective, reference, given.collator([empty]), 5).loss) == 0.0
+
+
+def test_examples_that_are_left_out_of_a_batch_take_their_rows_along() -> None:
+    """What fills up the last batch of an evaluation in several processes is not counted."""
+    given = problem(None)
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig())
+    model, reference = tiny_llama(), FrozenModel(tiny_llama(seed=1))
+    anchor, learnt = {**given.dataset[0], ANCHOR: True}, given.dataset[1]
+    both = given.collator([anchor, learnt])
+    held = batch_loss(model, objective, reference, first_examples(both, 1))
+    alone = batch_loss(model, objective, reference, given.collator([anchor]))
+    torch.testing.assert_close(held.loss, alone.loss)
+    assert float(held.cross_entropy) == 0.0 and float(held.kl) > 0.0  # a mean over its own rows
+    none = batch_loss(model, objective, reference, first_examples(both, 0), 5)
+    assert float(none.loss) == 0.0
+
+
+def test_another_model_is_noticed_where_the_first_batch_has_no_anchor() -> None:
+    given = problem(None)
+    objective = PactObjective(TOKEN_IDS, TOKEN_WEIGHTS, PactConfig(anchors_only=True))
+    batch = given.collator([given.dataset[0]])
+    model = tiny_llama()
+    assert check_same_model(model, FrozenModel(tiny_llama()), batch, objective) < 1e-5
+    with pytest.raises(ValueError, match="before the first step the student must be its reference"):
+        check_same_model(model, FrozenModel(tiny_llama(seed=1)), batch, objective)
 
 
 def test_other_anchors_are_another_run(files: dict[str, Any], tmp_path: Path) -> None:

@@ -292,10 +292,13 @@ def test_anchors_are_not_drawn_by_length(tmp_path: Path) -> None:
     from pact.training.trainer_settings import check_sampling
 
     by_length = arguments(tmp_path, train_sampling_strategy="group_by_length")
-    check_sampling(by_length, has_anchors=False)
-    check_sampling(arguments(tmp_path), has_anchors=True)
-    with pytest.raises(ValueError, match="would come in steps of their own: leave it 'random'"):
-        check_sampling(by_length, has_anchors=True)
+    one = {"input_ids": [1, 2], "labels": [1, 2]}
+    for none in ([one], Dataset.from_list([{**one, "anchor": False}])):
+        check_sampling(by_length, none)
+    for some in ([one, {**one, "anchor": True}], Dataset.from_list([{**one, "anchor": True}])):
+        check_sampling(arguments(tmp_path), some)
+        with pytest.raises(ValueError, match="would come in steps of their own: leave it 'random'"):
+            check_sampling(by_length, some)
     given = problem(None)
     held = given.dataset.select(range(2))
     given = given._replace(dataset=with_anchors(given.dataset, held, 0.5, steps=3, seed=0))

@@ -44,7 +44,9 @@ def test_the_released_objective_stays_and_anchors_are_recommended() -> None:
     assert METHODS["PACT selection (released)"].pact == PactConfig(over="selection")
     assert METHODS[DEFAULT_LABEL].pact == METHODS[WITH_REFUSALS_LABEL].pact == PactConfig()
     assert METHODS[ANCHORED_LABEL].pact == PactConfig(kl_weight=30.0)
-    assert full_grid().recommended == quick_grid().recommended == ANCHORED_LABEL
+    alone = METHODS[full_grid().recommended].pact
+    assert alone == PactConfig(kl_weight=30.0, anchors_only=True)
+    assert quick_grid().recommended == full_grid().recommended
 
 
 def test_every_ablation_changes_one_thing() -> None:
