@@ -74,7 +74,7 @@ class DemoConfig:
     max_response_length: int = 8
     """First tokens of each refusal that discovery looks at: the demo's refusals are short, and
     their ends would make the end of turn its first safety token."""
-    max_new_tokens: int = 24
+    max_new_tokens: int = 20
     """Most tokens of a generated answer."""
 
     def __post_init__(self) -> None:

@@ -144,7 +144,8 @@ class CachedReference:
             raise ValueError(
                 f"batch['example'] must be indices in the data set of the cache ({len(counts)} "
                 f"examples), whose rows are the batch's {num_rows}, got {examples} with {found}: "
-                "the data set was cut, filtered or reordered after the cache was filled"
+                "the data set was cut, filtered or reordered after the cache was filled, or it was "
+                "filled for an objective that holds other rows (anchors_only)"
             )
 
 
