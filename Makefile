@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo demo-quick experiment experiment-quick bench bench-gpu test test-triton-matrix test-wheel fuzz soak \
     kernel-report lint docs docs-serve build clean
 
-# In four to five minutes on two cores, to a page in runs/demo. ARGS=--from-scratch trains the aligned model, too.
+# In four minutes on two cores, to a page in runs/demo. ARGS=--from-scratch trains the aligned model, too.
 demo: $(VENV)/.demo
 	$(BIN)/pact demo $(ARGS)
 
