@@ -83,7 +83,7 @@ class Case:
     """Whether each row has its own K."""
     smoothed: bool = False
     mode: str = "p_diff"
-    """Of token scores."""
+    """How token scores compare two models."""
 
     def launch(self) -> None:
         """Call the launcher on meta tensors."""

@@ -210,7 +210,7 @@ class Trl(CrossEntropyPeer):
     ignores_targets = False
     caps_logits = True
     columns = {"cpu": (8192, 32768), "cuda": (8192, 32768, 131072)}
-    """Of a tile, by device; its trainers have 32768."""
+    """Widths of a tile, by device; its trainers have 32768."""
 
     def ways(self, case: Case, device: torch.device) -> Sequence[Setting]:
         widths = sorted({min(width, case.vocabulary) for width in self.columns[device.type]})

@@ -13,7 +13,7 @@ from tests.soak.chain import Alone, chain, left_alone
 from tests.soak.victim import Moment, Settings
 
 KILLS = 5
-"""Of each test, at least: 20 of all; `make soak` has hundreds."""
+"""Kills of each test, at least: 20 of all; `make soak` has hundreds."""
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def test_a_card_measures_the_saved_weights(
 
 
 def test_the_evaluation_may_be_another_split(files: dict[str, str], tmp_path: Path) -> None:
-    """Of one saved data set with a train and a test split; `pact cache` reads neither's test."""
+    """One saved data set has a train and a test split; `pact cache` reads neither's test."""
     turns = conversations(9)
     parts = {"train": turns[:6], "test": turns[6:]}
     data = {name: Dataset.from_dict({"messages": part}) for name, part in parts.items()}

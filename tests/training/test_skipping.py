@@ -153,7 +153,7 @@ def test_without_the_setting_the_first_ends_the_run(given: Problem) -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a loss that is: the hook turns the head's gradient of the second backward pass to NaN."""
+    """The loss is finite: the hook turns the head's gradient of the second backward pass to NaN."""
     model, calls = tiny_llama(), [0]
 
     def spoiled(gradient: torch.Tensor) -> torch.Tensor:

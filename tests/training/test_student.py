@@ -88,7 +88,7 @@ def test_fresh_adapters_are_where_their_reference_is() -> None:
 
 @pytest.mark.parametrize("family", ["mixtral, experts", "qwen 3, experts", "gpt-oss"])
 def test_the_loss_that_balances_experts_is_kept(family: str) -> None:
-    """Of padded lines, by the model's own forward; of a part of a step, its share of the rows."""
+    """That of padded lines, by the model's forward; of a part of a step, its share of the rows."""
     model = tiny(family)
     batch = Collator((), 0, post_only=False)(
         [
